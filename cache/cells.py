@@ -1,0 +1,59 @@
+"""Cells: a sparse encoding of a BEV field that keeps exactly the cells a masked loss reads.
+
+A masked loss touches only cells whose weight is not zero; storing those, with their weights, makes the loss and its
+gradient equal the dense ones. Cost: K * (C * 2 + 4 + 4 S) bytes for K cells, C channels in fp16 and S selectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cache.errors import StoreError
+
+FP16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class Cells:
+    """index (K,) int32 flat cells row * W + col, ascending; values (K, C); weights (K, S) float32, one column a selector."""
+
+    index: np.ndarray
+    values: np.ndarray
+    weights: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def gather_cells(bev: np.ndarray, weights: np.ndarray, dtype: str = "float16") -> Cells:
+    """The cells of `bev` (C, H, W) at which any of `weights` (S, H, W) is above zero, values as `dtype`.
+
+    Raises StoreError where a value is not finite or does not fit float16; store that field as float32.
+    """
+    channels = bev.shape[0]
+    flat_weights = weights.reshape(len(weights), -1)
+    index = np.flatnonzero((flat_weights > 0).any(axis=0)).astype(np.int32)
+    values = bev.reshape(channels, -1)[:, index].T
+    if not np.isfinite(values).all():
+        raise StoreError("a BEV feature is not finite; check the teacher's weights and input points")
+    if dtype == "float16" and values.size and float(np.abs(values).max()) > FP16_MAX:
+        raise StoreError(
+            f"a BEV feature reaches {float(np.abs(values).max()):g}, above float16's {FP16_MAX:g}; use --dtype float32"
+        )
+    return Cells(
+        index,
+        np.ascontiguousarray(values, np.dtype(dtype)),
+        np.ascontiguousarray(flat_weights[:, index].T, np.float32),
+    )
+
+
+def scatter_cells(cells: Cells, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The dense (C, H, W) values and (S, H, W) weights that `cells` came from, zero at cells not stored."""
+    height, width = shape
+    values = np.zeros((cells.values.shape[1], height * width), cells.values.dtype)
+    values[:, cells.index] = cells.values.T
+    weights = np.zeros((cells.weights.shape[1], height * width), np.float32)
+    weights[:, cells.index] = cells.weights.T
+    return values.reshape(-1, height, width), weights.reshape(-1, height, width)

@@ -1,0 +1,165 @@
+"""Writing a store: a plan fixes the shards, each shard is committed by its record, the manifest by all records.
+
+Order: plan.json, then per shard `shards/N.tar` and `records/N.json`, then `index/*.npy`, then manifest.json; each file
+atomic. A rerun with the same plan skips committed shards and converges to the same bytes; with another plan it is
+refused. A shard that holds quarantined frames is written again on every run, until its frames can be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache.errors import FingerprintError, StoreError
+from cache.fields import FieldSpec
+from cache.files import PARTIAL, digest_of, read_json, write_json
+from cache.index import FrameIndex
+from cache.manifest import Manifest, Scene, Shard
+
+
+def shard_path(root: Path, shard: int) -> Path:
+    """The shard's tar."""
+    return root / "shards" / f"{shard:05d}.tar"
+
+
+def record_path(root: Path, shard: int) -> Path:
+    """The shard's commit record."""
+    return root / "records" / f"{shard:05d}.json"
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """All that fixes a store's content before it is written: kind, identity, header, fields, scenes, and for each shard
+    its frame tokens in order. Two runs with equal plans write equal bytes.
+    """
+
+    kind: str
+    identity: dict[str, Any]
+    header: dict[str, Any]
+    fields: tuple[FieldSpec, ...]
+    scenes: tuple[Scene, ...]
+    shards: tuple[tuple[str, ...], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "identity": self.identity,
+            "header": self.header,
+            "fields": [spec.to_dict() for spec in self.fields],
+            "scenes": [scene.to_dict() for scene in self.scenes],
+            "shards": [list(tokens) for tokens in self.shards],
+        }
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.to_dict())
+
+
+def begin(root: Path, plan: StorePlan) -> list[int]:
+    """Opens `root` for writing under `plan` and returns the numbers of the shards still to be written.
+
+    Raises FingerprintError, naming the first value that differs, where `root` was begun under another plan. Partial
+    files of a killed run are removed: one client writes a store at a time.
+    """
+    plan_path = root / "plan.json"
+    if plan_path.is_file():
+        existing = read_json(plan_path, "a store plan")
+        wanted = plan.to_dict()
+        if existing != wanted:
+            name, found, expected = first_difference(existing, wanted)
+            raise FingerprintError(
+                f"{root}: was begun with {name} = {found}, this run asks for {expected}; use the same settings, another "
+                "store name, or remove that folder"
+            )
+    elif (root / "manifest.json").exists():
+        raise StoreError(f"{root}: holds a manifest but no plan.json; it can be read but not continued, choose another folder")
+    else:
+        write_json(plan_path, plan.to_dict())
+    for leftover in root.glob(f"**/*{PARTIAL}"):
+        leftover.unlink()
+    return [shard for shard in range(len(plan.shards)) if not _is_committed(root, shard, plan.digest)]
+
+
+def _is_committed(root: Path, shard: int, plan_digest: str) -> bool:
+    path, record = shard_path(root, shard), record_path(root, shard)
+    if not (path.is_file() and record.is_file()):
+        return False
+    values = read_json(record, "a shard record")
+    return values["plan"] == plan_digest and values["size"] == path.stat().st_size and not values["quarantined"]
+
+
+def write_record(
+    root: Path,
+    shard: int,
+    plan_digest: str,
+    *,
+    size: int,
+    sha256: str,
+    frames: Sequence[dict[str, Any]],
+    quarantined: Sequence[dict[str, str]],
+) -> None:
+    """Commits a shard whose tar is already in place.
+
+    frames: per frame token, scene, timestamp_us, kind, class_counts and members {field: [offset, length, crc32c]}.
+    """
+    write_json(
+        record_path(root, shard),
+        {
+            "shard": shard,
+            "plan": plan_digest,
+            "size": size,
+            "sha256": sha256,
+            "frames": list(frames),
+            "quarantined": list(quarantined),
+        },
+    )
+
+
+def finish(root: Path, plan: StorePlan) -> Manifest:
+    """Assembles index and manifest from the records. StoreError naming the shards that are not committed."""
+    records = []
+    missing = []
+    for shard in range(len(plan.shards)):
+        if record_path(root, shard).is_file():
+            records.append(read_json(record_path(root, shard), "a shard record"))
+        else:
+            missing.append(shard)
+    if missing:
+        raise StoreError(f"{root}: shards {missing[:5]} of {len(plan.shards)} are not committed; run the same command again")
+    index = FrameIndex.from_records(records, [spec.name for spec in plan.fields])
+    digests = index.write(root / "index")
+    return Manifest(
+        kind=plan.kind,
+        identity=plan.identity,
+        header=plan.header,
+        fields=plan.fields,
+        scenes=plan.scenes,
+        shards=tuple(
+            Shard(f"shards/{shard_path(root, r['shard']).name}", r["size"], r["sha256"], len(r["frames"])) for r in records
+        ),
+        index=digests,
+        quarantined=tuple(q for r in records for q in r["quarantined"]),
+    ).write(root)
+
+
+def first_difference(found: Any, expected: Any, name: str = "") -> tuple[str, Any, Any]:
+    """The first place (dotted name, value found, value expected) at which two JSON-like values differ."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in sorted(set(found) | set(expected)):
+            if found.get(key) != expected.get(key):
+                return first_difference(found.get(key), expected.get(key), f"{name}.{key}".lstrip("."))
+    if isinstance(found, list) and isinstance(expected, list):
+        if len(found) != len(expected):
+            return f"number of {name}", len(found), len(expected)
+        for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+            if a != b:
+                return first_difference(a, b, f"{name}[{i}]")
+    return name, found, expected
+
+
+def totals(records: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Frames, bytes and quarantined frames over shard summaries, for progress and closing lines."""
+    rows = list(records)
+    return {key: sum(row[key] for row in rows) for key in ("frames", "bytes", "quarantined")}

@@ -1,0 +1,139 @@
+"""Fields: the named arrays of a store, and how each becomes the bytes of a tar member and back.
+
+Four plain encodings, told by the member's extension: `jpg` (bytes as they are), `json`, `npy`, and `npy.zstd` (an npy
+compressed by numcodecs' Zstd). Decoding trusts nothing: dtype, shape and byte count are checked before an array is made.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numcodecs.zstd import Zstd
+
+from cache.errors import CorruptError, StoreError
+
+EXTENSIONS = ("jpg", "json", "npy", "npy.zstd")
+TOKEN_PATTERN = re.compile(r"[0-9a-f]{32}")
+NAME_PATTERN = re.compile(r"[a-z0-9_]+")
+_ZSTD = Zstd(level=1)
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """One field: its name, extension, and for arrays dtype, shape (letters stand for sizes that vary) and unit."""
+
+    name: str
+    ext: str
+    dtype: str = ""
+    shape: tuple[str, ...] = ()
+    unit: str = ""
+    about: str = ""
+
+    def __post_init__(self) -> None:
+        if not NAME_PATTERN.fullmatch(self.name):
+            raise StoreError(f"field name {self.name!r} is not lower-case letters, digits and underscores; rename it")
+        if self.ext not in EXTENSIONS:
+            raise StoreError(f"field {self.name}: extension {self.ext!r} is unknown, expected one of {EXTENSIONS}")
+
+    @property
+    def member(self) -> str:
+        """What follows `<token>.` in the tar."""
+        return f"{self.name}.{self.ext}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "ext": self.ext,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "unit": self.unit,
+            "about": self.about,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> FieldSpec:
+        return cls(
+            str(values["name"]),
+            str(values["ext"]),
+            str(values["dtype"]),
+            tuple(str(size) for size in values["shape"]),
+            str(values["unit"]),
+            str(values["about"]),
+        )
+
+    def check(self, array: np.ndarray, where: str) -> None:
+        """Raises CorruptError where dtype, rank or a fixed size of `array` is not the declared one."""
+        if array.dtype != np.dtype(self.dtype) or array.ndim != len(self.shape):
+            raise CorruptError(
+                f"{where}: found {array.dtype} of rank {array.ndim}, expected {self.dtype} of shape {list(self.shape)}; "
+                "the store is damaged, run verify"
+            )
+        for found, declared in zip(array.shape, self.shape, strict=True):
+            if declared.isdigit() and found != int(declared):
+                raise CorruptError(f"{where}: found shape {list(array.shape)}, expected {list(self.shape)}; run verify")
+
+    def encode(self, value: Any) -> bytes:
+        """The member's bytes; deterministic. Arrays must match dtype and shape (StoreError otherwise)."""
+        if self.ext == "jpg":
+            return bytes(value)
+        if self.ext == "json":
+            return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        try:
+            self.check(value, f"field {self.name}")
+        except CorruptError as error:
+            raise StoreError(str(error)) from None
+        raw = encode_npy(value)
+        return bytes(_ZSTD.encode(raw)) if self.ext == "npy.zstd" else raw
+
+    def decode(self, data: bytes, where: str) -> Any:
+        """Inverse of `encode`; `where` names shard and member in the CorruptError of bytes that do not parse."""
+        if self.ext == "jpg":
+            return data
+        if self.ext == "json":
+            try:
+                return json.loads(data)
+            except ValueError as error:
+                raise CorruptError(f"{where}: not JSON ({error}); run verify") from None
+        if self.ext == "npy.zstd":
+            try:
+                data = bytes(_ZSTD.decode(data))
+            except (RuntimeError, ValueError) as error:
+                raise CorruptError(f"{where}: not a zstd frame ({error}); run verify") from None
+        array = decode_npy(data, where)
+        self.check(array, where)
+        return array
+
+
+def encode_npy(array: np.ndarray) -> bytes:
+    """`array` as .npy version 1.0, C order."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def decode_npy(data: bytes, where: str) -> np.ndarray:
+    """A read-only array over `data` (no copy).
+
+    numpy's own reader allocates what the header claims before it looks at the bytes, so the header is checked here
+    first: plain numbers only, and exactly as many bytes as the shape needs. Raises CorruptError otherwise.
+    """
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ValueError(f"npy version {version}")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=1024)
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise CorruptError(f"{where}: not an npy array ({error}); run verify") from None
+    if fortran or dtype.kind not in "biuf" or any(size < 0 for size in shape):
+        raise CorruptError(f"{where}: found npy dtype {dtype} order {'F' if fortran else 'C'}, expected numbers in C order")
+    payload = len(data) - stream.tell()
+    if math.prod(shape) * dtype.itemsize != payload:
+        raise CorruptError(f"{where}: npy header claims shape {shape} {dtype}, but {payload} bytes follow; run verify")
+    return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape)
