@@ -1,0 +1,1 @@
+"""nuScenes -> frames -> teacher -> masks -> stores, as a Dask graph; the simulator; no student training here."""

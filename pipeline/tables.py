@@ -1,0 +1,193 @@
+"""nuScenes tables through the devkit, read once by the client and turned into plain records that travel to workers.
+
+Opening v1.0-trainval takes the devkit about 40 s and some GB, so no worker ever does it. A record holds all that one
+frame's task needs: paths, transforms, calibration, poses and annotations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nuscenes.nuscenes import NuScenes
+from nuscenes.utils.splits import create_splits_scenes
+
+from cache.classes import ATTRIBUTES, BICYCLE_RACK, class_id
+from cache.errors import DataError
+from cache.frame import CAMERA_CHANNELS, Camera, Frame, GroundTruth, Pose
+from cache.manifest import Scene
+from pipeline.points import Sweep
+
+_TABLES = (
+    "attribute calibrated_sensor category ego_pose instance log map sample sample_annotation sample_data scene sensor visibility"
+).split()
+_SPLITS_OF = {"trainval": ("train", "val"), "mini": ("mini_train", "mini_val"), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class FrameRecord:
+    """One keyframe as the tables tell it; camera sizes and intrinsics are those of the files. truth is None where the
+    version has no annotations."""
+
+    frame: Frame
+    sweeps: tuple[Sweep, ...]  # the key frame's first, then older ones
+    image_paths: tuple[str, ...]  # in CAMERA_CHANNELS order
+    truth: GroundTruth | None
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """All keyframes of the chosen splits, grouped by scene in the order of shards: by split, then by scene name."""
+
+    version: str
+    scenes: tuple[Scene, ...]
+    records: tuple[tuple[FrameRecord, ...], ...]  # one tuple a scene
+    annotated: bool
+
+    def __len__(self) -> int:
+        return sum(len(scene) for scene in self.records)
+
+
+def open_tables(root: Path, version: str, split: str | None, sweeps: int) -> DataSet:
+    """Reads the tables under root/version and the records of a split (all splits of the version for None).
+
+    sweeps: how many LiDAR sweeps before each key frame to name (fewer at the start of a recording). Raises DataError for a
+    wrong root, version or split, and for tables that do not link.
+    """
+    _check_folder(root, version)
+    try:
+        nusc = NuScenes(version=version, dataroot=str(root), verbose=False)
+    except (AssertionError, KeyError, ValueError, OSError) as error:
+        raise DataError(f"{root / version}: the tables do not open ({type(error).__name__}: {error}); restore them") from None
+    split_of = _scene_splits(nusc, version)
+    available = sorted(set(split_of.values()))
+    if split is not None and split not in available:
+        raise DataError(f"split {split!r} is not in {version} under {root}; it has {available}")
+    # v1.0-test has the sample_annotation table but no rows
+    annotated = bool(nusc.sample_annotation)
+    scene_rows = sorted(
+        (row for row in nusc.scene if split in (None, split_of[row["name"]])), key=lambda r: (split_of[r["name"]], r["name"])
+    )
+    try:
+        records = tuple(
+            tuple(_record(nusc, sample, row, split_of[row["name"]], sweeps, annotated) for sample in _samples(nusc, row))
+            for row in scene_rows
+        )
+    except KeyError as error:
+        raise DataError(f"{root / version}: the tables do not link, no row or key {error}; restore them") from None
+    scenes = tuple(Scene(r["token"], r["name"], split_of[r["name"]], r["description"]) for r in scene_rows)
+    return DataSet(version, scenes, records, annotated)
+
+
+def _check_folder(root: Path, version: str) -> None:
+    if not root.is_dir():
+        raise DataError(f"data root {root} does not exist; expected a nuScenes folder with {version}/, samples/, sweeps/")
+    folder = root / version
+    if not folder.is_dir():
+        found = sorted(path.name for path in root.glob("v*") if path.is_dir())
+        raise DataError(f"{root} has no version {version!r}, found {found or 'none'}; set --version or --data-root")
+    missing = [name for name in _TABLES if not (folder / f"{name}.json").is_file()]
+    if missing:
+        raise DataError(f"{folder}: tables missing: {', '.join(missing)}; restore them from the data set's metadata archive")
+
+
+def _scene_splits(nusc: NuScenes, version: str) -> dict[str, str]:
+    """Scene name -> official split of this version; a scene that no official split names forms the split 'custom'."""
+    official = create_splits_scenes()
+    wanted = next((splits for suffix, splits in _SPLITS_OF.items() if version.endswith(suffix)), ())
+    by_name = {name: split for split in wanted for name in official[split]}
+    return {row["name"]: by_name.get(row["name"], "custom") for row in nusc.scene}
+
+
+def _samples(nusc: NuScenes, scene: dict[str, Any]) -> list[dict[str, Any]]:
+    samples = []
+    token = scene["first_sample_token"]
+    while token:
+        sample = nusc.get("sample", token)
+        samples.append(sample)
+        token = sample["next"]
+    return samples
+
+
+def _pose(row: dict[str, Any]) -> Pose:
+    return Pose(np.asarray(row["translation"], np.float64), np.asarray(row["rotation"], np.float64))
+
+
+def _record(
+    nusc: NuScenes, sample: dict[str, Any], scene: dict[str, Any], split: str, sweeps: int, annotated: bool
+) -> FrameRecord:
+    key = nusc.get("sample_data", sample["data"]["LIDAR_TOP"])
+    ego_to_global, lidar_to_ego = _sensor_poses(nusc, key)
+    canonical_to_global = ego_to_global.matrix() @ lidar_to_ego.matrix()
+    cameras, image_paths = [], []
+    for channel in CAMERA_CHANNELS:
+        row = nusc.get("sample_data", sample["data"][channel])
+        camera_ego, camera_to_ego = _sensor_poses(nusc, row)
+        to_camera = np.linalg.inv(camera_ego.matrix() @ camera_to_ego.matrix()) @ canonical_to_global
+        intrinsic = nusc.get("calibrated_sensor", row["calibrated_sensor_token"])["camera_intrinsic"]
+        cameras.append(
+            Camera(channel, row["width"], row["height"], row["timestamp"], np.asarray(intrinsic, np.float64), to_camera)
+        )
+        image_paths.append(row["filename"])
+    frame = Frame(
+        sample["token"], scene["token"], scene["name"], split, sample["timestamp"], ego_to_global, lidar_to_ego, tuple(cameras)
+    )
+    return FrameRecord(
+        frame,
+        tuple(_sweeps(nusc, key, canonical_to_global, sweeps)),
+        tuple(image_paths),
+        _truth(nusc, sample) if annotated else None,
+    )
+
+
+def _sensor_poses(nusc: NuScenes, row: dict[str, Any]) -> tuple[Pose, Pose]:
+    return (
+        _pose(nusc.get("ego_pose", row["ego_pose_token"])),
+        _pose(nusc.get("calibrated_sensor", row["calibrated_sensor_token"])),
+    )
+
+
+def _sweeps(nusc: NuScenes, key: dict[str, Any], canonical_to_global: np.ndarray, count: int) -> list[Sweep]:
+    """The key frame and up to `count` sweeps before it, each through its own ego pose."""
+    from_global = np.linalg.inv(canonical_to_global)
+    out = [Sweep(key["filename"], np.eye(4), 0.0)]
+    row = key
+    while len(out) <= count and row["prev"]:
+        row = nusc.get("sample_data", row["prev"])
+        ego, sensor = _sensor_poses(nusc, row)
+        transform = from_global @ ego.matrix() @ sensor.matrix()
+        out.append(Sweep(row["filename"], transform, 1e-6 * (key["timestamp"] - row["timestamp"])))
+    return out
+
+
+def _truth(nusc: NuScenes, sample: dict[str, Any]) -> GroundTruth:
+    """Annotations of the ten classes, racks apart; velocity by the devkit's own rule (it needs the neighbours)."""
+    boxes, ids, racks = [], [], []
+    for token in sample["anns"]:
+        row = nusc.get("sample_annotation", token)
+        if row["category_name"] == BICYCLE_RACK:
+            racks.append([*row["translation"], *row["size"], *row["rotation"]])
+            continue
+        label = class_id(row["category_name"])
+        if label < 0:
+            continue
+        attributes = [nusc.get("attribute", t)["name"] for t in row["attribute_tokens"]]
+        if len(attributes) > 1:
+            raise DataError(f"annotation {token} has attributes {attributes}, the metric allows one; mend the table")
+        attribute = ATTRIBUTES.index(attributes[0]) if attributes else -1
+        velocity = nusc.box_velocity(token)[:2]
+        boxes.append([*row["translation"], *row["size"], *row["rotation"], *velocity])
+        ids.append([label, attribute, row["num_lidar_pts"], row["num_radar_pts"], _visibility(row["visibility_token"])])
+    columns = np.asarray(ids, np.int32).reshape(-1, 5).T
+    return GroundTruth(
+        np.asarray(boxes, np.float64).reshape(-1, 12), *np.ascontiguousarray(columns), np.asarray(racks, np.float64).reshape(-1, 10)
+    )
+
+
+def _visibility(token: str) -> int:
+    with contextlib.suppress(ValueError):
+        return int(token)
+    return 0
