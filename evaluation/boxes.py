@@ -1,0 +1,153 @@
+"""Boxes between the two frames the metric needs: what a model says (canonical, float32) and what is scored (global).
+
+Every pose is applied as the full 3-D rotation that it is, lidar -> ego -> global, in float64, so that the tilt of the
+car reaches heading and height too. Also gives each box its attribute by the rule that the field's code bases share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cache.classes import ATTRIBUTES, DETECTION_CLASSES
+from cache.errors import DataError
+from cache.frame import Detections, Frame, GroundTruth
+from cache.geometry import boxes_to_lidar
+
+MOVING_SPEED = 0.2  # m/s, the threshold OpenPCDet, mmdetection3d and BEVDepth use alike
+
+_MOVING = {
+    "car": "vehicle.moving",
+    "truck": "vehicle.moving",
+    "bus": "vehicle.moving",
+    "trailer": "vehicle.moving",
+    "construction_vehicle": "vehicle.moving",
+    "motorcycle": "cycle.with_rider",
+    "bicycle": "cycle.with_rider",
+    "pedestrian": "pedestrian.moving",
+}
+# Class defaults below the threshold; "stopped" for a bus, since a bus at rest is in traffic or at a stop.
+_STANDING = {
+    "car": "vehicle.parked",
+    "truck": "vehicle.parked",
+    "bus": "vehicle.stopped",
+    "trailer": "vehicle.parked",
+    "construction_vehicle": "vehicle.parked",
+    "motorcycle": "cycle.without_rider",
+    "bicycle": "cycle.without_rider",
+    "pedestrian": "pedestrian.standing",
+}
+
+
+def _attribute_table(names: dict[str, str]) -> np.ndarray:
+    return np.array([ATTRIBUTES.index(names[name]) if name in names else -1 for name in DETECTION_CLASSES], np.int32)
+
+
+_MOVING_IDS, _STANDING_IDS = _attribute_table(_MOVING), _attribute_table(_STANDING)
+
+
+@dataclass(frozen=True)
+class GlobalBoxes:
+    """What a submission says of one frame: boxes (N, 12) float64 x, y, z, w, l, h, qw, qx, qy, qz, vx, vy in the global
+    frame; scores (N,) float64; class_ids and attribute_ids (-1 none) (N,) int32."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    class_ids: np.ndarray
+    attribute_ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+def quaternion_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(..., 4) Hamilton product of quaternions (..., 4) in w, x, y, z order: first b, then a, as rotations."""
+    aw, ax, ay, az = np.moveaxis(np.asarray(a, np.float64), -1, 0)
+    bw, bx, by, bz = np.moveaxis(np.asarray(b, np.float64), -1, 0)
+    return np.stack(
+        [
+            aw * bw - ax * bx - ay * by - az * bz,
+            aw * bx + ax * bw + ay * bz - az * by,
+            aw * by - ax * bz + ay * bw + az * bx,
+            aw * bz + ax * by - ay * bx + az * bw,
+        ],
+        axis=-1,
+    )
+
+
+def detections_to_global(frame: Frame, detections: Detections) -> GlobalBoxes:
+    """A model's boxes as the metric reads them, order kept.
+
+    An unknown velocity (NaN) becomes 0: a submission must say something, and the metric would skip a NaN, which would
+    reward silence. Raises DataError naming frame and box where a value is not finite or a size is not positive.
+    """
+    boxes = np.asarray(detections.boxes_lidar, np.float64).reshape(-1, 9)
+    scores, labels = np.asarray(detections.scores, np.float64), np.asarray(detections.labels, np.int32)
+    _require_sound(frame.token, boxes, scores, labels)
+    to_global = frame.lidar_to_global()
+    out = np.zeros((len(boxes), 12))
+    out[:, :3] = boxes[:, :3] @ to_global[:3, :3].T + to_global[:3, 3]
+    out[:, 3:6] = boxes[:, [4, 3, 5]]
+    half = boxes[:, 6] / 2
+    about_z = np.stack([np.cos(half), np.zeros_like(half), np.zeros_like(half), np.sin(half)], axis=-1)
+    lidar = quaternion_product(frame.ego_to_global.rotation, frame.lidar_to_ego.rotation)
+    rotation = quaternion_product(lidar[None], about_z)
+    out[:, 6:10] = rotation / np.linalg.norm(rotation, axis=-1, keepdims=True)
+    velocity = np.concatenate([np.nan_to_num(boxes[:, 7:9], nan=0.0), np.zeros((len(boxes), 1))], axis=1)
+    out[:, 10:12] = (velocity @ to_global[:3, :3].T)[:, :2]
+    return GlobalBoxes(out, scores, labels, attributes_of(labels, np.hypot(out[:, 10], out[:, 11])))
+
+
+def truth_to_canonical(frame: Frame, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray]:
+    """Ground truth in the canonical frame: boxes (N, 9) float32 as in `Detections`, labels (N,) int32. Inverse of
+    `detections_to_global` up to the tilt of a box, which nine numbers cannot say."""
+    return boxes_to_lidar(truth.boxes_global, frame.lidar_to_global()), np.asarray(truth.class_ids, np.int32)
+
+
+def attributes_of(labels: np.ndarray, speed: np.ndarray) -> np.ndarray:
+    """(N,) int32 attribute ids from class ids and speeds (m/s): moving above 0.2 m/s, else the class's default; -1 for
+    cones and barriers, which have none."""
+    return np.where(speed > MOVING_SPEED, _MOVING_IDS[labels], _STANDING_IDS[labels]).astype(np.int32)
+
+
+def submission_boxes(token: str, boxes: GlobalBoxes) -> list[dict[str, object]]:
+    """The boxes of one sample as the official JSON has them; plain Python floats, which JSON writes exactly."""
+    return [
+        {
+            "sample_token": token,
+            "translation": row[:3],
+            "size": row[3:6],
+            "rotation": row[6:10],
+            "velocity": row[10:12],
+            "detection_name": DETECTION_CLASSES[label],
+            "detection_score": score,
+            "attribute_name": ATTRIBUTES[attribute] if attribute >= 0 else "",
+        }
+        for row, score, label, attribute in zip(
+            boxes.boxes.tolist(),
+            boxes.scores.tolist(),
+            boxes.class_ids.tolist(),
+            boxes.attribute_ids.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _require_sound(token: str, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> None:
+    if not len(boxes) == len(scores) == len(labels):
+        raise DataError(
+            f"detections of sample {token}: {len(boxes)} boxes, {len(scores)} scores, {len(labels)} labels; expected as many of each"
+        )
+    problems = (
+        (~np.isfinite(boxes[:, :7]).all(axis=1), "a position, size or yaw that is not finite"),
+        (np.isinf(boxes[:, 7:9]).any(axis=1), "an infinite velocity"),
+        ((boxes[:, 3:6] <= 0).any(axis=1), "a size that is not positive"),
+        (~np.isfinite(scores), "a score that is not finite"),
+        ((labels < 0) | (labels >= len(DETECTION_CLASSES)), f"a label outside 0..{len(DETECTION_CLASSES) - 1}"),
+    )
+    for bad, what in problems:
+        if bad.any():
+            raise DataError(
+                f"detections of sample {token}: box {int(np.argmax(bad))} has {what}; mend the model or drop the box"
+            )

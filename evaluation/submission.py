@@ -1,0 +1,181 @@
+"""The official submission file: written atomically from a model's detections, and read back with errors that help.
+
+The devkit and the test server load it unmodified. A split without annotations has this as its only way to a score.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.classes import ATTRIBUTES, DETECTION_CLASSES
+from cache.errors import DataError
+from cache.files import read_json, write_bytes
+from cache.frame import Detections, Frame, GroundTruth
+from evaluation.boxes import detections_to_global, submission_boxes
+
+MAX_BOXES_PER_SAMPLE = 500
+META_KEYS = ("use_camera", "use_lidar", "use_radar", "use_map", "use_external")
+_LENGTHS = {"translation": 3, "size": 3, "rotation": 4, "velocity": 2}
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Submission:
+    """meta: what the method used; results: sample token -> its boxes as the official JSON has them, in file order."""
+
+    meta: Mapping[str, Any]
+    results: Mapping[str, list[dict[str, Any]]]
+
+
+def submission_meta(*, camera: bool = False, lidar: bool = False) -> dict[str, bool]:
+    """The header of a submission: which sensors the method used. Radar, maps and outside data are never used here."""
+    return {"use_camera": camera, "use_lidar": lidar, "use_radar": False, "use_map": False, "use_external": False}
+
+
+def submission_results(
+    frames: Sequence[Frame], detections: Mapping[str, Detections], *, keep_top: bool = False
+) -> dict[str, list[dict[str, Any]]]:
+    """Every frame's detections as submission boxes, in the order of `frames`.
+
+    keep_top: where a sample has more than 500 boxes keep the 500 of highest score; else that is an error naming it.
+    Raises DataError where tokens are missing or foreign, or where a box is not sound.
+    """
+    require_same_tokens("detections", detections, "the frames to score", [frame.token for frame in frames])
+    return {
+        frame.token: submission_boxes(
+            frame.token, detections_to_global(frame, limited(frame.token, detections[frame.token], keep_top=keep_top))
+        )
+        for frame in frames
+    }
+
+
+def limited(token: str, detections: Detections, *, keep_top: bool) -> Detections:
+    """At most 500 boxes: those of highest score in their old order (equal scores: the earlier one stays), or DataError."""
+    if len(detections) <= MAX_BOXES_PER_SAMPLE:
+        return detections
+    if not keep_top:
+        raise DataError(
+            f"detections of sample {token}: {len(detections)} boxes, the metric allows {MAX_BOXES_PER_SAMPLE}; "
+            "keep the best ones or raise the model's score threshold"
+        )
+    best = np.sort(np.argsort(-detections.scores, kind="stable")[:MAX_BOXES_PER_SAMPLE])
+    return Detections(detections.boxes_lidar[best], detections.scores[best], detections.labels[best])
+
+
+def export_submission(
+    path: Path,
+    frames: Sequence[Frame],
+    detections: Mapping[str, Detections],
+    meta: Mapping[str, Any],
+    *,
+    keep_top: bool = False,
+) -> None:
+    """Writes the submission of all `frames` at `path`, atomically. meta: see `submission_meta`. Raises as
+    `submission_results`, DataError for a meta without its five keys, and OutOfSpaceError."""
+    missing = [key for key in META_KEYS if not isinstance(meta.get(key), bool)]
+    if missing:
+        raise DataError(
+            f"{path}: the submission's meta lacks true or false for {', '.join(missing)}; see submission_meta"
+        )
+    results = submission_results(frames, detections, keep_top=keep_top)
+    write_bytes(path, json.dumps({"meta": dict(meta), "results": results}, allow_nan=False).encode())
+
+
+def load_submission(path: Path, tokens: Iterable[str] | None = None) -> Submission:
+    """Reads and checks a submission file, ours or another's. tokens: the sample tokens it must have, no more, no fewer.
+
+    Raises StoreError where the file is missing or is not JSON, DataError naming sample, box, what was found and what was
+    expected.
+    """
+    content = read_json(path, "a nuScenes submission (JSON)")
+    if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
+        raise DataError(
+            f'{path}: no "results" object, expected {{"meta": {{...}}, "results": {{sample_token: [box, ...]}}}}'
+        )
+    if not isinstance(content.get("meta"), dict):
+        raise DataError(f'{path}: no "meta" object, expected the keys {", ".join(META_KEYS)}')
+    results = content["results"]
+    if tokens is not None:
+        require_same_tokens(str(path), results, "the split", list(tokens))
+    for token, boxes in results.items():
+        if not isinstance(boxes, list):
+            raise DataError(
+                f"{path}: sample {token} holds {type(boxes).__name__}, expected a list of boxes (it may be empty)"
+            )
+        if len(boxes) > MAX_BOXES_PER_SAMPLE:
+            raise DataError(f"{path}: sample {token} has {len(boxes)} boxes, the metric allows {MAX_BOXES_PER_SAMPLE}")
+        for number, box in enumerate(boxes):
+            problem = _box_problem(box, token)
+            if problem:
+                raise DataError(f"{path}: box {number} of sample {token}: {problem}")
+    return Submission(content["meta"], results)
+
+
+def require_same_tokens(what: str, found: Iterable[str], other: str, expected: Sequence[str]) -> None:
+    """DataError with counts and the first tokens that are missing or extra; the devkit only says that they differ."""
+    found_set, expected_set = set(found), set(expected)
+    missing = [token for token in expected if token not in found_set]
+    extra = sorted(found_set - expected_set)
+    if missing or extra:
+        parts = [_listed(missing, "missing"), _listed(extra, "extra")]
+        raise DataError(
+            f"{what}: {len(found_set)} samples, but {other} has {len(expected_set)}: {'; '.join(p for p in parts if p)}; "
+            "every sample of the split must be there (its list may be empty), and no other"
+        )
+
+
+def require_annotations(truth: Sequence[GroundTruth | None], what: str) -> list[GroundTruth]:
+    """The ground truth of all frames, or DataError where `what` (a split, a version) has none, as v1.0-test has none."""
+    if any(one is None for one in truth):
+        raise DataError(
+            f"{what} has no annotations, so it cannot be scored here; write a submission with --export FILE and send that "
+            "to the nuScenes test server"
+        )
+    return [one for one in truth if one is not None]
+
+
+def _listed(tokens: Sequence[str], kind: str) -> str:
+    if not tokens:
+        return ""
+    shown = ", ".join(tokens[:_SHOWN])
+    return f"{len(tokens)} {kind} ({shown}{', ...' if len(tokens) > _SHOWN else ''})"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _box_problem(box: Any, token: str) -> str:
+    """What is wrong with one box of a submission, or nothing."""
+    if not isinstance(box, dict):
+        return f"found {type(box).__name__}, expected an object"
+    keys = ("sample_token", *_LENGTHS, "detection_name", "detection_score", "attribute_name")
+    missing = [key for key in keys if key not in box]
+    if missing:
+        return f"no {', '.join(missing)}"
+    if box["sample_token"] != token:
+        return f"sample_token {box['sample_token']!r} differs from the key it stands under"
+    for key, length in _LENGTHS.items():
+        values = box[key]
+        if not isinstance(values, list) or len(values) != length or not all(_is_number(v) for v in values):
+            return f"{key} {values!r}, expected {length} numbers"
+        if not all(math.isfinite(v) for v in values):
+            return f"{key} {values!r} is not finite"
+    if min(box["size"]) <= 0:
+        return f"size {box['size']!r}, expected w, l, h > 0"
+    if not any(box["rotation"]):
+        return "rotation is the zero quaternion, expected w, x, y, z of length 1"
+    if box["detection_name"] not in DETECTION_CLASSES:
+        return f"detection_name {box['detection_name']!r}, expected one of {', '.join(DETECTION_CLASSES)}"
+    if not _is_number(box["detection_score"]) or not math.isfinite(box["detection_score"]):
+        return f"detection_score {box['detection_score']!r}, expected a finite number"
+    if box["attribute_name"] not in ("", *ATTRIBUTES):
+        return f"attribute_name {box['attribute_name']!r}, expected '' or one of {', '.join(ATTRIBUTES)}"
+    return ""
