@@ -98,7 +98,7 @@ class FieldSpec:
         if self.ext == "json":
             try:
                 return json.loads(data)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise CorruptError(f"{where}: not JSON ({error}); run verify") from None
         if self.ext == "npy.zstd":
             try:
@@ -113,7 +113,7 @@ class FieldSpec:
 def encode_npy(array: np.ndarray) -> bytes:
     """`array` as .npy version 1.0, C order."""
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array(buffer, np.asarray(array, order="C"), version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 
@@ -129,11 +129,14 @@ def decode_npy(data: bytes, where: str) -> np.ndarray:
         if version != (1, 0):
             raise ValueError(f"npy version {version}")
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=1024)
-    except (ValueError, SyntaxError, TypeError) as error:
+    except Exception as error:  # numpy's header parser lets TokenError, IndexError, RecursionError and more escape
         raise CorruptError(f"{where}: not an npy array ({error}); run verify") from None
     if fortran or dtype.kind not in "biuf" or any(size < 0 for size in shape):
         raise CorruptError(f"{where}: found npy dtype {dtype} order {'F' if fortran else 'C'}, expected numbers in C order")
     payload = len(data) - stream.tell()
     if math.prod(shape) * dtype.itemsize != payload:
         raise CorruptError(f"{where}: npy header claims shape {shape} {dtype}, but {payload} bytes follow; run verify")
-    return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape)
+    try:
+        return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape)
+    except (ValueError, OverflowError) as error:  # no bytes, yet more dimensions or a larger one than numpy has
+        raise CorruptError(f"{where}: npy header claims a shape that no array has ({error}); run verify") from None
