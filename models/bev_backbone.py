@@ -1,0 +1,99 @@
+"""SECOND's 2-D backbone with its multi-scale neck, as CenterPoint and PointPillars use it on the bird's-eye view.
+
+(B, C, H, W) -> stages at falling resolution -> each brought to one resolution -> concatenated. Dense convolutions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from models.config import Config
+
+
+class BevBackboneConfig(Config):
+    """One entry per stage: extra 3x3 convolutions, stride, channels; then the scale and channels it is brought to."""
+
+    layers: tuple[int, ...]
+    strides: tuple[int, ...]
+    filters: tuple[int, ...]
+    upsample: tuple[float, ...]
+    upsample_filters: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> BevBackboneConfig:
+        lengths = {len(value) for value in (self.layers, self.strides, self.filters, self.upsample, self.upsample_filters)}
+        if len(lengths) != 1:
+            raise ValueError("layers, strides, filters, upsample and upsample_filters need one entry per stage")
+        scale, scales = 1, []
+        for stride, up in zip(self.strides, self.upsample, strict=True):
+            scale *= stride
+            scales.append(scale / up)
+        if len(set(scales)) != 1:
+            raise ValueError(f"the stages end at different strides {scales}; make total stride / upsample equal for all")
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Cells of the input per cell of the output, along one side."""
+        return round(self.strides[0] / self.upsample[0])
+
+    @property
+    def out_channels(self) -> int:
+        return sum(self.upsample_filters)
+
+
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """As SECOND's: the larger eps and smaller momentum suit batches of few frames."""
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+class MultiScaleNeck(nn.Module):
+    """Brings every stage to one resolution and concatenates (SECONDFPN).
+
+    upsample >= 1: transposed convolution of that stride; below 1: convolution of stride 1 / upsample.
+    """
+
+    def __init__(self, in_channels: Sequence[int], upsample: Sequence[float], filters: Sequence[int]) -> None:
+        super().__init__()
+        self.deblocks = nn.ModuleList()
+        for channels, scale, width in zip(in_channels, upsample, filters, strict=True):
+            k = round(scale) if scale >= 1 else round(1 / scale)
+            conv: nn.Module
+            if scale > 1:
+                conv = nn.ConvTranspose2d(channels, width, k, stride=k, bias=False)
+            else:
+                conv = nn.Conv2d(channels, width, k, stride=k, bias=False)
+            self.deblocks.append(nn.Sequential(conv, batch_norm(width), nn.ReLU(inplace=True)))
+
+    def forward(self, stages: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C_i, H_i, W_i) -> (B, sum of filters, H, W)."""
+        return torch.cat([deblock(stage) for deblock, stage in zip(self.deblocks, stages, strict=True)], dim=1)
+
+
+class BevBackbone(nn.Module):
+    """SECOND (Yan et al. 2018) backbone and neck; names of modules follow mmdetection3d."""
+
+    def __init__(self, in_channels: int, config: BevBackboneConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        for layers, stride, width in zip(config.layers, config.strides, config.filters, strict=True):
+            block: list[nn.Module] = []
+            for i in range(layers + 1):
+                conv = nn.Conv2d(in_channels if i == 0 else width, width, 3, stride if i == 0 else 1, 1, bias=False)
+                block += [conv, batch_norm(width), nn.ReLU(inplace=True)]
+            self.blocks.append(nn.Sequential(*block))
+            in_channels = width
+        self.neck = MultiScaleNeck(config.filters, config.upsample, config.upsample_filters)
+        self.out_channels = config.out_channels
+
+    def forward(self, canvas: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, out_channels, H / stride, W / stride)."""
+        stages = []
+        for block in self.blocks:
+            canvas = block(canvas)
+            stages.append(canvas)
+        return self.neck(stages)

@@ -1,0 +1,139 @@
+"""Detectors by name: presets and configs to models, and weights to and from safetensors with what is needed to rebuild them.
+
+A weights file carries the full config, the class list and the box convention in its metadata, so that it alone makes the
+model again. Nothing here unpickles.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+
+from cache.classes import DETECTION_CLASSES
+from cache.errors import ConfigError, DataError
+from cache.files import write_bytes
+from models.centerpoint import CenterPointPillar, CenterPointPillarConfig
+from models.config import Config, parse_config
+from models.detector import Detector
+from models.lift_splat import LiftSplat, LiftSplatConfig
+
+PRESETS = Path(__file__).parent / "presets"
+BOX_CONVENTION = "x,y,z(gravity centre),l,w,h,yaw(counter-clockwise from +x),vx,vy; canonical frame"
+
+KINDS: dict[str, tuple[type[Config], Callable[[Any], torch.nn.Module]]] = {
+    "centerpoint-pillar": (CenterPointPillarConfig, CenterPointPillar),
+    "lift-splat": (LiftSplatConfig, LiftSplat),
+}
+
+
+def preset_names() -> list[str]:
+    """The presets that ship."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """The config of a shipped preset. Raises ConfigError naming those there are."""
+    if name not in preset_names():
+        raise ConfigError(f"model preset {name!r} is unknown; the presets are {', '.join(preset_names())}")
+    return tomllib.loads((PRESETS / f"{name}.toml").read_text())
+
+
+def resolve_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A full, checked config: where it names a `preset`, that one with the other keys laid over it, tables key by key.
+
+    Raises ConfigError naming an unknown key and the allowed ones.
+    """
+    values = dict(config)
+    preset = values.pop("preset", None)
+    if preset is not None:
+        values = _overlay(load_preset(str(preset)), values)
+    where = f"model preset {preset!r}" if preset else "model config"
+    kind = values.get("kind")
+    if kind not in KINDS:
+        raise ConfigError(f"{where}: kind {kind!r} is unknown, expected {' or '.join(KINDS)}; or name a preset: {', '.join(preset_names())}")
+    return parse_config(KINDS[kind][0], values, where).model_dump(mode="json")
+
+
+def build_detector(config: Mapping[str, Any]) -> Detector:
+    """A detector with fresh weights (from torch's global random state) of a config, or of {"preset": name, overrides...}.
+
+    Convolution weights are channels-last: 1.3 to 2 times as fast in bf16 on CPU, and no slower elsewhere.
+    """
+    resolved = resolve_config(config)
+    config_class, detector_class = KINDS[resolved["kind"]]
+    model = detector_class(parse_config(config_class, resolved, "model config"))
+    return cast(Detector, model.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+
+
+def save_weights(model: Detector, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Parameters and buffers of `model` as safetensors at `path`, atomically, with its config, classes and box convention.
+
+    metadata: further strings, such as the recipe's digest; reserved names raise ConfigError.
+    """
+    own = {
+        "format": "bevcask-detector-1",
+        "config": json.dumps(model.config, sort_keys=True),
+        "classes": json.dumps(DETECTION_CLASSES),
+        "box_convention": BOX_CONVENTION,
+    }
+    extra = dict(metadata or {})
+    if taken := sorted(set(extra) & set(own)):
+        raise ConfigError(f"{path}: metadata keys {taken} are written by save_weights itself; choose other names")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_bytes(path, save_tensors(tensors, {**extra, **own}))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a weights file, without its tensors. Raises DataError where it is missing or is not safetensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: not readable as a safetensors file ({error}); give a checkpoint written by `train`") from None
+
+
+def load_weights(path: Path) -> Detector:
+    """The detector that `save_weights` wrote, in evaluation mode. Raises DataError naming what does not fit."""
+    metadata = read_metadata(path)
+    missing = {"config", "classes", "box_convention"} - set(metadata)
+    if missing:
+        raise DataError(f"{path}: its metadata lacks {sorted(missing)}; it is not a detector written by `train`")
+    for key, expected in (("classes", json.dumps(DETECTION_CLASSES)), ("box_convention", BOX_CONVENTION)):
+        if metadata[key] != expected:
+            raise DataError(f"{path}: {key} is {metadata[key]}, this version reads {expected}; convert the checkpoint")
+    model = build_detector(json.loads(metadata["config"]))
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    load_state(model, tensors, str(path))
+    return cast(Detector, model.eval())
+
+
+def load_state(model: Detector, tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Copies `tensors` into `model`; every name and shape must fit. Raises DataError naming the first that does not."""
+    expected = model.state_dict()
+    for name in sorted(set(expected) | set(tensors)):
+        if name not in tensors:
+            raise DataError(f"{where}: tensor {name} {tuple(expected[name].shape)} is missing; the file is of another model")
+        if name not in expected:
+            raise DataError(f"{where}: tensor {name} {tuple(tensors[name].shape)} is not in the model; the file is of another model")
+        if tensors[name].shape != expected[name].shape:
+            raise DataError(
+                f"{where}: tensor {name} has shape {tuple(tensors[name].shape)}, the model has {tuple(expected[name].shape)}; "
+                "load it with the config it was trained with"
+            )
+    model.load_state_dict(tensors)
+
+
+def _overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, tables merged, all else replaced."""
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = _overlay(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), Mapping) else value
+    return out

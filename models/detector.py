@@ -1,0 +1,140 @@
+"""What every detector takes, gives and can be asked: `Batch` in, `DetectorOutput` out, and the `Detector` protocol.
+
+A trainer or a teacher pass knows detectors through this file only. Nothing here computes; the cost is that of the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cache.frame import Detections
+from cache.grid import BevGrid
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B frames as a detector reads them. Only what the model's modality and the loss need must be present.
+
+    Everything in space is in the canonical frame with the frame's BEV augmentation already applied.
+
+    points: B tensors (P, 5) float32: x, y, z (m), intensity (0..255), dt_s (>= 0).
+    images: (B, cameras, 3, h, w) float, normalised.
+    intrinsics: (B, cameras, 3, 3), of the images as given, so after resize, crop and flip.
+    camera_to_lidar: (B, cameras, 4, 4), the BEV augmentation multiplied from the left.
+    boxes: B tensors (N, 9) float32: x, y, z (gravity centre), l, w, h, yaw, vx, vy (NaN = unknown).
+    labels: B tensors (N,) int64, ids of `cache.classes.DETECTION_CLASSES`.
+    depth_points: (K, 4) float32: image index b * cameras + camera, u, v (pixels of the images as given), depth_m.
+    tokens: B frame tokens.
+    bev_augmentation: (B, 4, 4), canonical -> augmented.
+    """
+
+    points: list[Tensor] | None = None
+    images: Tensor | None = None
+    intrinsics: Tensor | None = None
+    camera_to_lidar: Tensor | None = None
+    boxes: list[Tensor] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+    depth_points: Tensor | None = None
+    tokens: list[str] = field(default_factory=list)
+    bev_augmentation: Tensor | None = None
+
+    def __len__(self) -> int:
+        for part in (self.tokens, self.points, self.images, self.boxes):
+            if part is not None and len(part):
+                return len(part)
+        return 0
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on `device`."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=True)
+            return [move(item) for item in value] if isinstance(value, list) else value
+
+        return dataclasses.replace(self, **{f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)})
+
+
+@dataclass(frozen=True)
+class DetectorOutput:
+    """What a forward pass gives.
+
+    bev: (B, C, H, W) on `Detector.grid`, the map that dense distillation reads: the neck's output, before the head.
+    heads: one dict of maps (B, channels, H, W) per task group: heatmap (logits), center, height, dim, rot, vel.
+    depth_logits: (B * cameras, D, h', w') of camera models, else None.
+    """
+
+    bev: Tensor
+    heads: list[dict[str, Tensor]]
+    depth_logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LossPart:
+    """One term of a loss before its division, so that ranks and accumulation steps can sum both sides first.
+
+    numerator, normaliser: (G,) float32, one entry per task group (G = 1 where there are none); weight: a plain factor.
+    """
+
+    numerator: Tensor
+    normaliser: Tensor
+    weight: float
+
+    def value(self) -> Tensor:
+        """weight * sum over groups of numerator / max(normaliser, 1); finite where nothing was there to learn from."""
+        return self.weight * (self.numerator / self.normaliser.clamp(min=1.0)).sum()
+
+
+def total_of(parts: Mapping[str, LossPart]) -> dict[str, Tensor]:
+    """Weighted scalars by name; their sum is the loss."""
+    return {name: part.value() for name, part in parts.items()}
+
+
+class Detector(Protocol):
+    """A `torch.nn.Module` that finds boxes. The lower block is the part of nn.Module that callers use.
+
+    grid: of `DetectorOutput.bev` and of the head; bev_channels: C of that map; config: what `models.build` made it from.
+    """
+
+    grid: BevGrid
+    modality: Literal["lidar", "camera"]
+    bev_channels: int
+    config: dict[str, Any]
+
+    def forward(self, batch: Batch) -> DetectorOutput: ...
+
+    def __call__(self, batch: Batch) -> DetectorOutput: ...
+
+    def loss_parts(self, output: DetectorOutput, batch: Batch) -> dict[str, LossPart]:
+        """Terms with their numerators and normalisers apart."""
+        ...
+
+    def loss(self, output: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
+        """Weighted scalars by name, fp32; their sum is the loss."""
+        ...
+
+    def decode(self, output: DetectorOutput) -> list[Detections]:
+        """One `Detections` per frame, scores descending."""
+        ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def eval(self) -> Any: ...
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any: ...
+
+    def to(self, *args: Any, **kwargs: Any) -> Any: ...
