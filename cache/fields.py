@@ -22,6 +22,7 @@ EXTENSIONS = ("jpg", "json", "npy", "npy.zstd")
 TOKEN_PATTERN = re.compile(r"[0-9a-f]{32}")
 NAME_PATTERN = re.compile(r"[a-z0-9_]+")
 _ZSTD = Zstd(level=1)
+MAX_ARRAY_BYTES = 2**30  # 20 times the largest field today; a few kB of zstd can otherwise ask for any amount of memory
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class FieldSpec:
         except CorruptError as error:
             raise StoreError(str(error)) from None
         raw = encode_npy(value)
+        if len(raw) > MAX_ARRAY_BYTES:
+            raise StoreError(f"field {self.name}: {len(raw)} bytes, the format allows {MAX_ARRAY_BYTES}; store a smaller array")
         return bytes(_ZSTD.encode(raw)) if self.ext == "npy.zstd" else raw
 
     def decode(self, data: bytes, where: str) -> Any:
@@ -101,10 +104,7 @@ class FieldSpec:
             except (ValueError, RecursionError) as error:
                 raise CorruptError(f"{where}: not JSON ({error}); run verify") from None
         if self.ext == "npy.zstd":
-            try:
-                data = bytes(_ZSTD.decode(data))
-            except (RuntimeError, ValueError) as error:
-                raise CorruptError(f"{where}: not a zstd frame ({error}); run verify") from None
+            data = _decompress(data, where)
         array = decode_npy(data, where)
         self.check(array, where)
         return array
@@ -117,13 +117,42 @@ def encode_npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def decode_npy(data: bytes, where: str) -> np.ndarray:
+def _decompress(data: bytes, where: str) -> memoryview:
+    """The content of one zstd frame, in a buffer of the size that its header claims, which MAX_ARRAY_BYTES bounds."""
+    size = _zstd_content_size(data)
+    if size is None or not 0 < size <= MAX_ARRAY_BYTES:
+        raise CorruptError(
+            f"{where}: zstd header claims {size if size is not None else 'no'} bytes, expected 1..{MAX_ARRAY_BYTES}; run verify"
+        )
+    content = np.empty(size, np.uint8)
+    try:
+        _ZSTD.decode(data, content)  # refuses further frames that would not fit
+    except (RuntimeError, ValueError) as error:
+        raise CorruptError(f"{where}: not a zstd frame ({error}); run verify") from None
+    content.flags.writeable = False
+    return content.data
+
+
+def _zstd_content_size(data: bytes) -> int | None:
+    """The content size in a zstd frame header, None where it is absent or this is no zstd frame (RFC 8878, 3.1.1.1)."""
+    if len(data) < 5 or data[:4] != b"\x28\xb5\x2f\xfd":
+        return None
+    descriptor = data[4]
+    single_segment = descriptor >> 5 & 1
+    width = (single_segment, 2, 4, 8)[descriptor >> 6]
+    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    if not width or len(data) < start + width:
+        return None
+    return int.from_bytes(data[start : start + width], "little") + (256 if width == 2 else 0)
+
+
+def decode_npy(data: bytes | memoryview, where: str) -> np.ndarray:
     """A read-only array over `data` (no copy).
 
     numpy's own reader allocates what the header claims before it looks at the bytes, so the header is checked here
     first: plain numbers only, and exactly as many bytes as the shape needs. Raises CorruptError otherwise.
     """
-    stream = io.BytesIO(data)
+    stream = io.BytesIO(data[:2048])  # a header of at most 1024 bytes lies in there
     try:
         version = np.lib.format.read_magic(stream)
         if version != (1, 0):
