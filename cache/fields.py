@@ -20,7 +20,8 @@ from cache.errors import CorruptError, StoreError
 
 EXTENSIONS = ("jpg", "json", "npy", "npy.zstd")
 TOKEN_PATTERN = re.compile(r"[0-9a-f]{32}")
-NAME_PATTERN = re.compile(r"[a-z0-9_]+")
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_]{0,47}")  # webdataset drops names in "_"; a tar header holds 100 characters
+_DTYPE_PATTERN = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)")
 _ZSTD = Zstd(level=1)
 MAX_ARRAY_BYTES = 2**30  # 20 times the largest field today; a few kB of zstd can otherwise ask for any amount of memory
 
@@ -38,9 +39,14 @@ class FieldSpec:
 
     def __post_init__(self) -> None:
         if not NAME_PATTERN.fullmatch(self.name):
-            raise StoreError(f"field name {self.name!r} is not lower-case letters, digits and underscores; rename it")
+            raise StoreError(
+                f"field name {self.name!r} is not 1 to 48 lower-case letters, digits and underscores, the first no underscore; "
+                "rename it"
+            )
         if self.ext not in EXTENSIONS:
             raise StoreError(f"field {self.name}: extension {self.ext!r} is unknown, expected one of {EXTENSIONS}")
+        if self.ext.startswith("npy") and not _DTYPE_PATTERN.fullmatch(self.dtype):
+            raise StoreError(f"field {self.name}: dtype {self.dtype!r} is no plain number, expected one such as float32 or uint8")
 
     @property
     def member(self) -> str:
@@ -76,7 +82,7 @@ class FieldSpec:
                 "the store is damaged, run verify"
             )
         for found, declared in zip(array.shape, self.shape, strict=True):
-            if declared.isdigit() and found != int(declared):
+            if declared.isdecimal() and found != int(declared):
                 raise CorruptError(f"{where}: found shape {list(array.shape)}, expected {list(self.shape)}; run verify")
 
     def encode(self, value: Any) -> bytes:
@@ -84,7 +90,10 @@ class FieldSpec:
         if self.ext == "jpg":
             return bytes(value)
         if self.ext == "json":
-            return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+            try:
+                return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+            except ValueError as error:
+                raise StoreError(f"field {self.name}: a value is not finite ({error}); check the data it comes from") from None
         try:
             self.check(value, f"field {self.name}")
         except CorruptError as error:

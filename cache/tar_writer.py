@@ -55,6 +55,7 @@ class ShardWriter:
         self.path = path
         self._fields = fields
         self._position = 0
+        self._tokens: set[str] = set()
 
     def __enter__(self) -> ShardWriter:
         self._atomic = atomic_write(self.path)
@@ -65,14 +66,21 @@ class ShardWriter:
     def write(self, token: str, values: Mapping[str, Any]) -> dict[str, MemberLocation]:
         """Appends one frame; `values` by field name. Returns where each field's bytes went.
 
-        Raises StoreError for a token that is not 32 hex digits or a field the store does not declare.
+        Raises StoreError for a token that is not 32 hex digits or comes twice, a field the store does not declare, and a
+        member without bytes (a length of 0 means "not there" in the index).
         """
         if not TOKEN_PATTERN.fullmatch(token):
             raise StoreError(f"frame token {token!r} is not 32 lower-case hex digits")
+        if token in self._tokens:
+            raise StoreError(f"frame {token} is written twice to {self.path}")
         unknown = sorted(set(values) - set(self._fields))
         if unknown:
             raise StoreError(f"frame {token}: fields {unknown} are not declared, expected some of {sorted(self._fields)}")
         members = {self._fields[name].member: (name, self._fields[name].encode(value)) for name, value in values.items()}
+        empty = sorted(member for member, (_, data) in members.items() if not data)
+        if empty:
+            raise StoreError(f"frame {token}: {empty} would hold no bytes; leave fields out that a frame does not have")
+        self._tokens.add(token)
         self._tar.write({"__key__": token, **{member: data for member, (_, data) in members.items()}})
         locations = {}
         for member in sorted(members):  # TarWriter's own order; USTAR headers take exactly one block at these name lengths
@@ -80,6 +88,8 @@ class ShardWriter:
             offset = self._position + BLOCK
             locations[name] = MemberLocation(offset, len(data), google_crc32c.value(data))
             self._position = offset + -(-len(data) // BLOCK) * BLOCK
+        if self._position != self._tar.tarstream.offset:
+            raise StoreError(f"{self.path}: members do not lie where expected; this webdataset release writes another tar layout")
         return locations
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
