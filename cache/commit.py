@@ -7,6 +7,8 @@ refused. A shard that holds quarantined frames is written again on every run, un
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 from cache.errors import FingerprintError, StoreError
 from cache.fields import FieldSpec
-from cache.files import PARTIAL, digest_of, read_json, write_json
+from cache.files import PARTIAL, canonical_json, digest_of, read_json, write_json
 from cache.index import FrameIndex
 from cache.manifest import Manifest, Scene, Shard
 
@@ -63,10 +65,14 @@ def begin(root: Path, plan: StorePlan) -> list[int]:
     Raises FingerprintError, naming the first value that differs, where `root` was begun under another plan. Partial
     files of a killed run are removed: one client writes a store at a time.
     """
+    planned = Counter(token for tokens in plan.shards for token in tokens)
+    twice, times = planned.most_common(1)[0] if planned else ("", 0)
+    if times > 1:
+        raise StoreError(f"{root}: frame {twice} is planned twice; a store holds a frame once, check the tables for doubles")
     plan_path = root / "plan.json"
     if plan_path.is_file():
         existing = read_json(plan_path, "a store plan")
-        wanted = plan.to_dict()
+        wanted = json.loads(canonical_json(plan.to_dict()))  # as it reads back: lists for tuples
         if existing != wanted:
             name, found, expected = first_difference(existing, wanted)
             raise FingerprintError(
@@ -79,15 +85,20 @@ def begin(root: Path, plan: StorePlan) -> list[int]:
         write_json(plan_path, plan.to_dict())
     for leftover in root.glob(f"**/*{PARTIAL}"):
         leftover.unlink()
-    return [shard for shard in range(len(plan.shards)) if not _is_committed(root, shard, plan.digest)]
+    records = [_committed_record(root, shard, plan.digest) for shard in range(len(plan.shards))]
+    return [shard for shard, record in enumerate(records) if record is None or record["quarantined"]]
 
 
-def _is_committed(root: Path, shard: int, plan_digest: str) -> bool:
-    path, record = shard_path(root, shard), record_path(root, shard)
-    if not (path.is_file() and record.is_file()):
-        return False
-    values = read_json(record, "a shard record")
-    return values["plan"] == plan_digest and values["size"] == path.stat().st_size and not values["quarantined"]
+def _committed_record(root: Path, shard: int, plan_digest: str) -> dict[str, Any] | None:
+    """The shard's record, None where the shard must be written again: no record that makes sense, one of another plan,
+    or a tar that is missing or has another size.
+    """
+    try:
+        record = read_json(record_path(root, shard), "a shard record")
+        valid = record["plan"] == plan_digest and record["size"] == shard_path(root, shard).stat().st_size
+        return record if valid and {"sha256", "frames", "quarantined"} <= set(record) else None
+    except (StoreError, FileNotFoundError, KeyError, TypeError):
+        return None
 
 
 def write_record(
@@ -118,14 +129,23 @@ def write_record(
 
 
 def finish(root: Path, plan: StorePlan) -> Manifest:
-    """Assembles index and manifest from the records. StoreError naming the shards that are not committed."""
+    """Assembles index and manifest from the records.
+
+    Raises StoreError naming the shards that are not committed, or one whose frames are not the planned ones.
+    """
     records = []
     missing = []
-    for shard in range(len(plan.shards)):
-        if record_path(root, shard).is_file():
-            records.append(read_json(record_path(root, shard), "a shard record"))
-        else:
+    for shard, tokens in enumerate(plan.shards):
+        record = _committed_record(root, shard, plan.digest)
+        if record is None:
             missing.append(shard)
+            continue
+        quarantined = {row["token"] for row in record["quarantined"]}
+        if [frame["token"] for frame in record["frames"]] != [token for token in tokens if token not in quarantined]:
+            raise StoreError(
+                f"{record_path(root, shard)}: its frames are not the planned ones; delete it and run the same command again"
+            )
+        records.append(record)
     if missing:
         raise StoreError(f"{root}: shards {missing[:5]} of {len(plan.shards)} are not committed; run the same command again")
     index = FrameIndex.from_records(records, [spec.name for spec in plan.fields])
@@ -148,8 +168,11 @@ def first_difference(found: Any, expected: Any, name: str = "") -> tuple[str, An
     """The first place (dotted name, value found, value expected) at which two JSON-like values differ."""
     if isinstance(found, dict) and isinstance(expected, dict):
         for key in sorted(set(found) | set(expected)):
-            if found.get(key) != expected.get(key):
-                return first_difference(found.get(key), expected.get(key), f"{name}.{key}".lstrip("."))
+            inner = f"{name}.{key}" if name else key
+            if key not in found or key not in expected:
+                return inner, found.get(key, "(absent)"), expected.get(key, "(absent)")
+            if found[key] != expected[key]:
+                return first_difference(found[key], expected[key], inner)
     if isinstance(found, list) and isinstance(expected, list):
         if len(found) != len(expected):
             return f"number of {name}", len(found), len(expected)

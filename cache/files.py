@@ -83,7 +83,7 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise StoreError(f"{path}: not found, expected {what}") from None
-    except (ValueError, NotADirectoryError, IsADirectoryError) as error:
+    except (ValueError, RecursionError, NotADirectoryError, IsADirectoryError) as error:
         raise StoreError(f"{path}: not readable as {what} ({error})") from None
 
 
