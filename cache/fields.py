@@ -10,6 +10,7 @@ import io
 import json
 import math
 import re
+import tokenize
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,10 @@ from cache.errors import CorruptError, StoreError
 
 EXTENSIONS = ("jpg", "json", "npy", "npy.zstd")
 TOKEN_PATTERN = re.compile(r"[0-9a-f]{32}")
-NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_]{0,47}")  # webdataset drops names in "_"; a tar header holds 100 characters
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_]{0,47}")  # webdataset drops "_name"; a tar header holds 100 characters
 _DTYPE_PATTERN = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)")
+# What numpy's header parser lets escape beside its ValueError: header text is parsed as Python literals.
+_HEADER_ERRORS = (ValueError, SyntaxError, TypeError, LookupError, AttributeError, RecursionError, MemoryError, tokenize.TokenError)
 _ZSTD = Zstd(level=1)
 MAX_ARRAY_BYTES = 2**30  # 20 times the largest field today; a few kB of zstd can otherwise ask for any amount of memory
 
@@ -166,8 +169,8 @@ def decode_npy(data: bytes | memoryview, where: str) -> np.ndarray:
         version = np.lib.format.read_magic(stream)
         if version != (1, 0):
             raise ValueError(f"npy version {version}")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=1024)
-    except Exception as error:  # numpy's header parser lets TokenError, IndexError, RecursionError and more escape
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=1024)  # type: ignore[call-arg]
+    except _HEADER_ERRORS as error:
         raise CorruptError(f"{where}: not an npy array ({error}); run verify") from None
     if fortran or dtype.kind not in "biuf" or any(size < 0 for size in shape):
         raise CorruptError(f"{where}: found npy dtype {dtype} order {'F' if fortran else 'C'}, expected numbers in C order")

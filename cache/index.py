@@ -5,6 +5,7 @@ A JSON index of a million frames takes 20 s and 3 GB to load; these columns cost
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ import numpy as np
 
 from cache.classes import DETECTION_CLASSES
 from cache.errors import CorruptError
+from cache.fields import decode_npy, encode_npy
 from cache.files import file_sha256, sha256, write_bytes
-from cache.fields import encode_npy
 
 KIND_LABELLED = 0
 KIND_UNLABELLED = 1
@@ -100,10 +101,22 @@ class FrameIndex:
             size = path.stat().st_size
             if size != expected["size"] or file_sha256(path) != expected["sha256"]:
                 raise CorruptError(f"{path}: {size} bytes do not match the manifest's digest; run the caching command again")
-            column = np.load(path, mmap_mode="r", allow_pickle=False)
+            column = _map_column(path) if size else np.zeros(0)
             if column.dtype != np.dtype(dtype) or column.ndim != rank:
                 raise CorruptError(f"{path}: found {column.dtype} of rank {column.ndim}, expected {dtype} of rank {rank}")
             columns[name] = column
-        if len({len(column) for column in columns.values()}) != 1:
-            raise CorruptError(f"{folder}: columns differ in length; run the caching command again")
+        shapes = {name: column.shape for name, column in columns.items()}
+        rows, members = shapes["offset"]
+        widths = {"token": 16, "class_counts": len(DETECTION_CLASSES), "offset": members, "length": members, "crc32c": members}
+        for name, shape in shapes.items():
+            expected_shape = (rows, widths[name]) if name in widths else (rows,)
+            if shape != expected_shape:
+                raise CorruptError(f"{folder / name}.npy: shape {shape}, expected {expected_shape}; run the caching command again")
         return cls(**columns)
+
+
+def _map_column(path: Path) -> np.ndarray:
+    """The column over the mapped file: pages are read when rows are, and the mapping outlives the descriptor."""
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return decode_npy(memoryview(mapped), str(path))

@@ -97,7 +97,7 @@ class Manifest:
                     f"{path}: format {values['format']} version {values['version']}, this reader knows {FORMAT_NAME} "
                     f"version {FORMAT_VERSION}; install the release that wrote it"
                 )
-            if values["kind"] not in KINDS:
+            if not isinstance(values["kind"], str) or values["kind"] not in KINDS:
                 raise CorruptError(f"{path}: kind {values['kind']!r}, expected one of {KINDS}")
             shards = tuple(
                 Shard(_safe_name(str(s["name"]), path), int(s["size"]), str(s["sha256"]), int(s["frames"]))
@@ -107,15 +107,25 @@ class Manifest:
                 kind=values["kind"],
                 identity=dict(values["identity"]),
                 header=dict(values["header"]),
-                fields=tuple(FieldSpec.from_dict(spec) for spec in values["fields"]),
-                scenes=tuple(Scene(**scene) for scene in values["scenes"]),
+                fields=_fields(values["fields"], path),
+                scenes=tuple(Scene(**{key: str(value) for key, value in scene.items()}) for scene in values["scenes"]),
                 shards=shards,
-                index=dict(values["index"]),
-                quarantined=tuple(values["quarantined"]),
+                index={name: {"size": int(row["size"]), "sha256": str(row["sha256"])} for name, row in values["index"].items()},
+                quarantined=tuple(dict(row) for row in values["quarantined"]),
                 digest=sha256(path.read_bytes()),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptError(f"{path}: not a valid manifest ({type(error).__name__}: {error})") from None
+
+
+def _fields(rows: list[dict[str, Any]], path: Path) -> tuple[FieldSpec, ...]:
+    try:
+        fields = tuple(FieldSpec.from_dict(row) for row in rows)
+    except StoreError as error:
+        raise CorruptError(f"{path}: {error}") from None
+    if len({spec.name for spec in fields}) != len(fields):
+        raise CorruptError(f"{path}: a field is declared twice; the manifest is damaged or forged")
+    return fields
 
 
 def _safe_name(name: str, path: Path) -> str:

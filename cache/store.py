@@ -6,9 +6,10 @@ cheap to open: the index is memory-mapped.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from cache.frame import CAMERA_CHANNELS, Detections, Frame, GroundTruth
 from cache.grid import BevGrid
 from cache.index import FrameIndex
 from cache.manifest import Manifest
+
+MAX_OPEN = 256
 
 
 class Store:
@@ -44,8 +47,12 @@ class Store:
         self._lock = threading.Lock()
         if self.index.offset.shape[1] != len(self._fields):
             raise CorruptError(f"{root}: the index has {self.index.offset.shape[1]} fields, the manifest {len(self._fields)}")
-        if len(self.index) != sum(shard.frames for shard in self.manifest.shards):
-            raise CorruptError(f"{root}: the index and the shard table count frames differently")
+        frames = [shard.frames for shard in self.manifest.shards]
+        known = not (self.index.shard >= len(frames)).any()
+        if not known or np.bincount(self.index.shard, minlength=len(frames)).tolist() != frames:
+            raise CorruptError(f"{root}: the index and the shard table count frames differently; run the caching command again")
+        if len(self._row) != len(self.tokens) or (self.index.scene >= len(self.manifest.scenes)).any():
+            raise CorruptError(f"{root}: the index holds a token twice or an unknown scene; run the caching command again")
 
     def __len__(self) -> int:
         return len(self.index)
@@ -82,11 +89,12 @@ class Store:
             )
         shard = int(self.index.shard[row])
         offset, length = int(self.index.offset[row, position]), int(self.index.length[row, position])
-        data = os.pread(self._descriptor(shard), length, offset) if self._inside(shard, offset, length) else b""
+        with self._opened(shard) as descriptor:
+            data = os.pread(descriptor, length, offset) if self._inside(shard, offset, length) else b""
         if len(data) != length or google_crc32c.value(data) != int(self.index.crc32c[row, position]):
             raise CorruptError(
                 f"{self._where(row, spec.member)}: {len(data)} of {length} bytes, checksum "
-                f"{'differs' if len(data) == length else 'not reached'}; restore the shard or run the caching command again"
+                f"{'differs' if len(data) == length else 'not reached'}; delete that shard and run the caching command again"
             )
         return data
 
@@ -110,15 +118,34 @@ class Store:
         """A damaged index must not make us allocate what the shard cannot hold."""
         return offset + length <= self.manifest.shards[shard].size
 
-    def _descriptor(self, shard: int) -> int:
+    @contextlib.contextmanager
+    def _opened(self, shard: int) -> Iterator[int]:
+        """The shard's descriptor: kept for the first MAX_OPEN shards, so that no store exhausts the process's limit."""
         with self._lock:
-            if shard not in self._descriptors:
-                path = self.root / self.manifest.shards[shard].name
-                try:
-                    self._descriptors[shard] = os.open(path, os.O_RDONLY)
-                except FileNotFoundError:
-                    raise CorruptError(f"{path}: missing; restore it or run the caching command again") from None
-            return self._descriptors[shard]
+            kept = self._descriptors.get(shard)
+            if kept is None and len(self._descriptors) < MAX_OPEN:
+                kept = self._descriptors[shard] = self._open(shard)
+        if kept is not None:
+            yield kept
+            return
+        descriptor = self._open(shard)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _open(self, shard: int) -> int:
+        """Opens a shard; CorruptError where it is missing or has not the manifest's size."""
+        path, expected = self.root / self.manifest.shards[shard].name, self.manifest.shards[shard].size
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise CorruptError(f"{path}: missing; restore it or run the caching command again") from None
+        size = os.fstat(descriptor).st_size
+        if size != expected:
+            os.close(descriptor)
+            raise CorruptError(f"{path}: {size} bytes, expected {expected}; restore it or run the caching command again")
+        return descriptor
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a Store holds open files; open it again from its root in each process")
@@ -147,8 +174,9 @@ class FrameStore(Store):
 
     def truth(self, row: int) -> GroundTruth:
         """Annotations for the metric, global float64."""
-        ids = self.read(row, "gt_ids")
-        return GroundTruth(self.read(row, "gt_boxes"), *np.ascontiguousarray(ids.T), racks_global=self.read(row, "racks"))
+        class_ids, attribute_ids, lidar_pts, radar_pts, visibility = np.ascontiguousarray(self.read(row, "gt_ids").T)
+        boxes, racks = self.read(row, "gt_boxes"), self.read(row, "racks")
+        return GroundTruth(boxes, class_ids, attribute_ids, lidar_pts, radar_pts, visibility, racks)
 
     def points(self, row: int) -> np.ndarray:
         """(P, 5) float32 x, y, z, intensity, dt_s of key frame and sweeps, canonical frame."""
@@ -163,9 +191,16 @@ class FrameStore(Store):
 
 
 def pack_depth(camera: np.ndarray, u: np.ndarray, v: np.ndarray, depth_m: np.ndarray) -> np.ndarray:
-    """(K, 4) uint16 of the `depth` field: camera position, u and v in 1/32 pixel, depth in cm. Inverse in `depth`."""
-    assert len(CAMERA_CHANNELS) < 2**16
-    return np.stack([camera, np.round(u * 32), np.round(v * 32), np.round(depth_m * 100)], axis=1).astype(np.uint16)
+    """(K, 4) uint16 of the `depth` field: camera position, u and v in 1/32 pixel, depth in cm. Inverse in `depth`.
+
+    Raises StoreError where a value does not fit: a camera that is none, pixels beyond 2047, depth beyond 655 m.
+    """
+    packed = np.stack([camera, np.round(u * 32), np.round(v * 32), np.round(depth_m * 100)], axis=1)
+    if not ((packed >= 0) & (packed < 2**16)).all() or (packed[:, 0] >= len(CAMERA_CHANNELS)).any():
+        raise StoreError(
+            "depth labels: a value is not finite or beyond 6 cameras, 2047 pixels, 655 m; store images of at most 2047 pixels"
+        )
+    return packed.astype(np.uint16)
 
 
 class TeacherStore(Store):
@@ -184,8 +219,16 @@ class TeacherStore(Store):
         return list(self.manifest.header["coverage"]["selectors"])
 
     def cells(self, row: int) -> Cells:
-        """The BEV feature at the stored cells."""
-        return Cells(self.read(row, "bev_index"), self.read(row, "bev_values"), self.read(row, "bev_weights"))
+        """The BEV feature at the stored cells. CorruptError where index, values and weights do not fit each other."""
+        index, values, weights = (self.read(row, name) for name in ("bev_index", "bev_values", "bev_weights"))
+        height, width = self.grid.shape
+        ascending = not (np.diff(index) <= 0).any() and (not len(index) or (index[0] >= 0 and index[-1] < height * width))
+        if not ascending or not len(index) == len(values) == len(weights):
+            raise CorruptError(
+                f"{self._where(row, 'bev_index')}: {len(index)} cells, {len(values)} values, {len(weights)} weights, or a cell "
+                f"outside {height} x {width}; cache the teacher again"
+            )
+        return Cells(index, values, weights)
 
     def detections(self, row: int) -> Detections:
         """The teacher's decoded boxes, canonical frame, scores descending."""
