@@ -30,10 +30,17 @@ class Cells:
 def gather_cells(bev: np.ndarray, weights: np.ndarray, dtype: str = "float16") -> Cells:
     """The cells of `bev` (C, H, W) at which any of `weights` (S, H, W) is above zero, values as `dtype`.
 
-    Raises StoreError where a value is not finite or does not fit float16; store that field as float32.
+    Raises StoreError where a value is not finite or does not fit float16 (store that field as float32), where a weight
+    is negative or not finite, and where the two grids differ.
     """
+    if bev.shape[1:] != weights.shape[1:] or dtype not in ("float16", "float32"):
+        raise StoreError(
+            f"cells: BEV feature {bev.shape}, weights {weights.shape}, dtype {dtype}; expected one grid and float16 or float32"
+        )
     channels = bev.shape[0]
-    flat_weights = weights.reshape(len(weights), -1)
+    flat_weights = weights.reshape(len(weights), -1).astype(np.float32)  # first, so that what rounds to 0 is not kept
+    if not (np.isfinite(flat_weights) & (flat_weights >= 0)).all():
+        raise StoreError("cells: a weight is negative or not finite; check the coverage's boxes and scores")
     index = np.flatnonzero((flat_weights > 0).any(axis=0)).astype(np.int32)
     values = bev.reshape(channels, -1)[:, index].T
     if not np.isfinite(values).all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ class BevGrid:
     def __post_init__(self) -> None:
         for axis, low, high in (("x", self.x_min, self.x_max), ("y", self.y_min, self.y_max)):
             cells = (high - low) / self.cell_m if self.cell_m > 0 else 0.0
-            if cells < 1 or abs(cells - round(cells)) > 1e-6:
+            if not math.isfinite(cells) or cells < 1 or abs(cells - round(cells)) > 1e-6:
                 raise ConfigError(
                     f"grid: {axis} range {low}..{high} m is not a whole, positive number of {self.cell_m} m cells; "
                     "choose a range that the cell size divides"
@@ -62,7 +63,10 @@ class BevGrid:
         names = set(cls.__dataclass_fields__)
         if set(values) != names:
             raise ConfigError(f"grid: found keys {sorted(values)}, expected exactly {sorted(names)}")
-        return cls(**{key: float(value) for key, value in values.items()})
+        try:
+            return cls(**{key: float(value) for key, value in values.items()})
+        except (TypeError, ValueError):
+            raise ConfigError(f"grid: found {values}, expected a number of metres for every key") from None
 
     def __str__(self) -> str:
         return f"x {self.x_min:g}..{self.x_max:g}, y {self.y_min:g}..{self.y_max:g}, cell {self.cell_m:g} m"
