@@ -115,9 +115,7 @@ class FieldSpec:
                 return json.loads(data)
             except (ValueError, RecursionError) as error:
                 raise CorruptError(f"{where}: not JSON ({error}); run verify") from None
-        if self.ext == "npy.zstd":
-            data = _decompress(data, where)
-        array = decode_npy(data, where)
+        array = decode_npy(_decompress(data, where) if self.ext == "npy.zstd" else data, where)
         self.check(array, where)
         return array
 

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,12 +23,16 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears at `path` only when the block ends without an error, and then survives a power cut."""
-    partial = path.with_name(path.name + PARTIAL)
+    """A binary file that appears at `path` only when the block ends without an error, and then survives a power cut.
+
+    The partial file's name is its writer's alone: a task that the scheduler started twice must not write into the file
+    that its twin is about to rename.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid():x}-{secrets.token_hex(4)}{PARTIAL}")
     try:
         with no_space_as_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
+            with open(partial, "xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

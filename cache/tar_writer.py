@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import google_crc32c
 from webdataset import TarWriter
@@ -57,7 +57,7 @@ class ShardWriter:
         self._position = 0
         self._tokens: set[str] = set()
 
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self) -> Self:
         self._atomic = atomic_write(self.path)
         self._file = _HashingFile(self._atomic.__enter__())
         self._tar = TarWriter(self._file, user="bevcask", group="bevcask", mode=0o444, mtime=0, compress=False, encoder=False)
@@ -96,7 +96,7 @@ class ShardWriter:
         if kind is None:
             try:
                 self._tar.close()
-            except BaseException as close_error:
+            except BaseException as close_error:  # noqa: BLE001 (raised again below, once the partial file is gone)
                 kind, error, trace = type(close_error), close_error, close_error.__traceback__
         if error is not None:
             self._tar.tarstream.fileobj.closed = True  # else tarfile's stream writes to the closed file when collected
