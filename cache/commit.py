@@ -16,7 +16,7 @@ from typing import Any
 
 from cache.errors import FingerprintError, StoreError
 from cache.fields import FieldSpec
-from cache.files import PARTIAL, canonical_json, digest_of, read_json, write_json
+from cache.files import PARTIAL, canonical_json, digest_of, is_sealed, read_json, seal, write_json
 from cache.index import FrameIndex
 from cache.manifest import Manifest, Scene, Shard
 
@@ -90,15 +90,16 @@ def begin(root: Path, plan: StorePlan) -> list[int]:
 
 
 def _committed_record(root: Path, shard: int, plan_digest: str) -> dict[str, Any] | None:
-    """The shard's record, None where the shard must be written again: no record that makes sense, one of another plan,
+    """The shard's record, None where the shard must be written again: no record or a damaged one, one of another plan,
     or a tar that is missing or has another size.
     """
     try:
         record = read_json(record_path(root, shard), "a shard record")
-        valid = record["plan"] == plan_digest and record["size"] == shard_path(root, shard).stat().st_size
-        return record if valid and {"sha256", "frames", "quarantined"} <= set(record) else None
-    except (StoreError, FileNotFoundError, KeyError, TypeError):
+        size = shard_path(root, shard).stat().st_size
+    except (StoreError, FileNotFoundError):
         return None
+    valid = is_sealed(record) and (record["shard"], record["plan"], record["size"]) == (shard, plan_digest, size)
+    return record if valid else None
 
 
 def write_record(
@@ -115,17 +116,15 @@ def write_record(
 
     frames: per frame token, scene, timestamp_us, kind, class_counts and members {field: [offset, length, crc32c]}.
     """
-    write_json(
-        record_path(root, shard),
-        {
-            "shard": shard,
-            "plan": plan_digest,
-            "size": size,
-            "sha256": sha256,
-            "frames": list(frames),
-            "quarantined": list(quarantined),
-        },
-    )
+    record = {
+        "shard": shard,
+        "plan": plan_digest,
+        "size": size,
+        "sha256": sha256,
+        "frames": list(frames),
+        "quarantined": list(quarantined),
+    }
+    write_json(record_path(root, shard), seal(record))
 
 
 def finish(root: Path, plan: StorePlan) -> Manifest:

@@ -106,3 +106,18 @@ def file_sha256(path: Path) -> str:
 def digest_of(value: Any) -> str:
     """Hex digest of a JSON-like value, independent of key order."""
     return sha256(canonical_json(value))
+
+
+def seal(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with a digest over the rest, so that a damaged digit in a JSON file is noticed as one in a shard is."""
+    return {**values, "digest": digest_of(values)}
+
+
+def is_sealed(values: Any) -> bool:
+    """Whether `values` is what `seal` gave."""
+    if not isinstance(values, dict):
+        return False
+    try:
+        return values.get("digest") == digest_of({key: value for key, value in values.items() if key != "digest"})
+    except (ValueError, RecursionError):  # NaN, which json.loads lets in
+        return False

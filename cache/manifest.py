@@ -11,7 +11,7 @@ from typing import Any
 
 from cache.errors import CorruptError, StoreError
 from cache.fields import FieldSpec
-from cache.files import canonical_json, read_json, sha256, write_bytes
+from cache.files import canonical_json, is_sealed, read_json, seal, sha256, write_bytes
 
 FORMAT_NAME = "bevcask"
 FORMAT_VERSION = 1
@@ -79,7 +79,7 @@ class Manifest:
 
     def write(self, root: Path) -> Manifest:
         """Commits the store; returns the manifest with its digest (sha256 of the file's bytes)."""
-        data = canonical_json(self.to_dict())
+        data = canonical_json(seal(self.to_dict()))
         write_bytes(root / "manifest.json", data)
         return Manifest(**{**self.__dict__, "digest": sha256(data)})
 
@@ -90,13 +90,18 @@ class Manifest:
         if not path.is_file():
             state = "an unfinished caching run" if (root / "plan.json").is_file() else "no store"
             raise StoreError(f"{root}: {state} (no manifest.json); run cache-frames or cache-teacher into it first")
-        values = read_json(path, "a bevcask manifest")
+        try:
+            values = read_json(path, "a bevcask manifest")
+        except StoreError as error:
+            raise CorruptError(f"{error}; run the caching command again") from None
         try:
             if values["format"] != FORMAT_NAME or values["version"] != FORMAT_VERSION:
                 raise StoreError(
                     f"{path}: format {values['format']} version {values['version']}, this reader knows {FORMAT_NAME} "
                     f"version {FORMAT_VERSION}; install the release that wrote it"
                 )
+            if not is_sealed(values):
+                raise CorruptError(f"{path}: does not match its own digest, it was damaged or edited; run the caching command again")
             if not isinstance(values["kind"], str) or values["kind"] not in KINDS:
                 raise CorruptError(f"{path}: kind {values['kind']!r}, expected one of {KINDS}")
             shards = tuple(
