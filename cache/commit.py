@@ -68,7 +68,9 @@ def begin(root: Path, plan: StorePlan) -> list[int]:
     planned = Counter(token for tokens in plan.shards for token in tokens)
     twice, times = planned.most_common(1)[0] if planned else ("", 0)
     if times > 1:
-        raise StoreError(f"{root}: frame {twice} is planned twice; a store holds a frame once, check the tables for doubles")
+        raise StoreError(
+            f"{root}: frame {twice} is planned twice; a store holds a frame once, check the tables for doubles"
+        )
     plan_path = root / "plan.json"
     if plan_path.is_file():
         existing = read_json(plan_path, "a store plan")
@@ -80,7 +82,9 @@ def begin(root: Path, plan: StorePlan) -> list[int]:
                 "store name, or remove that folder"
             )
     elif (root / "manifest.json").exists():
-        raise StoreError(f"{root}: holds a manifest but no plan.json; it can be read but not continued, choose another folder")
+        raise StoreError(
+            f"{root}: holds a manifest but no plan.json; it can be read but not continued, choose another folder"
+        )
     else:
         write_json(plan_path, plan.to_dict())
     for leftover in root.glob(f"**/*{PARTIAL}"):
@@ -146,7 +150,9 @@ def finish(root: Path, plan: StorePlan) -> Manifest:
             )
         records.append(record)
     if missing:
-        raise StoreError(f"{root}: shards {missing[:5]} of {len(plan.shards)} are not committed; run the same command again")
+        raise StoreError(
+            f"{root}: shards {missing[:5]} of {len(plan.shards)} are not committed; run the same command again"
+        )
     index = FrameIndex.from_records(records, [spec.name for spec in plan.fields])
     digests = index.write(root / "index")
     return Manifest(
@@ -156,7 +162,8 @@ def finish(root: Path, plan: StorePlan) -> Manifest:
         fields=plan.fields,
         scenes=plan.scenes,
         shards=tuple(
-            Shard(f"shards/{shard_path(root, r['shard']).name}", r["size"], r["sha256"], len(r["frames"])) for r in records
+            Shard(f"shards/{shard_path(root, r['shard']).name}", r["size"], r["sha256"], len(r["frames"]))
+            for r in records
         ),
         index=digests,
         quarantined=tuple(q for r in records for q in r["quarantined"]),

@@ -24,7 +24,16 @@ TOKEN_PATTERN = re.compile(r"[0-9a-f]{32}")
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_]{0,47}")  # webdataset drops "_name"; a tar header holds 100 characters
 _DTYPE_PATTERN = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)")
 # What numpy's header parser lets escape beside its ValueError: header text is parsed as Python literals.
-_HEADER_ERRORS = (ValueError, SyntaxError, TypeError, LookupError, AttributeError, RecursionError, MemoryError, tokenize.TokenError)
+_HEADER_ERRORS = (
+    ValueError,
+    SyntaxError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+    tokenize.TokenError,
+)
 _ZSTD = Zstd(level=1)
 MAX_ARRAY_BYTES = 2**30  # 20 times the largest field today; a few kB of zstd can otherwise ask for any amount of memory
 
@@ -49,7 +58,9 @@ class FieldSpec:
         if self.ext not in EXTENSIONS:
             raise StoreError(f"field {self.name}: extension {self.ext!r} is unknown, expected one of {EXTENSIONS}")
         if self.ext.startswith("npy") and not _DTYPE_PATTERN.fullmatch(self.dtype):
-            raise StoreError(f"field {self.name}: dtype {self.dtype!r} is no plain number, expected one such as float32 or uint8")
+            raise StoreError(
+                f"field {self.name}: dtype {self.dtype!r} is no plain number, expected one such as float32 or uint8"
+            )
 
     @property
     def member(self) -> str:
@@ -96,14 +107,18 @@ class FieldSpec:
             try:
                 return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
             except ValueError as error:
-                raise StoreError(f"field {self.name}: a value is not finite ({error}); check the data it comes from") from None
+                raise StoreError(
+                    f"field {self.name}: a value is not finite ({error}); check the data it comes from"
+                ) from None
         try:
             self.check(value, f"field {self.name}")
         except CorruptError as error:
             raise StoreError(str(error)) from None
         raw = encode_npy(value)
         if len(raw) > MAX_ARRAY_BYTES:
-            raise StoreError(f"field {self.name}: {len(raw)} bytes, the format allows {MAX_ARRAY_BYTES}; store a smaller array")
+            raise StoreError(
+                f"field {self.name}: {len(raw)} bytes, the format allows {MAX_ARRAY_BYTES}; store a smaller array"
+            )
         return bytes(_ZSTD.encode(raw)) if self.ext == "npy.zstd" else raw
 
     def decode(self, data: bytes, where: str) -> Any:
@@ -171,7 +186,9 @@ def decode_npy(data: bytes | memoryview, where: str) -> np.ndarray:
     except _HEADER_ERRORS as error:
         raise CorruptError(f"{where}: not an npy array ({error}); run verify") from None
     if fortran or dtype.kind not in "biuf" or any(size < 0 for size in shape):
-        raise CorruptError(f"{where}: found npy dtype {dtype} order {'F' if fortran else 'C'}, expected numbers in C order")
+        raise CorruptError(
+            f"{where}: found npy dtype {dtype} order {'F' if fortran else 'C'}, expected numbers in C order"
+        )
     payload = len(data) - stream.tell()
     if math.prod(shape) * dtype.itemsize != payload:
         raise CorruptError(f"{where}: npy header claims shape {shape} {dtype}, but {payload} bytes follow; run verify")

@@ -100,18 +100,30 @@ class FrameIndex:
                 raise CorruptError(f"{path}: missing; the store is damaged, run the caching command again")
             size = path.stat().st_size
             if size != expected["size"] or file_sha256(path) != expected["sha256"]:
-                raise CorruptError(f"{path}: {size} bytes do not match the manifest's digest; run the caching command again")
+                raise CorruptError(
+                    f"{path}: {size} bytes do not match the manifest's digest; run the caching command again"
+                )
             column = _map_column(path) if size else np.zeros(0)
             if column.dtype != np.dtype(dtype) or column.ndim != rank:
-                raise CorruptError(f"{path}: found {column.dtype} of rank {column.ndim}, expected {dtype} of rank {rank}")
+                raise CorruptError(
+                    f"{path}: found {column.dtype} of rank {column.ndim}, expected {dtype} of rank {rank}"
+                )
             columns[name] = column
         shapes = {name: column.shape for name, column in columns.items()}
         rows, members = shapes["offset"]
-        widths = {"token": 16, "class_counts": len(DETECTION_CLASSES), "offset": members, "length": members, "crc32c": members}
+        widths = {
+            "token": 16,
+            "class_counts": len(DETECTION_CLASSES),
+            "offset": members,
+            "length": members,
+            "crc32c": members,
+        }
         for name, shape in shapes.items():
             expected_shape = (rows, widths[name]) if name in widths else (rows,)
             if shape != expected_shape:
-                raise CorruptError(f"{folder / name}.npy: shape {shape}, expected {expected_shape}; run the caching command again")
+                raise CorruptError(
+                    f"{folder / name}.npy: shape {shape}, expected {expected_shape}; run the caching command again"
+                )
         return cls(**columns)
 
 

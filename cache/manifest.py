@@ -101,7 +101,9 @@ class Manifest:
                     f"version {FORMAT_VERSION}; install the release that wrote it"
                 )
             if not is_sealed(values):
-                raise CorruptError(f"{path}: does not match its own digest, it was damaged or edited; run the caching command again")
+                raise CorruptError(
+                    f"{path}: does not match its own digest, it was damaged or edited; run the caching command again"
+                )
             if not isinstance(values["kind"], str) or values["kind"] not in KINDS:
                 raise CorruptError(f"{path}: kind {values['kind']!r}, expected one of {KINDS}")
             shards = tuple(
@@ -115,7 +117,10 @@ class Manifest:
                 fields=_fields(values["fields"], path),
                 scenes=tuple(Scene(**{key: str(value) for key, value in scene.items()}) for scene in values["scenes"]),
                 shards=shards,
-                index={name: {"size": int(row["size"]), "sha256": str(row["sha256"])} for name, row in values["index"].items()},
+                index={
+                    name: {"size": int(row["size"]), "sha256": str(row["sha256"])}
+                    for name, row in values["index"].items()
+                },
                 quarantined=tuple(dict(row) for row in values["quarantined"]),
                 digest=sha256(path.read_bytes()),
             )
@@ -137,5 +142,7 @@ def _safe_name(name: str, path: Path) -> str:
     """`name` where it is a plain file under shards/; names come from a file and are never trusted as paths."""
     parts = PurePosixPath(name).parts
     if len(parts) != 2 or parts[0] != "shards" or parts[1] in ("..", ".") or "\\" in name or "\0" in name:
-        raise CorruptError(f"{path}: shard name {name!r} is not of the form shards/NAME; the manifest is damaged or forged")
+        raise CorruptError(
+            f"{path}: shard name {name!r} is not of the form shards/NAME; the manifest is damaged or forged"
+        )
     return name

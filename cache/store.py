@@ -46,13 +46,19 @@ class Store:
         self._descriptors: dict[int, int] = {}
         self._lock = threading.Lock()
         if self.index.offset.shape[1] != len(self._fields):
-            raise CorruptError(f"{root}: the index has {self.index.offset.shape[1]} fields, the manifest {len(self._fields)}")
+            raise CorruptError(
+                f"{root}: the index has {self.index.offset.shape[1]} fields, the manifest {len(self._fields)}"
+            )
         frames = [shard.frames for shard in self.manifest.shards]
         known = not (self.index.shard >= len(frames)).any()
         if not known or np.bincount(self.index.shard, minlength=len(frames)).tolist() != frames:
-            raise CorruptError(f"{root}: the index and the shard table count frames differently; run the caching command again")
+            raise CorruptError(
+                f"{root}: the index and the shard table count frames differently; run the caching command again"
+            )
         if len(self._row) != len(self.tokens) or (self.index.scene >= len(self.manifest.scenes)).any():
-            raise CorruptError(f"{root}: the index holds a token twice or an unknown scene; run the caching command again")
+            raise CorruptError(
+                f"{root}: the index holds a token twice or an unknown scene; run the caching command again"
+            )
 
     def __len__(self) -> int:
         return len(self.index)
@@ -144,7 +150,9 @@ class Store:
         size = os.fstat(descriptor).st_size
         if size != expected:
             os.close(descriptor)
-            raise CorruptError(f"{path}: {size} bytes, expected {expected}; restore it or run the caching command again")
+            raise CorruptError(
+                f"{path}: {size} bytes, expected {expected}; restore it or run the caching command again"
+            )
         return descriptor
 
     def __getstate__(self) -> dict[str, Any]:
@@ -222,7 +230,9 @@ class TeacherStore(Store):
         """The BEV feature at the stored cells. CorruptError where index, values and weights do not fit each other."""
         index, values, weights = (self.read(row, name) for name in ("bev_index", "bev_values", "bev_weights"))
         height, width = self.grid.shape
-        ascending = not (np.diff(index) <= 0).any() and (not len(index) or (index[0] >= 0 and index[-1] < height * width))
+        ascending = not (np.diff(index) <= 0).any() and (
+            not len(index) or (index[0] >= 0 and index[-1] < height * width)
+        )
         if not ascending or not len(index) == len(values) == len(weights):
             raise CorruptError(
                 f"{self._where(row, 'bev_index')}: {len(index)} cells, {len(values)} values, {len(weights)} weights, or a cell "

@@ -60,7 +60,9 @@ class ShardWriter:
     def __enter__(self) -> Self:
         self._atomic = atomic_write(self.path)
         self._file = _HashingFile(self._atomic.__enter__())
-        self._tar = TarWriter(self._file, user="bevcask", group="bevcask", mode=0o444, mtime=0, compress=False, encoder=False)
+        self._tar = TarWriter(
+            self._file, user="bevcask", group="bevcask", mode=0o444, mtime=0, compress=False, encoder=False
+        )
         return self
 
     def write(self, token: str, values: Mapping[str, Any]) -> dict[str, MemberLocation]:
@@ -75,24 +77,34 @@ class ShardWriter:
             raise StoreError(f"frame {token} is written twice to {self.path}")
         unknown = sorted(set(values) - set(self._fields))
         if unknown:
-            raise StoreError(f"frame {token}: fields {unknown} are not declared, expected some of {sorted(self._fields)}")
-        members = {self._fields[name].member: (name, self._fields[name].encode(value)) for name, value in values.items()}
+            raise StoreError(
+                f"frame {token}: fields {unknown} are not declared, expected some of {sorted(self._fields)}"
+            )
+        members = {
+            self._fields[name].member: (name, self._fields[name].encode(value)) for name, value in values.items()
+        }
         empty = sorted(member for member, (_, data) in members.items() if not data)
         if empty:
             raise StoreError(f"frame {token}: {empty} would hold no bytes; leave fields out that a frame does not have")
         self._tokens.add(token)
         self._tar.write({"__key__": token, **{member: data for member, (_, data) in members.items()}})
         locations = {}
-        for member in sorted(members):  # TarWriter's own order; USTAR headers take exactly one block at these name lengths
+        for member in sorted(
+            members
+        ):  # TarWriter's own order; USTAR headers take exactly one block at these name lengths
             name, data = members[member]
             offset = self._position + BLOCK
             locations[name] = MemberLocation(offset, len(data), google_crc32c.value(data))
             self._position = offset + -(-len(data) // BLOCK) * BLOCK
         if self._position != self._tar.tarstream.offset:
-            raise StoreError(f"{self.path}: members do not lie where expected; this webdataset release writes another tar layout")
+            raise StoreError(
+                f"{self.path}: members do not lie where expected; this webdataset release writes another tar layout"
+            )
         return locations
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             try:
                 self._tar.close()
