@@ -17,7 +17,7 @@ FP16_MAX = 65504.0
 
 @dataclass(frozen=True)
 class Cells:
-    """index (K,) int32 flat cells row * W + col, ascending; values (K, C); weights (K, S) float32, one column a selector."""
+    """index (K,) int32 flat cells row * W + col, ascending; values (K, C); weights (K, S) float32, a column a selector."""
 
     index: np.ndarray
     values: np.ndarray
@@ -35,7 +35,8 @@ def gather_cells(bev: np.ndarray, weights: np.ndarray, dtype: str = "float16") -
     """
     if bev.shape[1:] != weights.shape[1:] or dtype not in ("float16", "float32"):
         raise StoreError(
-            f"cells: BEV feature {bev.shape}, weights {weights.shape}, dtype {dtype}; expected one grid and float16 or float32"
+            f"cells: BEV feature {bev.shape}, weights {weights.shape}, dtype {dtype}; "
+            "expected one grid and float16 or float32"
         )
     channels = bev.shape[0]
     flat_weights = weights.reshape(len(weights), -1).astype(np.float32)  # first, so that what rounds to 0 is not kept

@@ -78,8 +78,8 @@ def begin(root: Path, plan: StorePlan) -> list[int]:
         if existing != wanted:
             name, found, expected = first_difference(existing, wanted)
             raise FingerprintError(
-                f"{root}: was begun with {name} = {found}, this run asks for {expected}; use the same settings, another "
-                "store name, or remove that folder"
+                f"{root}: was begun with {name} = {found}, this run asks for {expected}; "
+                "use the same settings, another store name, or remove that folder"
             )
     elif (root / "manifest.json").exists():
         raise StoreError(
@@ -146,7 +146,8 @@ def finish(root: Path, plan: StorePlan) -> Manifest:
         quarantined = {row["token"] for row in record["quarantined"]}
         if [frame["token"] for frame in record["frames"]] != [token for token in tokens if token not in quarantined]:
             raise StoreError(
-                f"{record_path(root, shard)}: its frames are not the planned ones; delete it and run the same command again"
+                f"{record_path(root, shard)}: its frames are not the planned ones; "
+                "delete it and run the same command again"
             )
         records.append(record)
     if missing:

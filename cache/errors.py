@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class BevcaskError(Exception):
-    """Base of every error that is the input's or the environment's fault; the command line prints it without a traceback."""
+    """Base of every error that is the input's or the environment's fault; the command line prints it, no traceback."""
 
 
 class DataError(BevcaskError):

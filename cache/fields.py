@@ -1,7 +1,8 @@
 """Fields: the named arrays of a store, and how each becomes the bytes of a tar member and back.
 
 Four plain encodings, told by the member's extension: `jpg` (bytes as they are), `json`, `npy`, and `npy.zstd` (an npy
-compressed by numcodecs' Zstd). Decoding trusts nothing: dtype, shape and byte count are checked before an array is made.
+compressed by numcodecs' Zstd). Decoding trusts nothing: dtype, shape and byte count are checked before an array is
+made.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class FieldSpec:
     def __post_init__(self) -> None:
         if not NAME_PATTERN.fullmatch(self.name):
             raise StoreError(
-                f"field name {self.name!r} is not 1 to 48 lower-case letters, digits and underscores, the first no underscore; "
-                "rename it"
+                f"field name {self.name!r} is not 1 to 48 lower-case letters, digits and underscores, "
+                "the first no underscore; rename it"
             )
         if self.ext not in EXTENSIONS:
             raise StoreError(f"field {self.name}: extension {self.ext!r} is unknown, expected one of {EXTENSIONS}")
@@ -92,8 +93,8 @@ class FieldSpec:
         """Raises CorruptError where dtype, rank or a fixed size of `array` is not the declared one."""
         if array.dtype != np.dtype(self.dtype) or array.ndim != len(self.shape):
             raise CorruptError(
-                f"{where}: found {array.dtype} of rank {array.ndim}, expected {self.dtype} of shape {list(self.shape)}; "
-                "the store is damaged, run verify"
+                f"{where}: found {array.dtype} of rank {array.ndim}, expected {self.dtype} of shape "
+                f"{list(self.shape)}; the store is damaged, run verify"
             )
         for found, declared in zip(array.shape, self.shape, strict=True):
             if declared.isdecimal() and found != int(declared):
@@ -147,7 +148,8 @@ def _decompress(data: bytes, where: str) -> memoryview:
     size = _zstd_content_size(data)
     if size is None or not 0 < size <= MAX_ARRAY_BYTES:
         raise CorruptError(
-            f"{where}: zstd header claims {size if size is not None else 'no'} bytes, expected 1..{MAX_ARRAY_BYTES}; run verify"
+            f"{where}: zstd header claims {'no' if size is None else size} bytes, expected 1..{MAX_ARRAY_BYTES}; "
+            "run verify"
         )
     content = np.empty(size, np.uint8)
     try:

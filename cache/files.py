@@ -51,8 +51,8 @@ def no_space_as_error(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _NO_SPACE:
             raise OutOfSpaceError(
-                f"{path}: {os.strerror(error.errno)} while writing; free space (or choose another folder) and run the same "
-                "command again: what was committed is kept"
+                f"{path}: {os.strerror(error.errno)} while writing; free space (or choose another folder) and run the "
+                "same command again: what was committed is kept"
             ) from error
         raise
 

@@ -1,4 +1,7 @@
-"""The bird's-eye-view grid: ranges and cell size. Arrays on it are (C, H=y, W=x), row 0 at y_min, values at cell centres."""
+"""The bird's-eye-view grid: ranges and cell size.
+
+Arrays on it are (C, H=y, W=x), row 0 at y_min, values at cell centres.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class BevGrid:
     def __post_init__(self) -> None:
         for axis, low, high in (("x", self.x_min, self.x_max), ("y", self.y_min, self.y_max)):
             cells = (high - low) / self.cell_m if self.cell_m > 0 else 0.0
-            if not math.isfinite(cells) or cells < 1 or abs(cells - round(cells)) > 1e-6:
+            if not math.isfinite(cells) or round(cells) < 1 or abs(cells - round(cells)) > 1e-6:
                 raise ConfigError(
                     f"grid: {axis} range {low}..{high} m is not a whole, positive number of {self.cell_m} m cells; "
                     "choose a range that the cell size divides"

@@ -1,4 +1,6 @@
-"""The manifest: a store's commit point. `manifest.json` holds header, scenes, shard table and digests, nothing per frame.
+"""The manifest: a store's commit point.
+
+`manifest.json` holds header, scenes, shard table and digests, nothing per frame.
 
 A store without a manifest is not a store yet: readers refuse it, and the run that was writing it resumes.
 """

@@ -98,9 +98,9 @@ class Store:
         with self._opened(shard) as descriptor:
             data = os.pread(descriptor, length, offset) if self._inside(shard, offset, length) else b""
         if len(data) != length or google_crc32c.value(data) != int(self.index.crc32c[row, position]):
+            found = "checksum differs" if len(data) == length else f"{len(data)} of {length} bytes"
             raise CorruptError(
-                f"{self._where(row, spec.member)}: {len(data)} of {length} bytes, checksum "
-                f"{'differs' if len(data) == length else 'not reached'}; delete that shard and run the caching command again"
+                f"{self._where(row, spec.member)}: {found}; delete that shard and run the caching command again"
             )
         return data
 
@@ -206,7 +206,8 @@ def pack_depth(camera: np.ndarray, u: np.ndarray, v: np.ndarray, depth_m: np.nda
     packed = np.stack([camera, np.round(u * 32), np.round(v * 32), np.round(depth_m * 100)], axis=1)
     if not ((packed >= 0) & (packed < 2**16)).all() or (packed[:, 0] >= len(CAMERA_CHANNELS)).any():
         raise StoreError(
-            "depth labels: a value is not finite or beyond 6 cameras, 2047 pixels, 655 m; store images of at most 2047 pixels"
+            "depth labels: a value is not finite or beyond 6 cameras, 2047 pixels, 655 m; "
+            "store images of at most 2047 pixels"
         )
     return packed.astype(np.uint16)
 
@@ -235,8 +236,8 @@ class TeacherStore(Store):
         )
         if not ascending or not len(index) == len(values) == len(weights):
             raise CorruptError(
-                f"{self._where(row, 'bev_index')}: {len(index)} cells, {len(values)} values, {len(weights)} weights, or a cell "
-                f"outside {height} x {width}; cache the teacher again"
+                f"{self._where(row, 'bev_index')}: {len(index)} cells, {len(values)} values, {len(weights)} weights, "
+                f"or a cell outside {height} x {width}; cache the teacher again"
             )
         return Cells(index, values, weights)
 
@@ -254,7 +255,8 @@ def require_same_frames(frames: FrameStore, teacher: TeacherStore, rows: Sequenc
         found = teacher.manifest.identity.get(key)
         if found != expected:
             raise FingerprintError(
-                f"{teacher.root}: {key} = {found}, but {frames.root} has {expected}; cache the teacher again on these frames"
+                f"{teacher.root}: {key} = {found}, but {frames.root} has {expected}; "
+                "cache the teacher again on these frames"
             )
     missing = [frames.tokens[row] for row in rows if frames.tokens[row] not in teacher._row]
     if missing:

@@ -68,8 +68,8 @@ class ShardWriter:
     def write(self, token: str, values: Mapping[str, Any]) -> dict[str, MemberLocation]:
         """Appends one frame; `values` by field name. Returns where each field's bytes went.
 
-        Raises StoreError for a token that is not 32 hex digits or comes twice, a field the store does not declare, and a
-        member without bytes (a length of 0 means "not there" in the index).
+        Raises StoreError for a token that is not 32 hex digits or comes twice, a field the store does not declare, and
+        a member without bytes (a length of 0 means "not there" in the index).
         """
         if not TOKEN_PATTERN.fullmatch(token):
             raise StoreError(f"frame token {token!r} is not 32 lower-case hex digits")
@@ -108,7 +108,7 @@ class ShardWriter:
         if kind is None:
             try:
                 self._tar.close()
-            except BaseException as close_error:  # noqa: BLE001 (raised again below, once the partial file is gone)
+            except BaseException as close_error:  # raised again below, once the partial file is gone
                 kind, error, trace = type(close_error), close_error, close_error.__traceback__
         if error is not None:
             self._tar.tarstream.fileobj.closed = True  # else tarfile's stream writes to the closed file when collected
