@@ -137,7 +137,8 @@ def submission_boxes(token: str, boxes: GlobalBoxes) -> list[dict[str, object]]:
 def _require_sound(token: str, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> None:
     if not len(boxes) == len(scores) == len(labels):
         raise DataError(
-            f"detections of sample {token}: {len(boxes)} boxes, {len(scores)} scores, {len(labels)} labels; expected as many of each"
+            f"detections of sample {token}: {len(boxes)} boxes, {len(scores)} scores, {len(labels)} labels; "
+            "expected as many of each"
         )
     problems = (
         (~np.isfinite(boxes[:, :7]).all(axis=1), "a position, size or yaw that is not finite"),

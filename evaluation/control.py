@@ -21,9 +21,9 @@ def shuffled_over_frames(
 ) -> dict[str, Detections]:
     """Every frame gets the predictions of another one: a derangement, each prediction used once, fixed by the seed.
 
-    tokens: the frames' tokens. scene_of: token -> scene; where given, no frame gets a prediction of its own scene, in which half a second
-    later almost the same boxes are right. Raises DataError where there is no such exchange (one frame, or one scene
-    with more than half of all frames).
+    tokens: the frames' tokens. scene_of: token -> scene; where given, no frame gets a prediction of its own scene, in
+    which half a second later almost the same boxes are right. Raises DataError where there is no such exchange (one
+    frame, or one scene with more than half of all frames).
     """
     random = np.random.default_rng(seed)
     groups: dict[str, list[str]] = {}
@@ -35,6 +35,6 @@ def shuffled_over_frames(
             f"shuffling {len(tokens)} frames of {len(groups)} scenes: no exchange leaves every frame with another's "
             "predictions; use more frames or more scenes"
         )
-    # Groups stand in a random order, each in one piece; a turn by the longest one takes every frame out of its own group.
+    # Groups stand in random order, each in one piece; a turn by the longest takes every frame out of its own group.
     ordered = [token for group in groups.values() for token in group]
     return {token: detections[ordered[(i + shift) % len(ordered)]] for i, token in enumerate(ordered)}

@@ -1,8 +1,9 @@
 """The official nuScenes detection metric (detection_cvpr_2019) by the devkit's own code, fed from stored arrays.
 
 Takes frames, their ground truth and a model's detections; no raw data set. The devkit asks its tables four questions
-while filtering (sample, its LIDAR_TOP, that ego pose, the racks); a small stand-in answers them from the arrays, so that
-filters, matching, AP and TP errors are the devkit's lines unchanged. Cost: minutes for full val, a second for the demo.
+while filtering (sample, its LIDAR_TOP, that ego pose, the racks); a small stand-in answers them from the arrays, so
+that filters, matching, AP and TP errors are the devkit's lines unchanged. Cost: minutes for full val, seconds for the
+demo.
 """
 
 from __future__ import annotations
@@ -105,8 +106,8 @@ def evaluate(
 ) -> Metrics:
     """Scores detections (token -> canonical boxes, one entry per frame, empty ones too) against the ground truth.
 
-    keep_top: keep a sample's 500 best boxes instead of refusing more. Equal scores rank as the devkit ranks the exported
-    submission: by the order of `frames` and of the boxes. Raises DataError naming the sample that is wrong.
+    keep_top: keep a sample's 500 best boxes instead of refusing more. Equal scores rank as the devkit ranks the
+    exported submission: by the order of `frames` and of the boxes. Raises DataError naming the sample that is wrong.
     """
     return evaluate_submission(frames, truth, submission_results(frames, detections, keep_top=keep_top))
 

@@ -57,7 +57,7 @@ def submission_results(
 
 
 def limited(token: str, detections: Detections, *, keep_top: bool) -> Detections:
-    """At most 500 boxes: those of highest score in their old order (equal scores: the earlier one stays), or DataError."""
+    """At most 500 boxes: those of highest score in their old order (of equal ones the earlier), or DataError."""
     if len(detections) <= MAX_BOXES_PER_SAMPLE:
         return detections
     if not keep_top:
@@ -89,10 +89,10 @@ def export_submission(
 
 
 def load_submission(path: Path, tokens: Iterable[str] | None = None) -> Submission:
-    """Reads and checks a submission file, ours or another's. tokens: the sample tokens it must have, no more, no fewer.
+    """Reads and checks a submission file, ours or another's. tokens: the sample tokens it must have, no more, no less.
 
-    Raises StoreError where the file is missing or is not JSON, DataError naming sample, box, what was found and what was
-    expected.
+    Raises StoreError where the file is missing or is not JSON, DataError naming sample, box, what was found and what
+    was expected.
     """
     content = read_json(path, "a nuScenes submission (JSON)")
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
@@ -126,16 +126,16 @@ def require_same_tokens(what: str, found: Iterable[str], other: str, expected: S
     if missing or extra:
         parts = [_listed(missing, "missing"), _listed(extra, "extra")]
         raise DataError(
-            f"{what}: {len(found_set)} samples, but {other} has {len(expected_set)}: {'; '.join(p for p in parts if p)}; "
+            f"{what}: {len(found_set)} samples, but {other} has {len(expected_set)}: {'; '.join(filter(None, parts))}; "
             "every sample of the split must be there (its list may be empty), and no other"
         )
 
 
 def require_annotations(truth: Sequence[GroundTruth | None], what: str) -> list[GroundTruth]:
-    """The ground truth of all frames, or DataError where `what` (a split, a version) has none, as v1.0-test has none."""
+    """The ground truth of all frames, or DataError where `what` (a split, a version) has none, as v1.0-test."""
     if any(one is None for one in truth):
         raise DataError(
-            f"{what} has no annotations, so it cannot be scored here; write a submission with --export FILE and send that "
+            f"{what} has no annotations, so it can't be scored here; write a submission with --export FILE and send it "
             "to the nuScenes test server"
         )
     return [one for one in truth if one is not None]

@@ -82,8 +82,8 @@ def compare_on(root: Path, split: str, tmp_path: Path, seed: int) -> Metrics:
 
 @pytest.fixture(scope="module")
 def folder_with_racks(simulated_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The simulated tables with every third annotation turned into a large bicycle rack that stands over its neighbours,
-    cycles among them put inside, so that the filter of the racks has something to drop on both sides."""
+    """The simulated tables with every seventh object turned into a large bicycle rack and its neighbour into a bicycle
+    inside it, so that the filter of the racks has something to drop on both sides."""
     root = tmp_path_factory.mktemp("racks")
     shutil.copytree(simulated_root / VERSION, root / VERSION)
     for entry in simulated_root.iterdir():
@@ -171,7 +171,7 @@ def test_a_half_turn_of_every_box_shows_in_the_orientation_error_alone() -> None
         for token, d in right.items()
     }
     before, after = evaluate(frames, truth, right), evaluate(frames, truth, turned)
-    assert after.mAP == before.mAP and after.mASE == before.mASE
+    assert (after.mAP, after.mASE) == (before.mAP, before.mASE)
     assert after.tp_errors["car"]["orient_err"] > 3.0
     assert after.tp_errors["barrier"]["orient_err"] < 0.1
 
@@ -179,7 +179,7 @@ def test_a_half_turn_of_every_box_shows_in_the_orientation_error_alone() -> None
 def test_no_prediction_at_all_scores_zero_instead_of_failing() -> None:
     frames, truth, _ = made_up(7)
     metrics = evaluate(frames, truth, {frame.token: Detections.empty() for frame in frames})
-    assert metrics.mAP == 0.0 and metrics.NDS == 0.0 and metrics.detection_counts.given == 0
+    assert (metrics.mAP, metrics.NDS, metrics.detection_counts.given) == (0.0, 0.0, 0)
 
 
 def test_no_ground_truth_at_all_scores_zero_instead_of_failing() -> None:

@@ -1,4 +1,4 @@
-"""Small made-up inputs for the evaluation's tests: frames with tilted poses, ground truth, noisy predictions, pictures."""
+"""Small made-up inputs for the evaluation's tests: frames with tilted poses, ground truth, noisy predictions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def quaternion(axis: Sequence[float], angle: float) -> np.ndarray:
 
 
 def made_up_frame(random: np.random.Generator, number: int, scene: int = 0) -> Frame:
-    """A frame somewhere on a map, the car turned and tilted, the LiDAR mounted as on the real one (turned by -90 deg)."""
+    """A frame somewhere on a map, the car turned and tilted, the LiDAR mounted as on the real one (turned -90 deg)."""
     yaw, tilt = random.uniform(-np.pi, np.pi), random.uniform(-0.05, 0.05)
     axis = [tilt, random.uniform(-0.05, 0.05), 1.0]
     ego = Pose(np.array([*random.uniform(300, 1500, 2), 0.0]), quaternion(axis, yaw))

@@ -1,0 +1,163 @@
+"""Pictures a person would want to look at: a frame from above and through its six cameras, with masks and boxes.
+
+Takes canonical points and boxes, images and the frame's calibration; gives RGB arrays (H, W, 3) uint8. Drawn with
+matplotlib's Agg canvas on a dark ground, without pyplot's global state; about a second a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from cache.classes import DETECTION_CLASSES
+from cache.errors import DataError
+from cache.files import write_bytes
+from cache.frame import Frame
+from cache.grid import BevGrid
+from evaluation.bev_view import paint_bev
+from evaluation.camera_view import paint_cameras
+from evaluation.layers import DPI, GROUND, INK, SOFT, BoxLayer, detection_layer, layer_colour, truth_layer
+
+__all__ = [
+    "BoxLayer",
+    "decode_jpeg",
+    "detection_layer",
+    "draw_bev",
+    "draw_cameras",
+    "draw_frame",
+    "encode_jpeg",
+    "encode_png",
+    "truth_layer",
+    "write_png",
+]
+
+
+def decode_jpeg(data: bytes) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of JPEG or PNG bytes; DataError where they do not decode."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if image is None:
+        raise DataError(f"{len(data)} bytes do not decode as a JPEG or PNG image; restore the file they came from")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def draw_bev(
+    points: np.ndarray | None,
+    layers: Sequence[BoxLayer],
+    *,
+    grid: BevGrid | None = None,
+    mask: np.ndarray | None = None,
+    title: str = "",
+    size: int = 1000,
+) -> np.ndarray:
+    """(size, size, 3) uint8 RGB: the frame from above, the car's nose up, x to the right.
+
+    points (P, 3 or more) canonical, coloured by height; mask (H, W) 0..1 on `grid`, as a translucent overlay; layers
+    in drawing order. The view is the grid's range, or 51.2 m about the LiDAR. Raises DataError for a mask of another
+    shape.
+    """
+    figure, canvas = _figure(size, size)
+    paint_bev(figure.add_axes((0, 0, 1, 1)), points, layers, grid, mask, title)
+    return _rgb(canvas)
+
+
+def draw_cameras(
+    images: Sequence[np.ndarray], frame: Frame, layers: BoxLayer | Sequence[BoxLayer], *, width: int = 1680
+) -> np.ndarray:
+    """RGB mosaic of 2 x 3 images, `width` pixels wide, with the boxes' 3-D edges and their front faces filled.
+
+    images: six RGB arrays in CAMERA_CHANNELS order, of the sizes that the frame's calibration is for (any scale of it).
+    One layer is coloured by class, with class names; several by layer. Raises DataError where images do not fit.
+    """
+    layers = [layers] if isinstance(layers, BoxLayer) else list(layers)
+    heights = [round(width / 3 * camera.height / camera.width) for camera in frame.cameras]
+    figure, canvas = _figure(width, 2 * max(heights))
+    paint_cameras(figure, (0.0, 0.0, 1.0, 1.0), images, frame, layers)
+    return _rgb(canvas)
+
+
+def draw_frame(
+    points: np.ndarray | None,
+    images: Sequence[np.ndarray],
+    frame: Frame,
+    layers: Sequence[BoxLayer],
+    *,
+    grid: BevGrid | None = None,
+    mask: np.ndarray | None = None,
+    width: int = 1800,
+) -> np.ndarray:
+    """RGB picture of a whole frame: cameras above (the first layer's boxes), below the bird's-eye view (all layers) and
+    what is known of the frame. Arguments and errors as in `draw_bev` and `draw_cameras`."""
+    mosaic = round(2 * width / 3 * frame.cameras[0].height / frame.cameras[0].width)
+    below = round(0.62 * width)
+    height = mosaic + below
+    figure, canvas = _figure(width, height)
+    paint_cameras(figure, (0.0, below / height, 1.0, mosaic / height), images, frame, list(layers[:1]))
+    paint_bev(figure.add_axes((0, 0, below / width, below / height)), points, layers, grid, mask, "")
+    _write_facts(figure, below / width + 0.02, below / height - 0.04, points, frame, layers)
+    return _rgb(canvas)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """PNG bytes of an RGB array."""
+    return _encode(image, ".png", [cv2.IMWRITE_PNG_COMPRESSION, 6])
+
+
+def encode_jpeg(image: np.ndarray, quality: int = 88) -> bytes:
+    """JPEG bytes of an RGB array."""
+    return _encode(image, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, quality])
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """An RGB array as a PNG at `path`, atomically."""
+    write_bytes(path, encode_png(image))
+
+
+def _encode(image: np.ndarray, ext: str, options: list[int]) -> bytes:
+    done, data = cv2.imencode(ext, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    if not done:
+        raise DataError(f"an image of shape {image.shape} and dtype {image.dtype} does not encode as {ext}")
+    return data.tobytes()
+
+
+def _figure(width: int, height: int) -> tuple[Figure, FigureCanvasAgg]:
+    with matplotlib.rc_context({"font.family": "DejaVu Sans", "text.color": INK}):
+        figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=GROUND)
+        return figure, FigureCanvasAgg(figure)
+
+
+def _rgb(canvas: FigureCanvasAgg) -> np.ndarray:
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _write_facts(
+    figure: Figure, x: float, y: float, points: np.ndarray | None, frame: Frame, layers: Sequence[BoxLayer]
+) -> None:
+    lines = [
+        (frame.scene_name, 20, INK),
+        (f"{frame.split}, sample {frame.token}", 10, SOFT),
+        (
+            f"timestamp {frame.timestamp_us} us" + (f", {len(points):,} points" if points is not None else ""),
+            10,
+            SOFT,
+        ),
+    ]
+    for position, layer in enumerate(layers):
+        counts = np.bincount(np.asarray(layer.labels, np.int64), minlength=len(DETECTION_CLASSES))
+        lines += [("", 8, INK), (f"{layer.name}: {len(layer)} boxes", 13, layer_colour(layer.name, position))]
+        lines += [
+            (f"{count:4d}  {name.replace('_', ' ')}", 11, INK)
+            for name, count in zip(DETECTION_CLASSES, counts, strict=True)
+            if count
+        ]
+    height = figure.get_size_inches()[1] * 72
+    step = min(1.0, 0.92 * y / (sum(1.75 * size for _, size, _ in lines) / height))  # many layers: tighter lines
+    for text, size, colour in lines:
+        figure.text(x, y, text, fontsize=size * min(1.0, max(0.6, step)), color=colour, va="top", family="DejaVu Sans")
+        y -= 1.75 * size / height * step

@@ -1,0 +1,61 @@
+"""The report's style sheet: one column, wide tables that scroll, light and dark by the reader's own setting."""
+
+from __future__ import annotations
+
+STYLE = """
+:root { color-scheme: light dark; --ground: #ffffff; --panel: #f5f7fa; --ink: #1c2430; --soft: #5b6776; --line: #d7dde5;
+  --better: #14743a; --worse: #b3261e; --bar: #cfe3fb;
+  --c0: #b36b00; --c1: #c2185b; --c2: #0b6bcb; --c3: #2e7d32; --c4: #6a3fb5; --c5: #5b6776; }
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #10151c; --panel: #18202a; --ink: #e6edf3; --soft: #9aa7b5; --line: #2d3845;
+    --better: #6fd68c; --worse: #ff8a80; --bar: #21456b;
+    --c0: #ffb703; --c1: #ff5d8f; --c2: #3fa7ff; --c3: #7bea4f; --c4: #b388eb; --c5: #9aa7b5; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1180px; padding: 2rem 1.25rem 4rem; background: var(--ground); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; }
+header p { max-width: 75ch; color: var(--soft); margin: 0; }
+section p { max-width: 85ch; color: var(--soft); font-size: .92rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .45rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child { text-align: left; white-space: normal; min-width: 7.5em; }
+thead th { font-size: .85rem; color: var(--soft); font-weight: 600; }
+tbody th { font-weight: 500; }
+th small { display: block; color: var(--soft); font-weight: 400; }
+tr.difference th, tr.difference td { border-top: 2px solid var(--line); background: var(--panel); }
+td.better { color: var(--better); font-weight: 600; }
+td.worse { color: var(--worse); font-weight: 600; }
+td.same { color: var(--soft); }
+#classes { table-layout: fixed; min-width: 34em; }
+td.bar { background: linear-gradient(to right, var(--bar) var(--share), transparent var(--share)) no-repeat .3rem 50%;
+  background-size: calc(100% - 5rem) 60%; }
+table.facts { width: auto; }
+table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+details { margin: .5rem 0; }
+summary { cursor: pointer; color: var(--soft); }
+figure { margin: 0 0 1.5rem; }
+figure.frame { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
+figure.frame img { display: block; width: 100%; height: auto; }
+figure.frame img.bev { max-width: 760px; margin: 0 auto; }
+figure.frame figcaption { padding: .6rem .9rem; font-size: .9rem; color: var(--soft); overflow-wrap: anywhere; }
+figcaption b { color: var(--ink); margin-right: .5rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 1.25rem; }
+figure.chart { background: var(--panel); border: 1px solid var(--line); border-radius: 8px;
+  padding: .75rem; margin: 0; }
+svg { display: block; width: 100%; height: auto; }
+svg text { fill: var(--soft); font-size: 11px; }
+svg .grid { stroke: var(--line); stroke-width: 1; }
+svg polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
+polyline.c0 { stroke: var(--c0); } polyline.c1 { stroke: var(--c1); } polyline.c2 { stroke: var(--c2); }
+polyline.c3 { stroke: var(--c3); } polyline.c4 { stroke: var(--c4); } polyline.c5 { stroke: var(--c5); }
+.legend { display: inline-flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .85rem; color: var(--soft); }
+.legend i { display: inline-block; width: 1.1em; height: 3px; margin-right: .4em; vertical-align: middle; }
+i.c0 { background: var(--c0); } i.c1 { background: var(--c1); } i.c2 { background: var(--c2); }
+i.c3 { background: var(--c3); } i.c4 { background: var(--c4); } i.c5 { background: var(--c5); }
+pre { background: var(--panel); border: 1px solid var(--line); border-radius: 8px;
+  padding: .8rem 1rem; overflow-x: auto; }
+code { font: .88rem/1.5 ui-monospace, "SF Mono", "DejaVu Sans Mono", monospace; }
+@media print { body { max-width: none; } figure { break-inside: avoid; } }
+"""
