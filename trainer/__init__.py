@@ -1,0 +1,1 @@
+"""Training: streaming order and loader, distillation terms, the loop, checkpoints, predictions."""
