@@ -17,7 +17,7 @@ FP16_MAX = 65504.0
 
 @dataclass(frozen=True)
 class Cells:
-    """index (K,) int32 flat cells row * W + col, ascending; values (K, C); weights (K, S) float32, a column a selector."""
+    """index (K,) int32 flat cells row * W + col, rising; values (K, C); weights (K, S) float32, column is selector."""
 
     index: np.ndarray
     values: np.ndarray
