@@ -25,15 +25,15 @@ class BevBackboneConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> BevBackboneConfig:
-        lengths = {len(value) for value in (self.layers, self.strides, self.filters, self.upsample, self.upsample_filters)}
-        if len(lengths) != 1:
+        per_stage = (self.layers, self.strides, self.filters, self.upsample, self.upsample_filters)
+        if len({len(value) for value in per_stage}) != 1:
             raise ValueError("layers, strides, filters, upsample and upsample_filters need one entry per stage")
         scale, scales = 1, []
         for stride, up in zip(self.strides, self.upsample, strict=True):
             scale *= stride
             scales.append(scale / up)
         if len(set(scales)) != 1:
-            raise ValueError(f"the stages end at different strides {scales}; make total stride / upsample equal for all")
+            raise ValueError(f"the stages end at different strides {scales}; make stride / upsample equal for all")
         return self
 
     @property

@@ -1,7 +1,7 @@
-"""The bird's-eye-view encoder of camera models: residual stages at falling resolution and a neck that joins them again.
+"""The bird's-eye-view encoder of camera models: residual stages at falling resolution, and a neck that joins them.
 
-(B, C, H, W) -> (B, C', H, W). As BEVDepth's (ResNet-18-like stages with SECOND's neck), without a stem or pooling, since
-a splatted map is already small.
+(B, C, H, W) -> (B, C', H, W). As BEVDepth's (ResNet-18-like stages with SECOND's neck), without a stem or pooling,
+since a splatted map is already small.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from models.resnet import BasicBlock
 
 
 class BevEncoderConfig(Config):
-    """One entry per stage: residual blocks, stride, channels; every stage ends with `neck_channels` at full resolution."""
+    """One entry per stage: residual blocks, stride, channels; each ends with `neck_channels` at full resolution."""
 
     layers: tuple[int, ...] = (2, 2, 2)
     strides: tuple[int, ...] = (1, 2, 2)

@@ -37,7 +37,7 @@ class CenterPointPillarConfig(Config):
             deepest *= stride
         grid = self.pillars.grid()
         if grid.height % deepest or grid.width % deepest:
-            raise ValueError(f"{grid.height} x {grid.width} pillars do not divide by the backbone's total stride {deepest}")
+            raise ValueError(f"{grid.height} x {grid.width} pillars do not divide by the backbone's stride {deepest}")
         return self
 
 
@@ -59,7 +59,7 @@ class CenterPointPillar(nn.Module):
     def forward(self, batch: Batch) -> DetectorOutput:
         """Reads batch.points."""
         if batch.points is None:
-            raise DataError("the batch holds no points, which a LiDAR model reads; cache the frames with `cache-frames --points`")
+            raise DataError("the batch holds no points, which a LiDAR model reads; use `cache-frames --points`")
         canvas = self.encoder(batch.points)
         bev = self.backbone(canvas)
         return DetectorOutput(bev=bev, heads=self.head(bev))
@@ -72,4 +72,3 @@ class CenterPointPillar(nn.Module):
 
     def decode(self, output: DetectorOutput) -> list[Detections]:
         return self.head.decode(output.heads)
-

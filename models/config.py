@@ -1,4 +1,4 @@
-"""Strict configuration: frozen pydantic models whose errors are one line naming the key, what was found and what is allowed.
+"""Strict configuration: frozen pydantic models whose errors are one line: the key, what was found, what is allowed.
 
 Each part's config class stands beside the part; this file only has their base and the translation of errors.
 """

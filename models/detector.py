@@ -1,6 +1,6 @@
 """What every detector takes, gives and can be asked: `Batch` in, `DetectorOutput` out, and the `Detector` protocol.
 
-A trainer or a teacher pass knows detectors through this file only. Nothing here computes; the cost is that of the model.
+A trainer or a teacher pass knows detectors through this file only. Nothing here computes.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def total_of(parts: Mapping[str, LossPart]) -> dict[str, Tensor]:
 class Detector(Protocol):
     """A `torch.nn.Module` that finds boxes. The lower block is the part of nn.Module that callers use.
 
-    grid: of `DetectorOutput.bev` and of the head; bev_channels: C of that map; config: what `models.build` made it from.
+    grid: of `DetectorOutput.bev` and the head; bev_channels: C of that map; config: what `models.build` made it from.
     """
 
     grid: BevGrid

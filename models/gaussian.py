@@ -29,7 +29,7 @@ def gaussian_radius(l_cells: np.ndarray, w_cells: np.ndarray, min_overlap: float
 
 
 def centre_cells(boxes_lidar: np.ndarray, grid: BevGrid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row and column (N,) int64 of each box's centre cell, and which boxes (N,) bool count: centre finite and on the grid.
+    """Row and column (N,) int64 of each box's centre cell, and which boxes (N,) count: centre finite and on the grid.
 
     Cells are floors, so a centre just outside the lower border never slips into row or column 0.
     """
@@ -85,8 +85,8 @@ def foreground_mask(
     dilate widens each radius by so many cells: on cells of more than a metre the literal gaussian is little more than
     the centre cell. Boxes whose centre is NaN or off the grid are skipped; no box gives zeros.
     """
-    boxes = np.asarray(boxes_lidar).reshape(-1, np.shape(boxes_lidar)[-1] if np.ndim(boxes_lidar) == 2 else 9)
+    boxes = np.asarray(boxes_lidar)
+    if not len(boxes):
+        return np.zeros(grid.shape, np.float32)
     channels = np.zeros(len(boxes), np.int64)
-    return draw_gaussians(
-        boxes, channels, 1, grid, min_overlap=min_overlap, min_radius=min_radius, dilate=dilate
-    )[0]
+    return draw_gaussians(boxes, channels, 1, grid, min_overlap=min_overlap, min_radius=min_radius, dilate=dilate)[0]

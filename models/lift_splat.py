@@ -1,6 +1,6 @@
 """The camera detector: images -> ResNet -> FPN -> depth distribution x context -> splat -> BEV encoder -> centre head.
 
-Lift, splat, shoot (Philion and Fidler 2020) as BEVDet and BEVDepth use it, in the canonical frame, with plain torch only.
+Lift, splat, shoot (Philion and Fidler 2020) as BEVDet and BEVDepth use it, in the canonical frame, with plain torch.
 Presets: lift-splat-tiny (the demo's student) and lift-splat-r50 (256 x 704 input, BEVDepth-like).
 """
 
@@ -49,10 +49,10 @@ class LiftSplatConfig(Config):
         if self.image_size[0] % coarsest or self.image_size[1] % coarsest:
             raise ValueError(f"image_size {self.image_size} does not divide by the backbone's stride {coarsest}")
         if LEVELS.index(self.backbone.outputs[-1]) >= len(self.backbone.layers):
-            raise ValueError(f"backbone output {self.backbone.outputs[-1]} needs more than {len(self.backbone.layers)} stages")
+            raise ValueError(f"output {self.backbone.outputs[-1]} needs more than {len(self.backbone.layers)} stages")
         grid, total = self.bev.grid(), self.encoder.total_strides[-1]
         if grid.height % total or grid.width % total:
-            raise ValueError(f"{grid.height} x {grid.width} cells do not divide by the BEV encoder's total stride {total}")
+            raise ValueError(f"{grid.height} x {grid.width} cells do not divide by the encoder's stride {total}")
         return self
 
 
@@ -70,7 +70,8 @@ class DepthNet(nn.Module):
         )
         convs: list[nn.Module] = []
         for _ in range(layers):
-            convs += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+            convs += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)]
+            convs += [nn.ReLU(inplace=True)]
         self.convs = nn.Sequential(*convs)
         self.depth = nn.Conv2d(channels, bins, 1)
         self.context = nn.Conv2d(channels, context_channels, 1)
@@ -83,6 +84,10 @@ class DepthNet(nn.Module):
 
 class LiftSplat(nn.Module):
     """A `models.detector.Detector` over images."""
+
+    depth_edges: Tensor
+    depth_centres: Tensor
+    pixels: Tensor
 
     modality: Literal["lidar", "camera"] = "camera"
 
@@ -106,31 +111,32 @@ class LiftSplat(nn.Module):
 
     def forward(self, batch: Batch) -> DetectorOutput:
         """Reads batch.images, intrinsics and camera_to_lidar."""
-        if batch.images is None or batch.intrinsics is None or batch.camera_to_lidar is None:
+        k, to_lidar = batch.intrinsics, batch.camera_to_lidar
+        if batch.images is None or k is None or to_lidar is None:
             raise DataError("the batch holds no images with calibration, which a camera model reads")
-        size = (batch.images.shape[-1], batch.images.shape[-2])
-        if size != self.settings.image_size:
-            raise DataError(f"images of {size[0]} x {size[1]} pixels, the model expects {self.settings.image_size}; resize them")
+        found, wanted = (batch.images.shape[-1], batch.images.shape[-2]), self.settings.image_size
+        if found != wanted:
+            raise DataError(
+                f"images of {found[0]} x {found[1]} pixels, the model reads {wanted[0]} x {wanted[1]}; resize"
+            )
         images = batch.images.flatten(0, 1).contiguous(memory_format=torch.channels_last)  # (B * cameras, 3, h, w)
         features = self.fpn(self.backbone(images))
-        depth_logits, context = self.depth_net(features, self._camera_features(batch))
-        splatted = self._splat(depth_logits, context, batch)
+        depth_logits, context = self.depth_net(features, self._camera_features(k, to_lidar))
+        splatted = self._splat(depth_logits, context, k, to_lidar)
         bev = self.encoder(splatted)
         return DetectorOutput(bev=bev, heads=self.head(bev), depth_logits=depth_logits)
 
-    def _camera_features(self, batch: Batch) -> Tensor:
+    def _camera_features(self, intrinsics: Tensor, camera_to_lidar: Tensor) -> Tensor:
         """(B * cameras, CAMERA_FEATURES), of order one."""
-        assert batch.intrinsics is not None and batch.camera_to_lidar is not None
         width, height = self.settings.image_size
-        k, z_row = batch.intrinsics.flatten(0, 1).float(), batch.camera_to_lidar.flatten(0, 1)[:, 2].float()
+        k, z_row = intrinsics.flatten(0, 1).float(), camera_to_lidar.flatten(0, 1)[:, 2].float()
         lens = torch.stack([k[:, 0, 0] / width, k[:, 1, 1] / height, k[:, 0, 2] / width, k[:, 1, 2] / height], dim=1)
         return torch.cat([lens, z_row], dim=1)
 
-    def _splat(self, depth_logits: Tensor, context: Tensor, batch: Batch) -> Tensor:
+    def _splat(self, depth_logits: Tensor, context: Tensor, intrinsics: Tensor, camera_to_lidar: Tensor) -> Tensor:
         """(B, C, H, W) fp32, channels last in memory."""
-        assert batch.intrinsics is not None and batch.camera_to_lidar is not None
         cells = frustum_cells(
-            batch.intrinsics, batch.camera_to_lidar, self.pixels, self.depth_centres, self.grid, self.settings.z_range
+            intrinsics, camera_to_lidar, self.pixels, self.depth_centres, self.grid, self.settings.z_range
         )
         depth = depth_logits.float().softmax(dim=1).permute(0, 2, 3, 1).flatten(0, 2)  # (pixels, D)
         pixels = context.permute(0, 2, 3, 1).flatten(0, 2)  # (pixels, C)

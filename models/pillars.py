@@ -1,7 +1,7 @@
 """Points to a bird's-eye-view image: the dynamic pillar encoder of PointPillars, with no cap on points or pillars.
 
-Takes clouds (P, 5), gives a dense canvas (B, C, H, W) that is zero where no point fell. Points are sorted by pillar once,
-so every later gather walks memory in order; cost is linear in points (batch 8 x 60,000 points: about 0.15 s on 2 cores).
+Takes clouds (P, 5), gives a dense canvas (B, C, H, W) that is zero where no point fell. Points are sorted by pillar
+once, so every later gather walks memory in order; cost is linear in points.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class PillarEncoder(nn.Module):
 class _PillarMax(torch.autograd.Function):
     """Maximum over each pillar's points; features must be >= 0, as after a ReLU.
 
-    As `scatter_reduce("amax")`, whose backward pass takes 2 to 3 times as long on CPU because it counts and shares ties;
-    here every tied point gets the gradient, which differs for exact duplicates only (ties at 0 die in the ReLU).
+    As `scatter_reduce("amax")`, whose backward pass takes 2 to 3 times as long on CPU because it counts and shares
+    ties; here every tied point gets the gradient, which differs for equal points only (ties at 0 die in the ReLU).
     """
 
     @staticmethod

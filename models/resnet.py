@@ -1,6 +1,6 @@
-"""ResNet with torchvision's parameter names, so that its checkpoints (and mmdetection's, after their prefix) load as they are.
+"""ResNet with torchvision's parameter names, so that its checkpoints (and mmdetection's, after their prefix) load.
 
-Images (N, 3, h, w) -> the maps asked for, C2 (stride 4) to C5 (stride 32). Narrow and short ones come from the same code:
+Images (N, 3, h, w) -> the maps asked for, C2 (stride 4) to C5 (stride 32). Narrow, short ones come from the same code:
 `base_width` is the stem's channels (64 in the paper) and `layers` the blocks of each stage (a fourth may be left out).
 """
 

@@ -1,8 +1,8 @@
-"""Lift and splat: where every (pixel, depth bin) of the cameras lies on the BEV grid, and the sum of their features there.
+"""Lift and splat: where every (pixel, depth bin) of the cameras lies on the BEV grid, and the sum of features there.
 
-The lifted volume (pixels x bins x channels, 0.1 GB for a batch of 4 tiny frames) is never made: sorted by cell, the splat
-is a bag of weighted rows per cell, which `embedding_bag` sums directly. On one CPU core that is four times as fast, forward
-and backward, as `index_add_` over the volume, and equal to it to rounding. fp32 throughout.
+The lifted volume (pixels x bins x channels, 0.1 GB for a batch of 4 tiny frames) is never made: sorted by cell, the
+splat is a bag of weighted rows per cell, which `embedding_bag` sums directly. On one CPU core that is four times as
+fast, forward and backward, as `index_add_` over the volume, and equal to it to rounding. fp32 throughout.
 Source: Philion and Fidler 2020.
 """
 
@@ -16,7 +16,7 @@ from cache.grid import BevGrid
 
 
 def pixel_centres(size: tuple[int, int], stride: int, device: torch.device | str = "cpu") -> Tensor:
-    """(h' * w', 3) float32: u, v, 1 of the middle of every cell of a feature map (h', w') of that stride, row by row."""
+    """(h' * w', 3) float32: u, v, 1 of the middle of every cell of a feature map (h', w'), row by row."""
     v, u = torch.meshgrid(
         (torch.arange(size[0], device=device) + 0.5) * stride,
         (torch.arange(size[1], device=device) + 0.5) * stride,
@@ -33,10 +33,10 @@ def frustum_cells(
     grid: BevGrid,
     z_range: tuple[float, float],
 ) -> Tensor:
-    """The cell b * H * W + row * W + col (B, cameras, pixels, D) int64 of every lifted point, -1 where it is off the grid.
+    """The cell b * H * W + row * W + col (B, cameras, pixels, D) int64 of every lifted point, -1 off the grid.
 
-    intrinsics: (B, cameras, 3, 3); camera_to_lidar: (B, cameras, 4, 4); pixels: (pixels, 3) u, v, 1; depths: (D,) metres
-    along the optical axis. Cells are floors: truncation would fold the metre outside the border into the first cell.
+    intrinsics: (B, cameras, 3, 3); camera_to_lidar: (B, cameras, 4, 4); pixels: (pixels, 3) u, v, 1; depths: (D,) m
+    along the optical axis. Cells are floors: truncation would fold the strip outside the border into the first cell.
     """
     with torch.autocast(intrinsics.device.type, enabled=False):
         to_lidar = camera_to_lidar.float()

@@ -1,0 +1,163 @@
+"""Claims about presets, configs and weights files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cache.errors import BevcaskError, ConfigError, DataError
+from models.build import (
+    METADATA_KEY,
+    build_detector,
+    load_preset,
+    load_weights,
+    preset_names,
+    read_metadata,
+    resolve_config,
+    save_weights,
+)
+from tests.models.synthetic import CAMERA, LIDAR, synthetic_batch
+
+BOTH = pytest.mark.parametrize("config", [LIDAR, CAMERA], ids=["lidar", "camera"])
+
+
+def test_every_preset_builds_and_student_and_teacher_share_a_grid():
+    assert preset_names() == ["centerpoint-pillar-0.2", "centerpoint-pillar-tiny", "lift-splat-r50", "lift-splat-tiny"]
+    with torch.device("meta"):
+        models = {name: build_detector(load_preset(name)) for name in preset_names()}
+    assert models["lift-splat-tiny"].grid == models["centerpoint-pillar-tiny"].grid
+    assert models["lift-splat-r50"].grid == models["centerpoint-pillar-0.2"].grid
+
+
+def test_full_size_presets_have_the_published_shape():
+    with torch.device("meta"):
+        lidar = build_detector(load_preset("centerpoint-pillar-0.2"))
+        camera = build_detector(load_preset("lift-splat-r50"))
+    assert (lidar.bev_channels, str(lidar.grid)) == (384, "x -51.2..51.2, y -51.2..51.2, cell 0.8 m")
+    names = lidar.state_dict()
+    assert tuple(names["backbone.neck.deblocks.0.0.weight"].shape) == (128, 64, 2, 2)
+    assert tuple(names["backbone.neck.deblocks.2.0.weight"].shape) == (256, 128, 2, 2)
+    assert len(lidar.head.tasks) == 6
+    assert len(camera.head.tasks) == 6
+    resnet = sum(p.numel() for p in camera.backbone.parameters())
+    assert resnet == 23_508_032
+
+
+def test_the_demo_teacher_is_small_enough_to_ship(tmp_path):
+    save_weights(build_detector({"preset": "centerpoint-pillar-tiny"}), tmp_path / "teacher.safetensors")
+    assert (tmp_path / "teacher.safetensors").stat().st_size < 5_000_000
+
+
+def test_overrides_are_laid_over_a_preset_key_by_key():
+    config = resolve_config({"preset": "lift-splat-tiny", "depth": {"bins": 8}})
+    assert config["depth"]["bins"] == 8
+    assert config["depth"]["spacing"] == "log"
+    assert resolve_config(config) == config
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"preset": "centerpoint-pillar-tiny", "pilars": 1}, ["'pilars'", "allowed there", "pillars"]),
+        ({"preset": "lift-splat-tiny", "depth": {"bin": 1}}, ["'depth.bin'", "bins", "spacing"]),
+        ({"preset": "lift-splat-tiny", "head": {"tasks": [["car", "lorry"]]}}, ["head.tasks", "lorry"]),
+        ({"preset": "lift-splat-tiny", "depth": {"bins": "many"}}, ["depth.bins", "'many'"]),
+        ({"preset": "lift-splat-tiny", "image_size": [250, 96]}, ["250", "does not divide"]),
+        ({"preset": "lift-splat-tiny", "bev": {"cell_m": 0.7}}, ["cells"]),
+        ({"preset": "centerpoint-pillar-tiny", "pillars": {"cell_m": 5.12}}, ["divide"]),
+        ({"preset": "centerpoint-pillar-tiny", "backbone": {"strides": [1, 2]}}, ["one entry per stage"]),
+        ({"preset": "pointnet"}, ["pointnet", "lift-splat-tiny"]),
+        ({"kind": "lift-splat"}, ["image_size", "required"]),
+        ({}, ["kind", "preset"]),
+    ],
+)
+def test_a_bad_config_is_one_line_that_names_the_key_and_what_is_allowed(config, words):
+    with pytest.raises(ConfigError) as caught:
+        build_detector(config)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@BOTH
+def test_weights_rebuild_the_model_bit_for_bit(tmp_path, config):
+    torch.manual_seed(1)
+    model, batch = build_detector(config), synthetic_batch()
+    model.train()
+    model(batch)  # moves the running statistics away from their start
+    path = tmp_path / "model.safetensors"
+    save_weights(model, path, {"recipe_sha256": "abc"})
+    loaded = load_weights(path)
+    assert loaded.config == model.config
+    assert not loaded.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    with torch.no_grad():
+        assert torch.equal(model.eval()(batch).bev, loaded(batch).bev)
+    metadata = read_metadata(path)
+    assert metadata["recipe_sha256"] == "abc"
+    assert json.loads(metadata["classes"])[0] == "car"
+    assert "gravity centre" in metadata["box_convention"]
+
+
+def test_equal_models_give_equal_files(tmp_path):
+    model = build_detector(LIDAR)
+    for name in ("a", "b"):
+        save_weights(model, tmp_path / name, {"z": "1", "y": "2", "x": "3"})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def changed(path, change, **metadata):
+    """The file at `path` again, with its tensors passed through `change` and its metadata updated."""
+    tensors, meta = load_file(path), read_metadata(path)
+    change(tensors)
+    save_file(tensors, path, {METADATA_KEY: json.dumps({**meta, **metadata})})
+
+
+def test_a_file_that_does_not_fit_is_refused_with_the_tensor_and_both_shapes(tmp_path):
+    path = tmp_path / "model.safetensors"
+    name = "encoder.linear.weight"
+    changes = {
+        r"encoder.linear.weight has shape \(3, 3\), the model has \(16, 10\)": lambda t: t.update(
+            {name: torch.zeros(3, 3)}
+        ),
+        r"encoder.linear.weight \(16, 10\) is missing": lambda t: t.pop(name),
+        r"encoder.more has shape \(2,\), and the model has no such": lambda t: t.update(
+            {"encoder.more": torch.zeros(2)}
+        ),
+    }
+    for message, change in changes.items():
+        save_weights(build_detector(LIDAR), path)
+        changed(path, change)
+        with pytest.raises(DataError, match=message):
+            load_weights(path)
+
+
+def test_foreign_or_broken_files_are_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(BevcaskError, match="not readable"):
+        load_weights(path)
+    path.write_bytes(b"\x80\x04pickle")
+    with pytest.raises(BevcaskError, match="not readable"):
+        load_weights(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(BevcaskError, match="lacks"):
+        load_weights(path)
+    save_weights(build_detector(LIDAR), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BevcaskError, match="not readable"):
+        load_weights(path)
+    path.write_bytes(whole)
+    changed(path, lambda t: None, classes='["lorry"]')
+    with pytest.raises(BevcaskError, match="classes"):
+        load_weights(path)
+
+
+def test_reserved_metadata_names_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="config"):
+        save_weights(build_detector(LIDAR), tmp_path / "x", {"config": "mine"})
+    assert not (tmp_path / "x").exists()
