@@ -24,8 +24,8 @@ class LossCurve:
 
     name: str
     panel: str
-    steps: Sequence[float]
-    values: Sequence[float]
+    steps: Sequence[float] | np.ndarray
+    values: Sequence[float] | np.ndarray
 
 
 def thinned(steps: np.ndarray, values: np.ndarray, points: int = _POINTS) -> tuple[np.ndarray, np.ndarray]:

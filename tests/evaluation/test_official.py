@@ -167,7 +167,7 @@ def test_a_half_turn_of_every_box_shows_in_the_orientation_error_alone() -> None
     frames, truth, _ = made_up(6)
     right = perfect(frames, truth)
     turned = {
-        token: Detections(d.boxes_lidar + np.float32([0] * 6 + [np.pi] + [0] * 2), d.scores, d.labels)
+        token: Detections(d.boxes_lidar + np.array([0] * 6 + [np.pi] + [0] * 2, np.float32), d.scores, d.labels)
         for token, d in right.items()
     }
     before, after = evaluate(frames, truth, right), evaluate(frames, truth, turned)
