@@ -44,7 +44,7 @@ def test_corners_are_the_devkits_corners() -> None:
 
 @needs_real_data
 def test_boxes_on_the_real_keyframe_land_where_the_devkit_draws_them() -> None:
-    """Through the camera's own pose at its own time. Nine numbers keep no tilt, which moves corners by up to 3 % of a size."""
+    """Through the pose at the camera's own time. Nine numbers keep no tilt: corners move by up to 3 % of a size."""
     nusc = NuScenes("v1.0-mini", str(REAL_ROOT), verbose=False)
     record = open_tables(REAL_ROOT, "v1.0-mini", None, 0).records[0][0]
     assert record.truth is not None
