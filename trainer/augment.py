@@ -1,0 +1,161 @@
+"""Augmentation as data: every parameter of a frame is a pure function of (seed, epoch, position in the epoch's list).
+
+A BEV augmentation is one 4x4 matrix A, canonical -> augmented, and boxes, velocities, headings, points and cameras move
+by it exactly. An image augmentation is a resize, a crop and a flip whose 2x3 matrix goes into the intrinsics, and a
+jitter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from models.config import Config
+
+_AUGMENT = 2  # keeps this stream apart from that of `trainer.order`
+
+
+class BevAugmentConfig(Config):
+    """flip_x, flip_y: probability of mirroring that axis; rotation_deg: drawn from +- this; scale: drawn from a range.
+
+    BEVDepth's values: 0.5, 0.5, 22.5, [0.95, 1.05].
+    """
+
+    flip_x: float = Field(default=0.0, ge=0, le=1)
+    flip_y: float = Field(default=0.0, ge=0, le=1)
+    rotation_deg: float = Field(default=0.0, ge=0, le=180)
+    scale: tuple[float, float] = (1.0, 1.0)
+
+    @field_validator("scale")
+    @classmethod
+    def _rising(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        return _positive_range(scale)
+
+
+class ImageAugmentConfig(Config):
+    """resize: range of a factor on the test-time resize (BEVDepth: [0.88, 1.25]); crop_x: whether the crop's horizontal
+    place is drawn, else it is centred; flip: probability; brightness, contrast: factors drawn from 1 +- this.
+    """
+
+    resize: tuple[float, float] = (1.0, 1.0)
+    crop_x: bool = False
+    flip: float = Field(default=0.0, ge=0, le=1)
+    brightness: float = Field(default=0.0, ge=0, lt=1)
+    contrast: float = Field(default=0.0, ge=0, lt=1)
+
+    @field_validator("resize")
+    @classmethod
+    def _rising(cls, resize: tuple[float, float]) -> tuple[float, float]:
+        return _positive_range(resize)
+
+
+def _positive_range(values: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < values[0] <= values[1]:
+        raise ValueError(f"expected [low, high] with 0 < low <= high, found {list(values)}")
+    return values
+
+
+@dataclass(frozen=True)
+class BevAugment:
+    """Turn by rotation_rad about z, scale, then mirror: x' = -x for flip_x, y' = -y for flip_y (BEVDepth's order)."""
+
+    rotation_rad: float = 0.0
+    scale: float = 1.0
+    flip_x: bool = False
+    flip_y: bool = False
+
+    def matrix(self) -> np.ndarray:
+        """A (4, 4) float64, canonical -> augmented; the identity is exact."""
+        c, s = np.cos(self.rotation_rad) * self.scale, np.sin(self.rotation_rad) * self.scale
+        out = np.diag([1.0, 1.0, self.scale, 1.0])
+        out[:2, :2] = [[c, -s], [s, c]]
+        if self.flip_x:
+            out[0] *= -1
+        if self.flip_y:
+            out[1] *= -1
+        return out
+
+
+@dataclass(frozen=True)
+class ImageAugment:
+    """One camera. resize: relative to the test-time factor; crop_x: 0 (left) .. 1 (right); the others as they say."""
+
+    resize: float = 1.0
+    crop_x: float = 0.5
+    flip: bool = False
+    brightness: float = 1.0
+    contrast: float = 1.0
+
+
+@dataclass(frozen=True)
+class FrameAugment:
+    """All of one frame: its bird's-eye view, and one entry per camera in CAMERA_CHANNELS order."""
+
+    bev: BevAugment
+    images: tuple[ImageAugment, ...]
+
+
+def no_augment(cameras: int) -> FrameAugment:
+    """Test-time geometry: nothing moved, images resized to fit, crop centred and keeping the bottom."""
+    return FrameAugment(BevAugment(), (ImageAugment(),) * cameras)
+
+
+def frame_augment(
+    bev: BevAugmentConfig, image: ImageAugmentConfig, cameras: int, seed: int, epoch: int, position: int
+) -> FrameAugment:
+    """The parameters of the entry at `position` of an epoch's list. Pure.
+
+    Every number is drawn whether its option is on or not, so that turning one option off leaves the others as they
+    were.
+    """
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((_AUGMENT, seed, epoch, position))))
+    b = generator.random(4)
+    per_camera = generator.random((cameras, 5))
+    return FrameAugment(
+        BevAugment(
+            rotation_rad=float(np.deg2rad(bev.rotation_deg) * (2 * b[0] - 1)),
+            scale=_between(bev.scale, b[1]),
+            flip_x=bool(b[2] < bev.flip_x),
+            flip_y=bool(b[3] < bev.flip_y),
+        ),
+        tuple(
+            ImageAugment(
+                resize=_between(image.resize, u[0]),
+                crop_x=float(u[1]) if image.crop_x else 0.5,
+                flip=bool(u[2] < image.flip),
+                brightness=float(1 + image.brightness * (2 * u[3] - 1)),
+                contrast=float(1 + image.contrast * (2 * u[4] - 1)),
+            )
+            for u in per_camera
+        ),
+    )
+
+
+def _between(limits: tuple[float, float], u: float) -> float:
+    return float(limits[0] + (limits[1] - limits[0]) * u)
+
+
+def move_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Boxes (N, 9) x, y, z, l, w, h, yaw, vx, vy under A (4, 4); a new float32 array, NaN velocities stay NaN.
+
+    Sizes grow by A's scale, headings and velocities turn and mirror with A, velocities scale as positions do.
+    """
+    out = np.array(boxes, np.float64).reshape(-1, 9)
+    linear = matrix[:2, :2]
+    heading = np.stack([np.cos(out[:, 6]), np.sin(out[:, 6])], axis=1) @ linear.T
+    out[:, :3] = out[:, :3] @ matrix[:3, :3].T + matrix[:3, 3]
+    out[:, 3:6] *= matrix[2, 2]
+    if not np.array_equal(linear, np.eye(2)):  # keeps the yaw's very bits where nothing turns
+        out[:, 6] = np.arctan2(heading[:, 1], heading[:, 0])
+    out[:, 7:9] = out[:, 7:9] @ linear.T
+    return out.astype(np.float32)
+
+
+def move_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Points (P, 5) x, y, z, intensity, dt_s under A (4, 4); a new float32 array."""
+    out = np.array(points, np.float32)
+    if not np.array_equal(matrix, np.eye(4)):
+        out[:, :3] = out[:, :3] @ matrix[:3, :3].T.astype(np.float32) + matrix[:3, 3].astype(np.float32)
+    return out

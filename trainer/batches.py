@@ -1,0 +1,221 @@
+"""Rows of the stores and their augmentations -> what a detector and the terms read: `Batch` and `TeacherCells`.
+
+Only the fields that the model's modality and the terms need are read. Cost for 4 frames on one core: images of 400 x
+225 about 30 ms, clouds of 60,000 points about 15 ms, teacher cells under 1 ms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache.errors import BevcaskError, StoreError
+from cache.frame import CAMERA_CHANNELS, Frame
+from cache.store import FrameStore, TeacherStore
+from models.detector import Batch, Detector
+from trainer.augment import FrameAugment, move_boxes, move_points
+from trainer.pictures import draw_picture, normalisation, picture_geometry
+
+CAMERAS = len(CAMERA_CHANNELS)
+
+
+@dataclass(frozen=True)
+class TeacherCells:
+    """The stored cells of B frames, one after another, in the canonical frame (no augmentation applied).
+
+    index (K,) int64: row * W + col on the teacher's grid; values (K, C) as stored; weights (K, S) float32, one column
+    per name in `selectors`; offsets (B + 1,) int64: frame b holds cells offsets[b] .. offsets[b + 1].
+    """
+
+    index: Tensor
+    values: Tensor
+    weights: Tensor
+    offsets: Tensor
+    selectors: tuple[str, ...]
+
+    def samples(self) -> Tensor:
+        """(K,) int64: which frame of the batch each cell belongs to."""
+        counts = self.offsets.diff()
+        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+
+    def to(self, device: torch.device | str) -> TeacherCells:
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("index", "values", "weights", "offsets")
+        }
+        return dataclasses.replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What is read: points or images of `image_size` (width, height), depth labels, annotations, teacher cells."""
+
+    points: bool = False
+    image_size: tuple[int, int] | None = None
+    depth: bool = False
+    labels: bool = False
+    cells: bool = False
+
+
+def model_needs(model: Detector) -> Needs:
+    """What the forward pass of `model` reads."""
+    if model.modality == "lidar":
+        return Needs(points=True)
+    width, height = model.config["image_size"]
+    return Needs(image_size=(int(width), int(height)))
+
+
+class BatchBuilder:
+    """Builds batches from a frame store and, where `needs.cells`, a teacher store. Safe to share between threads."""
+
+    def __init__(self, frames: FrameStore, needs: Needs, teacher: TeacherStore | None = None) -> None:
+        self.frames, self.needs, self.teacher = frames, needs, teacher
+
+    def require(self, rows: Sequence[int]) -> None:
+        """Raises StoreError, naming the first frame and the remedy, where one of `rows` lacks a needed field."""
+        remedies = []
+        if self.needs.points:
+            remedies.append(("points", "LiDAR models read clouds: cache the frames with `cache-frames --points`"))
+        if self.needs.image_size:
+            remedies += [
+                (c.lower(), "camera models read all six images: cache the frames again") for c in CAMERA_CHANNELS
+            ]
+        if self.needs.depth:
+            remedies.append(("depth", "set [data] depth = false in the recipe, or cache the frames again"))
+        if self.needs.labels:
+            remedies.append(("gt_lidar", "training reads annotations: choose a split that has them"))
+        for field, remedy in remedies:
+            for row in rows:
+                if not self.frames.has(row, field):
+                    raise StoreError(f"{self.frames.root}: frame {self.frames.tokens[row]} has no {field}; {remedy}")
+
+    def build(
+        self, rows: Sequence[int], augments: Sequence[FrameAugment], teacher_rows: Sequence[int] = ()
+    ) -> tuple[Batch, TeacherCells | None]:
+        """The batch of these rows, one augmentation each; teacher_rows: the same frames in the teacher store."""
+        needs, parts = self.needs, _Parts()
+        matrices = [augment.bev.matrix() for augment in augments]
+        for sample, (row, augment, matrix) in enumerate(zip(rows, augments, matrices, strict=True)):
+            token = self.frames.tokens[row]
+            try:
+                if needs.points:
+                    parts.points.append(torch.from_numpy(move_points(self.frames.points(row), matrix)))
+                if needs.image_size is not None:
+                    self._add_images(parts, row, sample, len(rows), augment, matrix, needs.image_size)
+                if needs.labels:
+                    self._add_boxes(parts, row, matrix)
+            except BevcaskError:
+                raise  # names frame and remedy
+            except Exception as error:
+                error.add_note(f"while building frame {token} of {self.frames.root}")
+                raise
+        batch = Batch(
+            points=parts.points if needs.points else None,
+            **(parts.image_tensors(augments) if needs.image_size is not None else {}),
+            boxes=parts.boxes,
+            labels=parts.labels,
+            depth_points=torch.from_numpy(np.concatenate(parts.depth)) if needs.depth and parts.depth else None,
+            tokens=[self.frames.tokens[row] for row in rows],
+            bev_augmentation=torch.from_numpy(np.stack(matrices)),
+        )
+        return batch, self._cells(teacher_rows) if needs.cells else None
+
+    def _add_images(
+        self,
+        parts: _Parts,
+        row: int,
+        sample: int,
+        batch: int,
+        augment: FrameAugment,
+        matrix: np.ndarray,
+        size: tuple[int, int],
+    ) -> None:
+        frame = self.frames.frame(row)
+        if parts.images is None:
+            parts.images = np.empty((batch, CAMERAS, size[1], size[0], 3), np.uint8)
+        affines = np.zeros((CAMERAS, 2, 3))
+        for i, (camera, image) in enumerate(zip(_in_order(frame), augment.images, strict=True)):
+            geometry = picture_geometry((camera.width, camera.height), size, image)
+            where = f"{self.frames.root}: frame {frame.token} {camera.channel}"
+            draw_picture(self.frames.image(row, camera.channel), geometry, parts.images[sample, i], where)
+            affines[i] = geometry.affine()
+            parts.intrinsics.append(np.vstack([affines[i], [0, 0, 1]]) @ camera.intrinsic)
+            parts.camera_to_lidar.append(matrix @ np.linalg.inv(camera.lidar_to_camera))
+        if self.needs.depth:
+            parts.depth.append(move_depth(self.frames.depth(row), affines, size, sample))
+
+    def _add_boxes(self, parts: _Parts, row: int, matrix: np.ndarray) -> None:
+        """Boxes without a LiDAR or radar return are left out, as the released detectors do: nothing shows where they
+        are.
+        """
+        ids = self.frames.read(row, "gt_ids")
+        seen = ids[:, 2] + ids[:, 3] > 0
+        parts.boxes.append(torch.from_numpy(move_boxes(self.frames.boxes_lidar(row)[seen], matrix)))
+        parts.labels.append(torch.from_numpy(ids[seen, 0].astype(np.int64)))
+
+    def _cells(self, rows: Sequence[int]) -> TeacherCells:
+        assert self.teacher is not None
+        cells = [self.teacher.cells(row) for row in rows]
+        offsets = np.cumsum([0, *(len(c) for c in cells)])
+        return TeacherCells(
+            torch.from_numpy(np.concatenate([c.index for c in cells]).astype(np.int64)),
+            torch.from_numpy(np.concatenate([c.values for c in cells])),
+            torch.from_numpy(np.concatenate([c.weights for c in cells])),
+            torch.from_numpy(offsets),
+            tuple(self.teacher.selectors),
+        )
+
+
+class _Parts:
+    """What the frames of a batch have given so far."""
+
+    def __init__(self) -> None:
+        self.points: list[Tensor] = []
+        self.images: np.ndarray | None = None
+        self.intrinsics: list[np.ndarray] = []
+        self.camera_to_lidar: list[np.ndarray] = []
+        self.depth: list[np.ndarray] = []
+        self.boxes: list[Tensor] = []
+        self.labels: list[Tensor] = []
+
+    def image_tensors(self, augments: Sequence[FrameAugment]) -> dict[str, Any]:
+        assert self.images is not None
+        gain, offset = normalisation([image for augment in augments for image in augment.images])
+        shape = (len(augments), CAMERAS, 1, 1, 3)
+        images = torch.from_numpy(self.images).float()
+        images.mul_(torch.from_numpy(gain).view(shape)).add_(torch.from_numpy(offset).view(shape))
+        return {
+            # channels last in memory, as the models want them: no copy later
+            "images": images.permute(0, 1, 4, 2, 3),  # (B, cameras, 3, h, w)
+            "intrinsics": torch.from_numpy(np.stack(self.intrinsics).astype(np.float32)).view(-1, CAMERAS, 3, 3),
+            "camera_to_lidar": torch.from_numpy(np.stack(self.camera_to_lidar).astype(np.float32)).view(
+                -1, CAMERAS, 4, 4
+            ),
+        }
+
+
+def _in_order(frame: Frame) -> list[Any]:
+    """The frame's cameras in CAMERA_CHANNELS order."""
+    by_channel = {camera.channel: camera for camera in frame.cameras}
+    missing = [channel for channel in CAMERA_CHANNELS if channel not in by_channel]
+    if missing:
+        raise StoreError(f"frame {frame.token} has no calibration of {', '.join(missing)}; cache the frames again")
+    return [by_channel[channel] for channel in CAMERA_CHANNELS]
+
+
+def move_depth(depth: np.ndarray, affines: np.ndarray, size: tuple[int, int], sample: int) -> np.ndarray:
+    """Depth labels (K, 4) camera, u, v, depth_m of the stored images -> (K', 4) float32 image index, u, v, depth_m of
+    the input images; those that left the image are dropped. Depth along the optical axis is not changed by resize and
+    crop."""
+    camera = depth[:, 0].astype(np.int64)
+    affine = affines.astype(np.float32)[camera]  # (K, 2, 3), diagonal: there is no image rotation
+    u = affine[:, 0, 0] * depth[:, 1] + affine[:, 0, 2]
+    v = affine[:, 1, 1] * depth[:, 2] + affine[:, 1, 2]
+    inside = (u >= 0) & (u < size[0]) & (v >= 0) & (v < size[1])
+    return np.stack([sample * len(affines) + camera, u, v, depth[:, 3]], axis=1)[inside].astype(np.float32)

@@ -1,0 +1,128 @@
+"""Checkpoints: everything a run needs to go on exactly, in one safetensors file that is replaced atomically. No pickle.
+
+Tensors are named model.*, terms.*, average.*, optimiser.<parameter>.<state>; the JSON state (step, digests) is in the
+file's metadata. 3 or 4 times the size of the weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from cache.commit import first_difference
+from cache.errors import CorruptError, FingerprintError
+from cache.files import write_bytes
+from trainer.optimiser import Average
+
+FORMAT = "bevcask-checkpoint-1"
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that changes in a run."""
+
+    model: nn.Module
+    terms: nn.ModuleDict
+    optimiser: torch.optim.Optimizer
+    average: Average | None
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return {
+            **{f"model.{name}": parameter for name, parameter in self.model.named_parameters()},
+            **{f"terms.{name}": parameter for name, parameter in self.terms.named_parameters()},
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state by name."""
+        out = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        out.update({f"terms.{name}": tensor for name, tensor in self.terms.state_dict().items()})
+        if self.average is not None:
+            out.update({f"average.{name}": tensor for name, tensor in self.average.tensors.items()})
+        for name, parameter in self.named_parameters().items():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                out[f"optimiser.{name}.{key}"] = value
+        return out
+
+
+def save_checkpoint(path: Path, training: Training, state: Mapping[str, Any]) -> None:
+    """Writes the checkpoint; the old one stays until the new one is whole."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in training.tensors().items()}
+    write_bytes(path, save_tensors(tensors, {"format": FORMAT, "state": json.dumps(state, sort_keys=True)}))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The JSON state of a checkpoint. CorruptError where the file is not one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"format {metadata.get('format')!r}, expected {FORMAT!r}")
+        return dict(json.loads(metadata["state"]))
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise CorruptError(
+            f"{path}: not a readable checkpoint ({error}); remove the run folder and train again"
+        ) from None
+
+
+def require_same_run(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """FingerprintError naming the first value of recipe or stores that differs, with both values."""
+    for part in sorted(expected):
+        if found.get(part) != expected[part]:
+            name, was, now = first_difference(found.get(part), expected[part], part)
+            raise FingerprintError(
+                f"{path}: the run was begun with {name} = {was}, this call has {now}; resume with the same recipe and "
+                "stores, "
+                "or choose another run folder"
+            )
+
+
+def restore(path: Path, training: Training) -> None:
+    """Loads a checkpoint into `training`, every tensor of it. CorruptError where names or shapes are not those
+    expected.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise CorruptError(
+            f"{path}: not a readable checkpoint ({error}); remove the run folder and train again"
+        ) from None
+    _copy_into(path, "model.", training.model.state_dict(), tensors)
+    _copy_into(path, "terms.", training.terms.state_dict(), tensors)
+    if training.average is not None:
+        _copy_into(path, "average.", training.average.tensors, tensors)
+    training.optimiser.state.clear()
+    for name, parameter in training.named_parameters().items():
+        prefix = f"optimiser.{name}."
+        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        for key, value in state.items():
+            if value.ndim and value.shape != parameter.shape:
+                raise CorruptError(
+                    f"{path}: {prefix}{key} has shape {tuple(value.shape)}, expected {tuple(parameter.shape)}"
+                )
+        if state:
+            # as torch keeps it: moments in the parameter's own memory layout, the step count beside them
+            training.optimiser.state[parameter] = {
+                key: torch.empty_like(parameter).copy_(value) if value.ndim else value.to(parameter.device)
+                for key, value in state.items()
+            }
+
+
+@torch.no_grad()
+def _copy_into(path: Path, prefix: str, targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    for name, target in targets.items():
+        value = tensors.get(prefix + name)
+        if value is None or value.shape != target.shape:
+            found = "nothing" if value is None else f"shape {tuple(value.shape)}"
+            raise CorruptError(
+                f"{path}: {prefix}{name}: found {found}, expected shape {tuple(target.shape)}; train again"
+            )
+        target.copy_(value)

@@ -1,0 +1,297 @@
+"""The training loop: a recipe and the stores in, a run folder out (recipe, log, checkpoint, exported model).
+
+One process. What a step does is a function of the step's number and the state in the checkpoint, so a resumed run goes
+on exactly: same batches, same augmentation, same losses. Batches are built ahead in a background thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from cache.errors import BevcaskError, ConfigError, StoreError
+from cache.files import read_json, write_json
+from cache.frame import CAMERA_CHANNELS
+from cache.store import FrameStore, TeacherStore, require_same_frames
+from models.build import build_detector, save_weights
+from models.detector import Batch, Detector, total_of
+from trainer.augment import frame_augment
+from trainer.batches import BatchBuilder, Needs, TeacherCells, model_needs
+from trainer.checkpoint import Training, read_state, require_same_run, restore, save_checkpoint
+from trainer.loader import Loader
+from trainer.metrics import MetricsLog
+from trainer.optimiser import Average, lr_at, make_optimiser, set_lr
+from trainer.order import epoch_order, step_entries, steps_per_epoch
+from trainer.progress import StepBar, StepListener, StepReport
+from trainer.recipe import Recipe
+from trainer.terms import build_terms
+
+WEIGHTS = "model.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class DivergedError(BevcaskError):
+    """A loss or gradient is no longer finite."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run: exported weights, log, steps, the last logged loss, and how long this call trained."""
+
+    run_dir: Path
+    weights: Path
+    metrics: Path
+    steps: int
+    loss: float
+    seconds: float
+    frames_per_s: float
+    stall_share: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run reads, fixed before its first step: rows of the frame store, the same frames' teacher rows, the
+    length.
+    """
+
+    recipe: Recipe
+    frames: FrameStore
+    teacher: TeacherStore | None
+    rows: list[int]
+    teacher_rows: list[int]
+    steps: int
+
+    def manifests(self) -> dict[str, str]:
+        """Digest of every store's manifest that the run reads."""
+        out = {"frames": self.frames.manifest.digest}
+        if self.teacher is not None:
+            out[f"teachers/{self.recipe.data.teacher}"] = self.teacher.manifest.digest
+        return out
+
+
+def train(
+    recipe: Recipe,
+    cache_root: Path,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    threads: int | None = None,
+    progress: StepListener | None = None,
+    device: str | None = None,
+) -> TrainResult:
+    """Trains as `recipe` says from <cache_root>/frames (and a teacher store) into `run_dir`.
+
+    threads: torch's (default: its own choice). progress: called after every step; None shows a bar. device: default
+    cuda where there is one. With `resume` a run goes on from its last checkpoint, or begins where there is none, or
+    comes back at once where it had ended. Raises ConfigError, StoreError or FingerprintError before any training,
+    DivergedError later.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    started = (run_dir / CHECKPOINT).is_file() or (run_dir / WEIGHTS).is_file()
+    if started and not resume:
+        raise ConfigError(f"{run_dir}: holds a run already; add --resume to go on with it, or choose another folder")
+    plan = make_plan(recipe, cache_root)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    training = make_training(plan, target)
+    identity = {"recipe": recipe.to_dict(), "stores": plan.manifests()}
+    first_step = 0
+    if (run_dir / CHECKPOINT).is_file():
+        state = read_state(run_dir / CHECKPOINT)
+        require_same_run(run_dir / CHECKPOINT, state, identity)
+        restore(run_dir / CHECKPOINT, training)
+        first_step = int(state["step"])
+        if first_step == plan.steps and (run_dir / WEIGHTS).is_file() and (run_dir / "run.json").is_file():
+            return TrainResult(run_dir, run_dir / WEIGHTS, run_dir / "metrics.jsonl", **_saved_figures(run_dir))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(run_dir / "recipe.json", recipe.to_dict())
+    with contextlib.ExitStack() as stack:
+        listener = progress or stack.enter_context(StepBar(recipe.name, plan.steps, first_step))
+        figures = _run_steps(plan, training, identity, first_step, run_dir, listener, target)
+    model = cast(Detector, training.model)
+    if training.average is not None:
+        training.model.load_state_dict(training.average.tensors)
+    metadata = {
+        "recipe": recipe.name,
+        "recipe_digest": recipe.digest,
+        **{f"store:{k}": v for k, v in plan.manifests().items()},
+    }
+    save_weights(model, run_dir / WEIGHTS, metadata)
+    result = TrainResult(run_dir, run_dir / WEIGHTS, run_dir / "metrics.jsonl", **figures)
+    record = {
+        "recipe": recipe.name,
+        "recipe_digest": recipe.digest,
+        "stores": plan.manifests(),
+        "frames": len(plan.rows),
+        "torch": torch.__version__,
+        "device": target.type,
+        "threads": torch.get_num_threads(),
+        **figures,
+    }
+    write_json(run_dir / "run.json", record)
+    return result
+
+
+def make_plan(recipe: Recipe, cache_root: Path) -> Plan:
+    """Opens the stores and fixes the epoch's list: the labelled frames of the split, in store order."""
+    frames = FrameStore(cache_root / "frames")
+    rows = [row for row in frames.split_rows(recipe.data.split) if frames.is_labelled(row)]
+    if not rows:
+        raise StoreError(
+            f"{frames.root}: split {recipe.data.split!r} has no annotated frame to train on; choose another split"
+        )
+    teacher, teacher_rows = None, []
+    if recipe.data.teacher:
+        teacher = TeacherStore(cache_root / "teachers" / recipe.data.teacher)
+        teacher_rows = require_same_frames(frames, teacher, rows)
+    config = recipe.train
+    steps = config.steps or steps_per_epoch(len(rows), config.batch) * (config.epochs or 0)
+    return Plan(recipe, frames, teacher, rows, teacher_rows, steps)
+
+
+def make_training(plan: Plan, device: torch.device) -> Training:
+    """Model, terms and optimiser as at step 0; from one seed, the same student with and without terms."""
+    config = plan.recipe.train
+    torch.manual_seed(config.seed)
+    model = build_detector(plan.recipe.model)
+    specs = [(term.name, term.weight, term.options) for term in plan.recipe.terms]
+    terms = build_terms(specs, model, plan.teacher, plan.teacher_rows).to(device)
+    module = cast(nn.Module, model).to(device).train()
+    named = {f"model.{n}": p for n, p in module.named_parameters()} | {
+        f"terms.{n}": p for n, p in terms.named_parameters()
+    }
+    average = Average(module, config.ema) if config.ema else None
+    return Training(module, terms.train(), make_optimiser(named, config), average)
+
+
+def training_needs(model: Detector, recipe: Recipe) -> Needs:
+    """What a step reads of the stores."""
+    base = model_needs(model)
+    depth = base.image_size is not None and recipe.data.depth
+    return Needs(points=base.points, image_size=base.image_size, depth=depth, labels=True, cells=bool(recipe.terms))
+
+
+def _jobs(plan: Plan, first_step: int) -> Iterator[tuple[int, list[int]]]:
+    """(epoch, entries of the epoch's list) of every step from `first_step` on."""
+    config = plan.recipe.train
+    per_epoch = steps_per_epoch(len(plan.rows), config.batch)
+    order, order_epoch = None, -1
+    for step in range(first_step, plan.steps):
+        epoch, step_in_epoch = divmod(step, per_epoch)
+        if order is None or epoch != order_epoch:
+            order, order_epoch = epoch_order(config.seed, epoch, len(plan.rows)), epoch
+        yield epoch, step_entries(order, step_in_epoch, config.batch).tolist()
+
+
+def _run_steps(
+    plan: Plan,
+    training: Training,
+    identity: dict[str, Any],
+    first_step: int,
+    run_dir: Path,
+    listener: StepListener,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Steps first_step .. plan.steps, with log and checkpoints. Returns the figures of `TrainResult`."""
+    config, data = plan.recipe.train, plan.recipe.data
+    builder = BatchBuilder(plan.frames, training_needs(cast(Detector, training.model), plan.recipe), plan.teacher)
+    builder.require(plan.rows)
+
+    def build(job: tuple[int, list[int]]) -> tuple[Batch, TeacherCells | None]:
+        epoch, entries = job
+        augments = [
+            frame_augment(
+                data.bev_augmentation, data.image_augmentation, len(CAMERA_CHANNELS), config.seed, epoch, entry
+            )
+            for entry in entries
+        ]
+        teacher_rows = [plan.teacher_rows[entry] for entry in entries] if plan.teacher_rows else []
+        return builder.build([plan.rows[entry] for entry in entries], augments, teacher_rows)
+
+    per_epoch = steps_per_epoch(len(plan.rows), config.batch)
+    start = window_start = time.perf_counter()
+    window_frames, all_frames, window_stall, loss, rate, stall = 0, 0, 0.0, float("nan"), 0.0, 0.0
+    with MetricsLog(run_dir / "metrics.jsonl", first_step) as log, Loader(_jobs(plan, first_step), build) as loader:
+        for step, (batch, cells) in enumerate(loader, first_step):
+            lr = lr_at(step, plan.steps, config)
+            set_lr(training.optimiser, lr)
+            scalars = train_step(training, batch.to(device), cells.to(device) if cells else None, plan.recipe, step)
+            done, loss = step + 1, scalars["loss"]
+            window_frames, all_frames = window_frames + len(batch), all_frames + len(batch)
+            if done % config.log_every == 0 or done == plan.steps:
+                now = time.perf_counter()
+                rate = window_frames / (now - window_start)
+                stall = (loader.stalled_s - window_stall) / (now - window_start)
+                window_start, window_frames, window_stall = now, 0, loader.stalled_s
+                line = {"step": done, "epoch": step // per_epoch, "lr": lr, **scalars}
+                log.write({**line, "frames_per_s": round(rate, 3), "stall_share": round(stall, 4)})
+            if done % config.checkpoint_every == 0 or done == plan.steps:
+                save_checkpoint(run_dir / CHECKPOINT, training, {**identity, "step": done})
+            listener(StepReport(done, plan.steps, loss, lr, rate, stall))
+        seconds = time.perf_counter() - start
+        stalled = loader.stalled_s
+    return {
+        "steps": plan.steps,
+        "loss": loss,
+        "seconds": seconds,
+        "frames_per_s": all_frames / max(seconds, 1e-9),
+        "stall_share": stalled / max(seconds, 1e-9),
+    }
+
+
+def train_step(
+    training: Training, batch: Batch, cells: TeacherCells | None, recipe: Recipe, step: int
+) -> dict[str, float]:
+    """One optimiser step. Returns the total loss, every weighted part, and the gradient's norm before clipping.
+
+    Raises DivergedError, before the weights are touched, where loss or gradient is not finite.
+    """
+    config = recipe.train
+    # randomness inside the model is a function of the step too, so that no generator state needs to be kept
+    torch.manual_seed((config.seed * 1_000_003 + step) % 2**63)
+    model = cast(Detector, training.model)
+    with torch.autocast(_device_of(batch), torch.bfloat16, enabled=config.precision == "bf16"):
+        output = model(batch)
+    parts = model.loss_parts(output, batch)
+    for term in training.terms.values():
+        parts.update(term(output, batch, cells))
+    values = total_of(parts)
+    loss = torch.stack(list(values.values())).sum()
+    training.optimiser.zero_grad(set_to_none=True)
+    if bool(torch.isfinite(loss)):
+        loss.backward()  # type: ignore[no-untyped-call]
+    scalars = {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in values.items()}}
+    norm = _clip(training, config.clip) if bool(torch.isfinite(loss)) else loss
+    if not bool(torch.isfinite(norm)):
+        bad = {name: value for name, value in scalars.items() if value - value != 0} or "the gradient"
+        raise DivergedError(
+            f"step {step + 1}: not finite: {bad}; frames {', '.join(batch.tokens)}; lower [train] lr, or precision = "
+            '"fp32"'
+        )
+    training.optimiser.step()
+    if training.average is not None:
+        training.average.update(training.model, step)
+    return {**scalars, "gradient_norm": float(norm)}
+
+
+def _clip(training: Training, limit: float) -> Tensor:
+    """Gradient norm over all parameters, clipped to `limit` where that is above 0."""
+    parameters = [p for group in training.optimiser.param_groups for p in group["params"]]
+    return nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf"))
+
+
+def _device_of(batch: Batch) -> str:
+    part = batch.images if batch.images is not None else batch.points[0] if batch.points else None
+    return "cpu" if part is None else part.device.type
+
+
+def _saved_figures(run_dir: Path) -> dict[str, Any]:
+    values = read_json(run_dir / "run.json", "the record of a run")
+    return {name: values[name] for name in ("steps", "loss", "seconds", "frames_per_s", "stall_share")}

@@ -1,0 +1,147 @@
+"""A recipe fixes a whole training run: model, data, terms, optimisation. TOML in, one checked and fully resolved object
+out.
+
+Unknown keys are errors. The resolved recipe, presets and defaults filled in, is saved with the run, and its digest
+decides whether a run may be resumed.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from cache.errors import ConfigError
+from cache.files import digest_of
+from models.build import resolve_config
+from models.config import Config, parse_config
+from trainer.augment import BevAugmentConfig, ImageAugmentConfig
+from trainer.terms import parse_options
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class DataConfig(Config):
+    """split: of the frame store; teacher: name of a teacher store, "" for none; depth: LiDAR depth labels for camera
+    models.
+    """
+
+    split: str = "train"
+    teacher: str = ""
+    depth: bool = True
+    bev_augmentation: BevAugmentConfig = BevAugmentConfig()
+    image_augmentation: ImageAugmentConfig = ImageAugmentConfig()
+
+
+class TrainConfig(Config):
+    """epochs or steps: one of the two; batch: frames a step; lr: the peak, reached after warmup_steps (cosine) or at 40
+    % of the run (one_cycle); min_lr_factor: of lr, at the end; clip: gradient norm, 0 for none; ema: decay, 0 for
+    none."""
+
+    epochs: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    batch: int = Field(default=4, ge=1)
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    backbone_lr_factor: float = Field(default=1.0, ge=0)
+    schedule: Literal["cosine", "one_cycle"] = "cosine"
+    warmup_steps: int = Field(default=50, ge=0)
+    min_lr_factor: float = Field(default=0.001, ge=0, le=1)
+    clip: float = Field(default=35.0, ge=0)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+    log_every: int = Field(default=10, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("set exactly one of epochs and steps")
+        return self
+
+
+class TermConfig(Config):
+    """One distillation loss of the run."""
+
+    name: str
+    weight: float = Field(default=1.0, ge=0)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Recipe(Config):
+    """model: a full detector config, as `models.build.resolve_config` gives it."""
+
+    name: str
+    model: dict[str, Any]
+    data: DataConfig = DataConfig()
+    train: TrainConfig
+    terms: tuple[TermConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _terms_once(self) -> Recipe:
+        names = [term.name for term in self.terms]
+        if len(set(names)) != len(names):
+            raise ValueError(f"each term may stand once, found {names}")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for `recipe.json`."""
+        return self.model_dump(mode="json")
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of everything that the recipe fixes."""
+        return digest_of(self.to_dict())
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A shipped recipe by name, or a TOML file; `overrides` are laid over it table by table.
+
+    Raises ConfigError, one line: the file, the key, and what is allowed there.
+    """
+    path = RECIPES / f"{name_or_path}.toml" if str(name_or_path) in recipe_names() else Path(name_or_path)
+    try:
+        values = tomllib.loads(path.read_text())
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigError(
+            f"recipe {str(name_or_path)!r}: no such file, and not one of the shipped recipes "
+            f"{', '.join(recipe_names())}"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML ({error})") from None
+    return make_recipe(_overlay(values, overrides or {}), str(path), path.stem)
+
+
+def make_recipe(values: Mapping[str, Any], where: str, name: str) -> Recipe:
+    """A recipe of plain values; `where` stands in front of errors, `name` is used where the values have none."""
+    recipe = parse_config(Recipe, {"name": name, **values}, where)
+    try:
+        model = resolve_config(recipe.model)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: [model]: {error}") from None
+    terms = tuple(
+        term.model_copy(update={"options": parse_options(term.name, term.options, where).model_dump(mode="json")})
+        for term in recipe.terms
+    )
+    if terms and not recipe.data.teacher:
+        raise ConfigError(f"{where}: term {terms[0].name} needs a teacher store; set [data] teacher to its name")
+    return recipe.model_copy(update={"model": model, "terms": terms})
+
+
+def _overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, tables merged, all else replaced."""
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = (
+            _overlay(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), Mapping) else value
+        )
+    return out
