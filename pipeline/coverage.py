@@ -33,7 +33,9 @@ class Coverage:
         names = tuple(name.strip() for name in text.replace("+", ",").split(",") if name.strip())
         unknown = [name for name in names if name not in SELECTORS]
         if unknown or not names or len(set(names)) != len(names):
-            raise ConfigError(f"--coverage {text!r}: found {list(names)}, expected one or more of {', '.join(SELECTORS)}, each once")
+            raise ConfigError(
+                f"--coverage {text!r}: found {list(names)}, expected one or more of {', '.join(SELECTORS)}, each once"
+            )
         if dilate is not None and dilate < 0:
             raise ConfigError(f"--dilate {dilate} is negative, expected a number of cells, 0 or more")
         return cls(names, int(grid.cell_m >= COARSE_CELL_M) if dilate is None else dilate)

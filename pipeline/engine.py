@@ -67,8 +67,8 @@ def run_shards(
         except KilledWorker as error:
             client.cancel(futures)
             raise BevcaskError(
-                f"a worker died again and again on one shard ({error}); look for out-of-memory kills, lower --workers, and run "
-                "the same command again: committed shards are kept"
+                f"workers died again and again on one shard ({error}); look for out-of-memory kills, lower --workers, "
+                "and run the same command again: committed shards are kept"
             ) from None
         except BaseException:
             client.cancel(futures)
@@ -82,7 +82,9 @@ def _client(scheduler: str | None, workers: int) -> Iterator[Client]:
         try:
             client = Client(scheduler, timeout=10)
         except (OSError, TimeoutError, ValueError) as error:
-            raise BevcaskError(f"no Dask scheduler answers at {scheduler} ({error}); start one or drop --scheduler") from None
+            raise BevcaskError(
+                f"no Dask scheduler answers at {scheduler} ({error}); start one or drop --scheduler"
+            ) from None
         with client:
             yield client
         return

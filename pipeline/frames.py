@@ -58,7 +58,9 @@ def frame_fields(options: FrameOptions) -> tuple[FieldSpec, ...]:
     cameras = tuple(
         FieldSpec(channel.lower(), "jpg", unit="JPEG", about=f"image of {channel}") for channel in CAMERA_CHANNELS
     )
-    points = FieldSpec("points", "npy.zstd", "float32", ("P", "5"), "m, m, m, 0..255, s", "x, y, z, intensity, dt; canonical")
+    points = FieldSpec(
+        "points", "npy.zstd", "float32", ("P", "5"), "m, m, m, 0..255, s", "x, y, z, intensity, dt; canonical"
+    )
     return (
         FieldSpec("frame", "json", about="identity, poses, calibration"),
         *cameras,
@@ -67,7 +69,12 @@ def frame_fields(options: FrameOptions) -> tuple[FieldSpec, ...]:
         FieldSpec("gt_lidar", "npy", "float32", ("N", "9"), "m, rad, m/s", "the same boxes, canonical frame"),
         FieldSpec("racks", "npy", "float64", ("M", "10"), "m, quaternion", "bicycle racks, global"),
         FieldSpec(
-            "depth", "npy.zstd", "uint16", ("K", "4"), "camera, px/32, px/32, cm", "LiDAR returns of the key sweep in the images"
+            "depth",
+            "npy.zstd",
+            "uint16",
+            ("K", "4"),
+            "camera, px/32, px/32, cm",
+            "LiDAR returns of the key sweep in the images",
         ),
         *((points,) if options.points else ()),
     )
@@ -107,7 +114,10 @@ def cache_frames(
 
 def _store_plan(data: DataSet, options: FrameOptions, shards: Sequence[Sequence[FrameRecord]]) -> StorePlan:
     records = [record for shard in shards for record in shard]
-    poses = [[r.frame.token, r.frame.timestamp_us, r.frame.ego_to_global.to_dict(), r.frame.lidar_to_ego.to_dict()] for r in records]
+    poses = [
+        [r.frame.token, r.frame.timestamp_us, r.frame.ego_to_global.to_dict(), r.frame.lidar_to_ego.to_dict()]
+        for r in records
+    ]
     return StorePlan(
         kind="frames",
         identity={
@@ -135,7 +145,11 @@ def _plan_shards(data: DataSet, options: FrameOptions) -> list[list[FrameRecord]
     shards: list[list[FrameRecord]] = []
     previous_split = None
     for scene, records in zip(data.scenes, data.records, strict=True):
-        if not shards or scene.split != previous_split or (len(shards[-1]) + len(records)) * frame_bytes > target * 1.001:
+        if (
+            not shards
+            or scene.split != previous_split
+            or (len(shards[-1]) + len(records)) * frame_bytes > target * 1.001
+        ):
             shards.append([])
         shards[-1].extend(records)
         previous_split = scene.split
@@ -186,7 +200,8 @@ def write_frame_shard(
 
 def frame_values(record: FrameRecord, data_root: Path, options: FrameOptions) -> dict[str, Any]:
     """The fields of one frame by name. Raises DataError naming the file that is missing, truncated or not finite."""
-    cameras, values = [], {}
+    cameras: list[Camera] = []
+    values: dict[str, Any] = {}
     for camera, path in zip(record.frame.cameras, record.image_paths, strict=True):
         size = (camera.width, camera.height)
         scaled = scaled_size(size, options.image_scale)
@@ -212,8 +227,8 @@ def frame_values(record: FrameRecord, data_root: Path, options: FrameOptions) ->
 
 
 def depth_labels(points: np.ndarray, cameras: Sequence[Camera]) -> np.ndarray:
-    """(K, 4) uint16, see `cache.store.pack_depth`: canonical points (P, 5) that fall into each image by at least a pixel,
-    through the camera's own pose at its own time. No occlusion test: the consumer keeps the nearest per feature cell.
+    """(K, 4) uint16 (see `cache.store.pack_depth`) of canonical points (P, 5) that fall into each image by at least a
+    pixel, through the camera's own pose at its own time. No occlusion test: who reads them keeps the nearest.
     """
     packed = []
     for position, camera in enumerate(cameras):

@@ -37,17 +37,19 @@ def read_lidar_file(path: Path) -> np.ndarray:
         raise DataError(f"{path}: cannot be read ({error.strerror}); restore it from the data set") from None
     if not data or len(data) % POINT_BYTES:
         raise DataError(
-            f"{path}: {len(data)} bytes, expected a positive multiple of {POINT_BYTES} (float32 x, y, z, intensity, ring); "
+            f"{path}: {len(data)} bytes, expected a multiple of {POINT_BYTES} (float32 x, y, z, intensity, ring); "
             "the file is truncated, restore it from the data set"
         )
     points = np.frombuffer(data, np.float32).reshape(-1, 5)
     # An HDL-32E file tells a cut that keeps whole points: its beams repeat 0..31, a full turn has over 1,000 columns.
     beams = points[:, 4]
-    is_hdl32 = len(points) >= HDL32_BEAMS and np.array_equal(beams[:HDL32_BEAMS], np.arange(HDL32_BEAMS, dtype=np.float32))
+    is_hdl32 = len(points) >= HDL32_BEAMS and np.array_equal(
+        beams[:HDL32_BEAMS], np.arange(HDL32_BEAMS, dtype=np.float32)
+    )
     if is_hdl32 and (len(points) % HDL32_BEAMS or len(points) < HDL32_BEAMS * HDL32_MIN_COLUMNS):
         raise DataError(
-            f"{path}: {len(points)} points in firing columns of {HDL32_BEAMS}, expected whole columns of a full turn (about "
-            f"{HDL32_BEAMS * 1085}); the file is truncated, restore it from the data set"
+            f"{path}: {len(points)} points in firing columns of {HDL32_BEAMS}, expected whole columns of a full turn "
+            f"(about {HDL32_BEAMS * 1085}); the file is truncated, restore it from the data set"
         )
     bad = ~np.isfinite(points[:, :4]).all(axis=1)
     if bad.any():

@@ -1,4 +1,4 @@
-"""A rich progress bar over frames: rate, bytes, time left, quarantined frames; plain lines where there is no terminal."""
+"""A rich progress bar over frames: rate, bytes, time left, quarantined; plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -48,5 +48,7 @@ class FrameProgress:
         if not self._console.is_terminal:
             self._console.print(f"{self._label}: {self._frames}/{self._total} frames, {detail}", highlight=False)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()

@@ -22,8 +22,20 @@ from cache.manifest import Scene
 from pipeline.points import Sweep
 
 _TABLES = (
-    "attribute calibrated_sensor category ego_pose instance log map sample sample_annotation sample_data scene sensor visibility"
-).split()
+    "attribute",
+    "calibrated_sensor",
+    "category",
+    "ego_pose",
+    "instance",
+    "log",
+    "map",
+    "sample",
+    "sample_annotation",
+    "sample_data",
+    "scene",
+    "sensor",
+    "visibility",
+)
 _SPLITS_OF = {"trainval": ("train", "val"), "mini": ("mini_train", "mini_val"), "test": ("test",)}
 
 
@@ -54,14 +66,16 @@ class DataSet:
 def open_tables(root: Path, version: str, split: str | None, sweeps: int) -> DataSet:
     """Reads the tables under root/version and the records of a split (all splits of the version for None).
 
-    sweeps: how many LiDAR sweeps before each key frame to name (fewer at the start of a recording). Raises DataError for a
+    sweeps: how many LiDAR sweeps before each key frame to name (fewer where a recording starts). Raises DataError for a
     wrong root, version or split, and for tables that do not link.
     """
     _check_folder(root, version)
     try:
         nusc = NuScenes(version=version, dataroot=str(root), verbose=False)
     except (AssertionError, KeyError, ValueError, OSError) as error:
-        raise DataError(f"{root / version}: the tables do not open ({type(error).__name__}: {error}); restore them") from None
+        raise DataError(
+            f"{root / version}: the tables do not open ({type(error).__name__}: {error}); restore them"
+        ) from None
     split_of = _scene_splits(nusc, version)
     available = sorted(set(split_of.values()))
     if split is not None and split not in available:
@@ -69,11 +83,14 @@ def open_tables(root: Path, version: str, split: str | None, sweeps: int) -> Dat
     # v1.0-test has the sample_annotation table but no rows
     annotated = bool(nusc.sample_annotation)
     scene_rows = sorted(
-        (row for row in nusc.scene if split in (None, split_of[row["name"]])), key=lambda r: (split_of[r["name"]], r["name"])
+        (row for row in nusc.scene if split in (None, split_of[row["name"]])),
+        key=lambda r: (split_of[r["name"]], r["name"]),
     )
     try:
         records = tuple(
-            tuple(_record(nusc, sample, row, split_of[row["name"]], sweeps, annotated) for sample in _samples(nusc, row))
+            tuple(
+                _record(nusc, sample, row, split_of[row["name"]], sweeps, annotated) for sample in _samples(nusc, row)
+            )
             for row in scene_rows
         )
     except KeyError as error:
@@ -84,14 +101,18 @@ def open_tables(root: Path, version: str, split: str | None, sweeps: int) -> Dat
 
 def _check_folder(root: Path, version: str) -> None:
     if not root.is_dir():
-        raise DataError(f"data root {root} does not exist; expected a nuScenes folder with {version}/, samples/, sweeps/")
+        raise DataError(
+            f"data root {root} does not exist; expected a nuScenes folder with {version}/, samples/, sweeps/"
+        )
     folder = root / version
     if not folder.is_dir():
         found = sorted(path.name for path in root.glob("v*") if path.is_dir())
         raise DataError(f"{root} has no version {version!r}, found {found or 'none'}; set --version or --data-root")
     missing = [name for name in _TABLES if not (folder / f"{name}.json").is_file()]
     if missing:
-        raise DataError(f"{folder}: tables missing: {', '.join(missing)}; restore them from the data set's metadata archive")
+        raise DataError(
+            f"{folder}: tables missing: {', '.join(missing)}; restore them from the data set's metadata archive"
+        )
 
 
 def _scene_splits(nusc: NuScenes, version: str) -> dict[str, str]:
@@ -133,7 +154,14 @@ def _record(
         )
         image_paths.append(row["filename"])
     frame = Frame(
-        sample["token"], scene["token"], scene["name"], split, sample["timestamp"], ego_to_global, lidar_to_ego, tuple(cameras)
+        sample["token"],
+        scene["token"],
+        scene["name"],
+        split,
+        sample["timestamp"],
+        ego_to_global,
+        lidar_to_ego,
+        tuple(cameras),
     )
     return FrameRecord(
         frame,
@@ -183,7 +211,9 @@ def _truth(nusc: NuScenes, sample: dict[str, Any]) -> GroundTruth:
         ids.append([label, attribute, row["num_lidar_pts"], row["num_radar_pts"], _visibility(row["visibility_token"])])
     columns = np.asarray(ids, np.int32).reshape(-1, 5).T
     return GroundTruth(
-        np.asarray(boxes, np.float64).reshape(-1, 12), *np.ascontiguousarray(columns), np.asarray(racks, np.float64).reshape(-1, 10)
+        np.asarray(boxes, np.float64).reshape(-1, 12),
+        *np.ascontiguousarray(columns),
+        np.asarray(racks, np.float64).reshape(-1, 10),
     )
 
 

@@ -1,4 +1,4 @@
-"""The teacher pass: a LiDAR detector runs once over every frame of a frame store, as a Dask graph, into a teacher store.
+"""The teacher pass: a LiDAR detector runs once over every frame of a frame store, on Dask, into a teacher store.
 
 One task is one shard of the frame store: read clouds, batched forward, BEV feature at the covered cells, decoded boxes.
 The model is loaded once per process from a path and a digest; tasks carry no weights and return no tensors.
@@ -57,10 +57,12 @@ def resolve_checkpoint(teacher: str, checkpoint: Path | None) -> Path:
     path = checkpoint or SHIPPED_TEACHERS.get(teacher)
     if path is None:
         raise ConfigError(
-            f"teacher {teacher!r} is not shipped (shipped: {', '.join(SHIPPED_TEACHERS)}); give its weights with --checkpoint"
+            f"teacher {teacher!r} is not shipped (only {', '.join(SHIPPED_TEACHERS)}); give its weights: --checkpoint"
         )
     if not path.is_file():
-        raise ConfigError(f"{path}: no such checkpoint; train it with `./bevcask train --recipe demo-teacher`, or set --checkpoint")
+        raise ConfigError(
+            f"{path}: no such checkpoint; train it with `./bevcask train --recipe demo-teacher`, or set --checkpoint"
+        )
     return path
 
 
@@ -68,7 +70,9 @@ def teacher_fields(channels: int, dtype: str) -> tuple[FieldSpec, ...]:
     """The fields of a teacher store, in the order of the index's columns."""
     return (
         FieldSpec("bev_index", "npy", "int32", ("K",), "cell", "flat cells row * W + col, ascending"),
-        FieldSpec("bev_values", "npy.zstd", dtype, ("K", str(channels)), "", "the teacher's BEV feature at those cells"),
+        FieldSpec(
+            "bev_values", "npy.zstd", dtype, ("K", str(channels)), "", "the teacher's BEV feature at those cells"
+        ),
         FieldSpec("bev_weights", "npy", "float32", ("K", "S"), "0..1", "weight of each cell, one column a selector"),
         FieldSpec("boxes", "npy", "float32", ("N", "9"), "m, rad, m/s", "decoded boxes, canonical frame"),
         FieldSpec("scores", "npy", "float32", ("N",), "0..1", "scores, descending"),
@@ -180,7 +184,9 @@ def _teacher(path: str, digest: str) -> Detector:
     """The model, once per process. The digest is checked so that every worker runs the very same weights."""
     found = file_sha256(Path(path))
     if found != digest:
-        raise BevcaskError(f"{path}: sha256 {found[:16]} on this worker, the client has {digest[:16]}; copy the same file to all nodes")
+        raise BevcaskError(
+            f"{path}: sha256 {found[:16]} on this worker, the client has {digest[:16]}; copy the same file to all nodes"
+        )
     model = load_weights(Path(path))
     if model.modality != "lidar":
         raise ConfigError(f"{path}: a {model.modality} model, expected a LiDAR teacher; choose another checkpoint")
@@ -205,11 +211,14 @@ def write_teacher_shard(
     model = _teacher(weights, digest)
     frames = FrameStore(Path(cache) / "frames")
     specs = {spec.name: spec for spec in teacher_fields(model.bev_channels, dtype)}
-    written, quarantined = [], []
+    written: list[dict[str, Any]] = []
+    quarantined: list[dict[str, str]] = []
     try:
         with ShardWriter(shard_path(Path(root), shard), specs) as writer:
             for batch_rows, clouds in _batches(frames, rows, sweeps, data_root, quarantined):
-                for row, values in zip(batch_rows, run_teacher(model, frames, batch_rows, clouds, coverage, dtype), strict=True):
+                for row, values in zip(
+                    batch_rows, run_teacher(model, frames, batch_rows, clouds, coverage, dtype), strict=True
+                ):
                     members = writer.write(frames.tokens[row], values)
                     written.append(
                         {
@@ -272,7 +281,9 @@ def run_teacher(
     dtype: str,
 ) -> list[dict[str, np.ndarray]]:
     """The teacher's fields of a batch of frames, by name. Runs in fp32 without gradients."""
-    batch = Batch(points=[torch.from_numpy(np.array(cloud)) for cloud in clouds], tokens=[frames.tokens[row] for row in rows])
+    batch = Batch(
+        points=[torch.from_numpy(np.array(cloud)) for cloud in clouds], tokens=[frames.tokens[row] for row in rows]
+    )
     with torch.inference_mode():
         output = model(batch)
         decoded = model.decode(output)

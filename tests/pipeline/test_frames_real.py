@@ -123,7 +123,9 @@ def test_other_settings_on_the_same_cache_are_refused_with_both_values(tmp_path:
         ({"split": "val"}, r"split 'val' is not in v1\.0-mini .*; it has \['mini_train'\]"),
     ],
 )
-def test_wrong_root_version_or_split_is_refused_before_anything_is_written(tmp_path: Path, arguments, message: str) -> None:
+def test_wrong_root_version_or_split_is_refused_before_anything_is_written(
+    tmp_path: Path, arguments, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         cache_frames(**{"data_root": REAL_ROOT, "version": VERSION, "cache": tmp_path / "c", "workers": 1, **arguments})
     assert not (tmp_path / "c").exists()
@@ -133,7 +135,7 @@ def test_missing_and_broken_tables_are_named(copy: Path, tmp_path: Path) -> None
     table = copy / VERSION / "calibrated_sensor.json"
     rows = json.loads(table.read_text())
     table.write_text(json.dumps(rows[1:]))
-    with pytest.raises(DataError, match="do not link|do not open"):
+    with pytest.raises(DataError, match=r"do not link|do not open"):
         cache_frames(copy, VERSION, tmp_path / "c", workers=1)
     table.write_text("[{")
     with pytest.raises(DataError, match="do not open"):
@@ -144,7 +146,9 @@ def test_missing_and_broken_tables_are_named(copy: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "nan", "jpeg"])
-def test_a_frame_that_cannot_be_read_is_reported_and_nothing_half_written_stays(copy: Path, tmp_path: Path, damage: str) -> None:
+def test_a_frame_that_cannot_be_read_is_reported_and_nothing_half_written_stays(
+    copy: Path, tmp_path: Path, damage: str
+) -> None:
     target = lidar_file(copy)
     whole = target.read_bytes()
     if damage == "missing":

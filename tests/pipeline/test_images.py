@@ -28,7 +28,9 @@ def test_scale_one_keeps_the_bytes(jpeg: Path) -> None:
     assert stored_image(data, 1.0, (160, 90), jpeg) == jpeg.read_bytes()
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"not a picture" * 9, lambda d: d[2:]])
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"not a picture" * 9, lambda d: d[2:]]
+)
 def test_a_file_that_is_no_complete_jpeg_is_named(jpeg: Path, damage) -> None:
     jpeg.write_bytes(damage(jpeg.read_bytes()))
     with pytest.raises(DataError, match=r"picture\.jpg: not a complete JPEG"):
@@ -49,7 +51,9 @@ def test_another_size_than_the_tables_say_is_refused(jpeg: Path) -> None:
 
 def test_scaled_intrinsic_points_at_the_same_thing(jpeg: Path) -> None:
     scaled = scaled_size((160, 90), 0.5)
-    small = cv2.imdecode(np.frombuffer(stored_image(read_jpeg_file(jpeg), 0.5, (160, 90), jpeg), np.uint8), cv2.IMREAD_GRAYSCALE)
+    small = cv2.imdecode(
+        np.frombuffer(stored_image(read_jpeg_file(jpeg), 0.5, (160, 90), jpeg), np.uint8), cv2.IMREAD_GRAYSCALE
+    )
     assert small.shape == (45, 80) == scaled[::-1]
     weights = np.where(small > 60, small.astype(float), 0)
     v, u = (weights.sum(axis) @ np.arange(weights.shape[1 - axis]) / weights.sum() for axis in (1, 0))

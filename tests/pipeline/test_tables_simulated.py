@@ -38,7 +38,9 @@ def test_sweeps_agree_with_the_devkits_own_aggregation(simulated_root: Path) -> 
     assert len(record.sweeps) == 3
     cloud = aggregate(record.sweeps, simulated_root)
     sample = nusc.get("sample", record.frame.token)
-    theirs, lag = LidarPointCloud.from_file_multisweep(nusc, sample, "LIDAR_TOP", "LIDAR_TOP", nsweeps=3, min_distance=1.0)
+    theirs, lag = LidarPointCloud.from_file_multisweep(
+        nusc, sample, "LIDAR_TOP", "LIDAR_TOP", nsweeps=3, min_distance=1.0
+    )
     # the devkit drops x, y below 1 m as well; intensities and order agree, times too
     assert cloud.shape[0] == theirs.points.shape[1]
     np.testing.assert_allclose(cloud[:, :4], theirs.points[:4].T, atol=2e-3)
@@ -60,7 +62,9 @@ def test_velocities_in_the_canonical_frame_are_the_global_ones_turned(simulated_
     assert moving > 0
 
 
-def test_one_bad_file_is_quarantined_the_rest_goes_on_and_a_repair_adds_it(simulated_root: Path, tmp_path: Path) -> None:
+def test_one_bad_file_is_quarantined_the_rest_goes_on_and_a_repair_adds_it(
+    simulated_root: Path, tmp_path: Path
+) -> None:
     root = Path(shutil.copytree(simulated_root, tmp_path / "data"))
     data = open_tables(root, VERSION, None, 0)
     victim = data.records[0][0]
