@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from cache.grid import BevGrid
@@ -90,9 +91,13 @@ def test_points_on_the_border_or_nan_stay_out():
     assert not model([torch.cat([bad, bad])]).any()
 
 
-def test_no_points_give_zeros_and_zero_gradients():
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_points_for_statistics_give_zeros_and_leave_them_alone(count):
     model = encoder().train()
-    canvas = model([torch.zeros(0, 5), torch.zeros(0, 5)])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    canvas = model([torch.zeros(0, 5), torch.zeros(count, 5)])
     assert canvas.shape == (2, 6, *GRID.shape)
     canvas.sum().backward()
+    assert not canvas.any()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
