@@ -1,0 +1,23 @@
+"""What several rooms' tests share: one small simulated nuScenes folder per session."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+SIMULATED_VERSION = "v1.0-mini"
+
+
+@pytest.fixture(scope="session")
+def simulated_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A simulated v1.0-mini: 2 train and 1 val scene, 2 keyframes each, 2 LiDAR sweeps before each. Read only."""
+    from pipeline.simulator import simulate
+
+    root = tmp_path_factory.mktemp("simulated") / "nuscenes"
+    simulate(root, version=SIMULATED_VERSION, scenes={"train": 2, "val": 1}, frames=2, sweeps=2, seed=0, workers=1)
+    return root
