@@ -1,0 +1,99 @@
+"""`./bevcask inspect`: what a cache holds, and one frame drawn: six cameras, bird's-eye view, mask, truth, teacher."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from rich.console import RenderableType
+from rich.table import Table
+
+from cache.cells import scatter_cells
+from cache.classes import DETECTION_CLASSES
+from cache.errors import StoreError
+from cache.frame import CAMERA_CHANNELS
+from cache.store import FrameStore, Store, TeacherStore
+from evaluation.draw import BoxLayer, decode_jpeg, detection_layer, draw_frame, truth_layer, write_png
+
+
+def describe(cache: Path) -> list[RenderableType]:
+    """Tables of every store under `cache`. Raises StoreError where there is no frame store."""
+    frames = FrameStore(cache / "frames")
+    out: list[RenderableType] = [_summary(frames, "frame store")]
+    splits = Counter(frames.manifest.scenes[int(scene)].split for scene in frames.index.scene)
+    out.append("splits: " + ", ".join(f"{name} {count} frames" for name, count in sorted(splits.items())))
+    counts = np.asarray(frames.index.class_counts).sum(axis=0)
+    out.append("boxes: " + ", ".join(f"{name} {int(n)}" for name, n in zip(DETECTION_CLASSES, counts, strict=True)))
+    out.append(f"first token: {frames.tokens[0]}" if len(frames) else "no frames")
+    for root in sorted((cache / "teachers").glob("*/manifest.json")):
+        teacher = TeacherStore(root.parent)
+        out.append(_summary(teacher, f"teacher store {root.parent.name}"))
+        header = teacher.manifest.header
+        out.append(
+            f"grid {teacher.grid}; {header['bev_channels']} channels as {header['dtype']}; coverage "
+            f"{'+'.join(teacher.selectors)} (dilated by {header['coverage']['dilate_cells']}); weights "
+            f"{header['weights_sha256'][:16]}"
+        )
+    return out
+
+
+def _summary(store: Store, title: str) -> Table:
+    table = Table(title=f"{title}: {store.root}", title_justify="left")
+    for column in ("field", "type", "shape", "unit", "frames", "MB", "about"):
+        table.add_column(column, justify="right" if column in ("frames", "MB") else "left")
+    for position, spec in enumerate(store.manifest.fields):
+        length = np.asarray(store.index.length[:, position])
+        table.add_row(
+            spec.name,
+            f"{spec.dtype} {spec.ext}".strip(),
+            " x ".join(spec.shape),
+            spec.unit,
+            str(int((length > 0).sum())),
+            f"{length.sum() / 1e6:.1f}",
+            spec.about,
+        )
+    table.caption = (
+        f"{len(store)} frames, {len(store.manifest.shards)} shards, {len(store.manifest.quarantined)} quarantined, "
+        f"data set {store.manifest.identity['dataset_version']}, digest {store.manifest.digest}"
+    )
+    return table
+
+
+def teacher_names(cache: Path) -> list[str]:
+    """Names of the committed teacher stores under `cache`."""
+    return sorted(path.parent.name for path in (cache / "teachers").glob("*/manifest.json"))
+
+
+def draw_token(cache: Path, token: str, teacher: str | None, out: Path | None) -> Path:
+    """Draws one frame to a PNG and returns its path; the only teacher store is drawn too where none is named."""
+    frames = FrameStore(cache / "frames")
+    row = frames.row_of(token)
+    names = teacher_names(cache)
+    if teacher is not None and teacher not in names:
+        raise StoreError(f"{cache}: no teacher store {teacher!r}; it has {names or 'none'}")
+    if teacher is None and len(names) == 1:
+        teacher = names[0]
+    path = out or Path(f"{token}.png")
+    write_png(path, frame_picture(frames, row, TeacherStore(cache / "teachers" / teacher) if teacher else None))
+    return path
+
+
+def frame_picture(
+    frames: FrameStore, row: int, teacher: TeacherStore | None, more: tuple[BoxLayer, ...] = ()
+) -> np.ndarray:
+    """RGB picture of one frame with whatever the stores hold of it; `more` layers are drawn last."""
+    frame = frames.frame(row)
+    images = [decode_jpeg(frames.image(row, channel)) for channel in CAMERA_CHANNELS]
+    layers: list[BoxLayer] = [truth_layer(frame, frames.truth(row))] if frames.is_labelled(row) else []
+    grid = mask = None
+    if teacher is not None:
+        grid, mask = teacher.grid, foreground_of(teacher, frame.token)
+        layers.append(detection_layer("teacher", teacher.detections(teacher.row_of(frame.token))))
+    points = frames.points(row) if frames.has(row, "points") else None
+    return draw_frame(points, images, frame, [*layers, *more], grid=grid, mask=mask)
+
+
+def foreground_of(teacher: TeacherStore, token: str) -> np.ndarray:
+    """(H, W) float32 mask of a frame on the teacher's grid: the selectors' weights, the largest where they overlap."""
+    return scatter_cells(teacher.cells(teacher.row_of(token)), teacher.grid.shape)[1].max(axis=0)

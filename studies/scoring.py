@@ -1,0 +1,134 @@
+"""Scores whatever predicts on a frame store: a trained run, a teacher store, or a submission file.
+
+`./bevcask evaluate` and the demo both come through here, so that their figures are the same figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+
+from cache.errors import ConfigError
+from cache.frame import Detections, Frame
+from cache.store import FrameStore, TeacherStore, require_same_frames
+from evaluation.control import shuffled_over_frames
+from evaluation.official import Metrics, evaluate, evaluate_submission
+from evaluation.submission import export_submission, load_submission, require_annotations, submission_meta
+from evaluation.table import MetricsRow, metrics_table
+from trainer.predict import load_run, predict
+
+SHUFFLE_SEED = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `./bevcask evaluate` says: lines and tables, the JSON summary (None where nothing was scored), what next."""
+
+    renderables: list[RenderableType]
+    summary: dict[str, float] | None
+    next_step: str
+
+
+def choose_split(store: FrameStore, split: str | None) -> str:
+    """The split asked for, or the data set's validation split, or its only one. ConfigError where neither tells."""
+    splits = sorted({scene.split for scene in store.manifest.scenes})
+    if split is not None:
+        store.split_rows(split)  # StoreError naming the splits where there is no such one
+        return split
+    for name in ("val", "mini_val"):
+        if name in splits:
+            return name
+    if len(splits) == 1:
+        return splits[0]
+    raise ConfigError(f"{store.root}: has the splits {splits}; choose one with --split")
+
+
+def frames_of(store: FrameStore, rows: Sequence[int]) -> list[Frame]:
+    """The frames of these rows."""
+    return [store.frame(row) for row in rows]
+
+
+def score(store: FrameStore, rows: Sequence[int], detections: Mapping[str, Detections]) -> Metrics:
+    """The official metric of `detections` (by token) on these frames of the store; no raw data set is touched.
+
+    Raises DataError where a frame has no annotations: such a split can be predicted and exported, not scored.
+    """
+    version = store.manifest.identity["dataset_version"]
+    truth = require_annotations([store.truth(row) if store.is_labelled(row) else None for row in rows], version)
+    return evaluate(frames_of(store, rows), truth, detections)
+
+
+def score_shuffled(store: FrameStore, rows: Sequence[int], detections: Mapping[str, Detections]) -> Metrics:
+    """The control: the same predictions handed to frames of other scenes. Looking at the input must beat it by far."""
+    tokens = [store.tokens[row] for row in rows]
+    scene_of = {store.tokens[row]: store.scene_of(row) for row in rows}
+    return score(store, rows, shuffled_over_frames(detections, tokens, SHUFFLE_SEED, scene_of))
+
+
+def teacher_detections(store: FrameStore, rows: Sequence[int], teacher_root: Path) -> dict[str, Detections]:
+    """What a teacher store says of these frames."""
+    teacher = TeacherStore(teacher_root)
+    teacher_rows = require_same_frames(store, teacher, rows)
+    return {store.tokens[row]: teacher.detections(found) for row, found in zip(rows, teacher_rows, strict=True)}
+
+
+def evaluate_source(
+    cache: Path,
+    *,
+    run: Path | None = None,
+    teacher: str | None = None,
+    submission: Path | None = None,
+    split: str | None = None,
+    export: Path | None = None,
+) -> Outcome:
+    """Scores exactly one of run, teacher and submission on a split, and exports the predictions if asked.
+
+    Where the split has no annotations nothing is scored: without `export` that is a DataError, with it the export is
+    written and the outcome says that it can't be scored.
+    """
+    if sum(source is not None for source in (run, teacher, submission)) != 1:
+        raise ConfigError("give exactly one of --run, --teacher and --submission")
+    store = FrameStore(cache / "frames")
+    split = choose_split(store, split)
+    rows = store.split_rows(split)
+    frames = frames_of(store, rows)
+    labelled = all(store.is_labelled(row) for row in rows)
+    if not labelled and export is None:
+        require_annotations([None], f"{store.manifest.identity['dataset_version']} ({split})")
+    lines: list[RenderableType] = []
+    if submission is not None:
+        if export is not None:
+            raise ConfigError("--export writes predictions; a --submission file is already one")
+        loaded = load_submission(submission, [frame.token for frame in frames])
+        metrics = evaluate_submission(frames, [store.truth(row) for row in rows], loaded.results)
+        name = submission.name
+    else:
+        if teacher is not None:
+            name, modality = teacher, "lidar"
+            detections = teacher_detections(store, rows, cache / "teachers" / teacher)
+        else:
+            assert run is not None
+            model = load_run(run)
+            name, modality = run.name, model.modality
+            detections = predict(model, store, rows)
+        if export is not None:
+            meta = submission_meta(camera=modality == "camera", lidar=modality == "lidar")
+            export_submission(export, frames, detections, meta)
+            lines.append(f"submission of {len(frames)} samples written to {export}")
+        if not labelled:
+            lines.append(f"{store.manifest.identity['dataset_version']} has no annotations, so it can't be scored here")
+            return Outcome(lines, None, "send the submission to the nuScenes test server")
+        metrics = score(store, rows, detections)
+    counts = metrics.truth_counts
+    lines.append(f"{split}: {len(frames)} samples, {counts.outside_racks} of {counts.given} annotated boxes count")
+    lines.append(metrics_table([MetricsRow(name, metrics)]))
+    return Outcome(lines, metrics.summary(), f"./bevcask inspect --cache {cache} --token {frames[0].token}")
+
+
+def figures(metrics: Metrics) -> dict[str, Any]:
+    """All of a score as plain JSON values, for `result.json` of a study."""
+    return metrics.to_dict()

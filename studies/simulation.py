@@ -1,0 +1,41 @@
+"""`./bevcask simulate`: the simulator with a progress bar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.progress import FrameProgress
+from pipeline.simulator import simulate
+from pipeline.simulator.write import Summary
+
+
+def simulate_with_progress(
+    out: Path,
+    *,
+    version: str,
+    train_scenes: int,
+    val_scenes: int,
+    frames: int,
+    sweeps: int,
+    seed: int,
+    workers: int | None,
+) -> Summary:
+    """Writes the data set, telling of every finished scene. A test version has `train_scenes` scenes, all unlabelled."""
+    scenes = {"test": train_scenes} if version.endswith("test") else {"train": train_scenes, "val": val_scenes}
+    with FrameProgress("simulate", sum(scenes.values()) * frames) as progress:
+        return simulate(
+            out,
+            version=version,
+            scenes=scenes,
+            frames=frames,
+            sweeps=sweeps,
+            seed=seed,
+            workers=workers,
+            progress=progress,
+        )
+
+
+def summary_line(summary: Summary) -> str:
+    """What was written, in one line."""
+    boxes = ", ".join(f"{name} {count}" for name, count in summary.boxes.items()) or "no annotations"
+    return f"{summary.version}: {summary.scenes} scenes, {summary.frames} key frames, {summary.bytes / 1e6:.0f} MB; {boxes}"

@@ -1,0 +1,134 @@
+"""Trainings as the command line and the demo run them: one here, or several side by side, each a process of its own.
+
+Side by side costs less than one after the other: a small model on two cores gains little from the second thread.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cache.errors import BevcaskError
+from evaluation.curves import LossCurve
+from trainer.loop import train
+from trainer.metrics import read_metrics
+from trainer.recipe import load_recipe
+
+ROOT = Path(__file__).parent.parent
+_POLL_S = 0.5
+_CURVE_SKIPS = ("step", "epoch", "lr", "frames_per_s", "stall_share", "gradient_norm")
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One training: what it is called, recipe (with overrides laid over it), stores, and the run's folder."""
+
+    name: str
+    recipe: str
+    cache: Path
+    run: Path
+    overrides: Mapping[str, Any]
+
+
+def train_run(
+    recipe: str,
+    cache: Path,
+    run: Path,
+    *,
+    resume: bool = False,
+    threads: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One training in this process; the figures of `trainer.loop.TrainResult` as plain values."""
+    result = train(load_recipe(recipe, overrides), cache, run, resume=resume, threads=threads)
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(result).items()}
+
+
+def train_side_by_side(jobs: Sequence[TrainingJob], threads: int) -> None:
+    """Runs all jobs at once, resuming what was begun, a bar each. Raises BevcaskError with a failed job's words."""
+    processes = {job.name: _start(job, threads) for job in jobs}
+    steps = {job.name: load_recipe(job.recipe, job.overrides).train.steps or 0 for job in jobs}
+    console = Console(stderr=True)
+    try:
+        with Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        ) as progress:
+            bars = {job.name: progress.add_task(job.name, total=steps[job.name] or None, detail="") for job in jobs}
+            while any(process.poll() is None for process in processes.values()):
+                time.sleep(_POLL_S)
+                for job in jobs:
+                    last = _last_line(job.run / "metrics.jsonl")
+                    if last:
+                        detail = f"step {last['step']}  loss {last['loss']:.3f}  {last['frames_per_s']:.1f} frames/s"
+                        progress.update(bars[job.name], completed=last["step"], detail=detail)
+                for job in jobs:
+                    _raise_if_failed(job, processes[job.name])
+        for job in jobs:
+            _raise_if_failed(job, processes[job.name])
+            if not console.is_terminal and (last := _last_line(job.run / "metrics.jsonl")):
+                console.print(f"{job.name}: {last['step']} steps, loss {last['loss']:.3f}", highlight=False)
+    finally:
+        for process in processes.values():
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+
+
+def _start(job: TrainingJob, threads: int) -> subprocess.Popen[str]:
+    job.run.mkdir(parents=True, exist_ok=True)
+    arguments = [job.recipe, str(job.cache.resolve()), str(job.run.resolve()), str(threads), json.dumps(job.overrides)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "studies.training", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=open(job.run / "training.log", "w"),
+        text=True,
+    )
+
+
+def _raise_if_failed(job: TrainingJob, process: subprocess.Popen[str]) -> None:
+    if process.poll():
+        lines = (job.run / "training.log").read_text().strip().splitlines()
+        said = lines[-1] if lines else "it said nothing"
+        raise BevcaskError(
+            f"training {job.name} ended with status {process.returncode}: {said} (whole log: {job.run}/training.log)"
+        )
+
+
+def _last_line(path: Path) -> dict[str, Any] | None:
+    """The newest line of a metrics log, if any."""
+    lines = read_metrics(path) if path.is_file() else []
+    return lines[-1] if lines else None
+
+
+def loss_curves(name: str, run: Path) -> list[LossCurve]:
+    """One curve per loss part of a run's log; curves of the same part share a panel."""
+    rows = read_metrics(run / "metrics.jsonl")
+    parts = [key for key in rows[-1] if key not in _CURVE_SKIPS] if rows else []
+    steps = [row["step"] for row in rows]
+    return [LossCurve(name, part, steps, [row.get(part, float("nan")) for row in rows]) for part in parts]
+
+
+if __name__ == "__main__":
+    _recipe, _cache, _run, _threads, _overrides = sys.argv[1:]
+    try:
+        train_run(
+            _recipe, Path(_cache), Path(_run), resume=True, threads=int(_threads), overrides=json.loads(_overrides)
+        )
+    except BevcaskError as _error:
+        sys.exit(" ".join(str(_error).split()))
