@@ -209,11 +209,17 @@ def _truth(nusc: NuScenes, sample: dict[str, Any]) -> GroundTruth:
         velocity = nusc.box_velocity(token)[:2]
         boxes.append([*row["translation"], *row["size"], *row["rotation"], *velocity])
         ids.append([label, attribute, row["num_lidar_pts"], row["num_radar_pts"], _visibility(row["visibility_token"])])
-    columns = np.asarray(ids, np.int32).reshape(-1, 5).T
+    class_ids, attribute_ids, lidar, radar, visibility = np.ascontiguousarray(
+        np.asarray(ids, np.int32).reshape(-1, 5).T
+    )
     return GroundTruth(
-        np.asarray(boxes, np.float64).reshape(-1, 12),
-        *np.ascontiguousarray(columns),
-        np.asarray(racks, np.float64).reshape(-1, 10),
+        boxes_global=np.asarray(boxes, np.float64).reshape(-1, 12),
+        class_ids=class_ids,
+        attribute_ids=attribute_ids,
+        num_lidar_pts=lidar,
+        num_radar_pts=radar,
+        visibility=visibility,
+        racks_global=np.asarray(racks, np.float64).reshape(-1, 10),
     )
 
 

@@ -21,7 +21,9 @@ def simulate_with_progress(
     workers: int | None,
 ) -> Summary:
     """Writes the data set, telling of every finished scene. A test version has `train_scenes` scenes, all unlabelled."""
-    scenes = {"test": train_scenes} if version.endswith("test") else {"train": train_scenes, "val": val_scenes}
+    scenes = {"train": train_scenes, "val": val_scenes}
+    if version.endswith("test"):
+        scenes = {"test": train_scenes}
     with FrameProgress("simulate", sum(scenes.values()) * frames) as progress:
         return simulate(
             out,
@@ -38,4 +40,5 @@ def simulate_with_progress(
 def summary_line(summary: Summary) -> str:
     """What was written, in one line."""
     boxes = ", ".join(f"{name} {count}" for name, count in summary.boxes.items()) or "no annotations"
-    return f"{summary.version}: {summary.scenes} scenes, {summary.frames} key frames, {summary.bytes / 1e6:.0f} MB; {boxes}"
+    size = f"{summary.scenes} scenes, {summary.frames} key frames, {summary.bytes / 1e6:.0f} MB"
+    return f"{summary.version}: {size}; {boxes}"
