@@ -20,7 +20,7 @@ def simulate_with_progress(
     seed: int,
     workers: int | None,
 ) -> Summary:
-    """Writes the data set, telling of every finished scene. A test version has `train_scenes` scenes, all unlabelled."""
+    """Writes the data set, telling of finished scenes. A test version has `train_scenes` scenes, all unlabelled."""
     scenes = {"train": train_scenes, "val": val_scenes}
     if version.endswith("test"):
         scenes = {"test": train_scenes}
