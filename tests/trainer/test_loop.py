@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cache.errors import ConfigError, CorruptError, FingerprintError, OutOfSpaceError, StoreError
+from cache.files import file_sha256
+from cache.frame import Detections
+from models.build import load_weights, read_metadata
+from models.detector import LossPart
+from models.lift_splat import LiftSplat
+from tests.trainer.conftest import BOXES
+from tests.trainer.synthetic import TINY_STUDENT, TINY_TEACHER, write_frames, write_teacher
+from trainer import checkpoint
+from trainer.loop import CHECKPOINT, WEIGHTS, DivergedError, train
+from trainer.metrics import read_metrics
+from trainer.progress import StepReport
+from trainer.recipe import Recipe, make_recipe
+
+TIMES = ("frames_per_s", "stall_share")
+AUGMENTATION = {
+    "bev_augmentation": {"flip_x": 0.5, "flip_y": 0.5, "rotation_deg": 22.5, "scale": [0.95, 1.05]},
+    "image_augmentation": {"resize": [0.9, 1.1], "crop_x": True, "flip": 0.5, "brightness": 0.2, "contrast": 0.2},
+}
+
+
+def recipe(kind: str = "distilled", **train_values: Any) -> Recipe:
+    values: dict[str, Any] = {
+        "model": TINY_TEACHER if kind == "teacher" else TINY_STUDENT,
+        "data": {**AUGMENTATION, "teacher": "demo" if kind == "distilled" else ""},
+        "train": {
+            "steps": 8,
+            "batch": 4,
+            "lr": 1e-3,
+            "log_every": 1,
+            "checkpoint_every": 3,
+            "ema": 0.9,
+            **train_values,
+        },
+        "terms": [{"name": "bevdistill_dense"}] if kind == "distilled" else [],
+    }
+    return make_recipe(values, "test", kind)
+
+
+def quiet(report: StepReport) -> None:
+    pass
+
+
+def killed_at(step: int) -> Any:
+    def listener(report: StepReport) -> None:
+        if report.done == step:
+            raise KeyboardInterrupt
+
+    return listener
+
+
+def losses(run: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(run / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("kind", ["distilled", "teacher"])
+def test_a_resumed_run_goes_on_exactly(tmp_path: Path, cache: Path, kind: str) -> None:
+    train(recipe(kind), cache, tmp_path / "whole", progress=quiet)
+    for step in (2, 5, 7):  # before the first checkpoint, between two, after the last
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe(kind), cache, tmp_path / "cut", resume=True, progress=killed_at(step))
+        assert not (tmp_path / "cut" / WEIGHTS).exists()
+    train(recipe(kind), cache, tmp_path / "cut", resume=True, progress=quiet)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert [line["step"] for line in losses(tmp_path / "cut")] == list(range(1, 9))
+    assert file_sha256(tmp_path / "cut" / WEIGHTS) == file_sha256(tmp_path / "whole" / WEIGHTS)
+
+
+def test_two_runs_of_one_recipe_are_the_same_and_another_seed_is_not(tmp_path: Path, cache: Path) -> None:
+    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
+        train(recipe(steps=3, seed=seed), cache, tmp_path / name, progress=quiet)
+    assert losses(tmp_path / "one") == losses(tmp_path / "two")
+    assert losses(tmp_path / "one")[0]["heatmap"] != losses(tmp_path / "other")[0]["heatmap"]
+
+
+def test_with_and_without_a_term_the_student_starts_the_same(tmp_path: Path, cache: Path) -> None:
+    for kind in ("student", "distilled"):
+        train(recipe(kind, steps=1), cache, tmp_path / kind, progress=quiet)
+    plain, distilled = losses(tmp_path / "student")[0], losses(tmp_path / "distilled")[0]
+    assert distilled["heatmap"] == plain["heatmap"]
+    assert distilled["depth"] == plain["depth"]
+    assert distilled["bevdistill_dense"] > 0
+    assert "bevdistill_dense" not in plain
+
+
+def test_training_lowers_the_loss(tmp_path: Path, cache: Path) -> None:
+    for kind in ("distilled", "teacher"):
+        train(recipe(kind, steps=40, lr=1e-2, warmup_steps=5), cache, tmp_path / kind, progress=quiet)
+        seen = losses(tmp_path / kind)
+        assert sum(line["loss"] for line in seen[-6:]) < 0.75 * sum(line["loss"] for line in seen[:6])
+    assert (
+        losses(tmp_path / "distilled")[-1]["bevdistill_dense"]
+        < 0.8 * losses(tmp_path / "distilled")[0]["bevdistill_dense"]
+    )
+
+
+def test_the_run_folder_says_what_was_done(tmp_path: Path, cache: Path) -> None:
+    reports: list[StepReport] = []
+    chosen = recipe(log_every=4)
+    result = train(chosen, cache, tmp_path / "run", progress=reports.append)
+    assert [report.done for report in reports] == list(range(1, 9))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "recipe.json", "run.json", "metrics.jsonl", CHECKPOINT, WEIGHTS,
+    }  # fmt: skip
+    assert Recipe.model_validate(json.loads((tmp_path / "run" / "recipe.json").read_text())) == chosen
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["recipe_digest"] == chosen.digest
+    assert record["stores"] == {
+        "frames": file_sha256(cache / "frames" / "manifest.json"),
+        "teachers/demo": file_sha256(cache / "teachers" / "demo" / "manifest.json"),
+    }
+    lines = read_metrics(result.metrics)
+    assert [line["step"] for line in lines] == [4, 8]
+    parts = {"heatmap", "center", "height", "dim", "rot", "vel", "depth", "bevdistill_dense"}
+    assert set(lines[0]) == parts | {"step", "epoch", "lr", "loss", "gradient_norm", *TIMES}
+    assert lines[0]["loss"] == pytest.approx(sum(lines[0][part] for part in parts), rel=1e-5)
+    assert result.steps == 8
+    assert result.loss == lines[-1]["loss"]
+
+
+def test_the_exported_model_is_the_average_and_holds_no_adaptor(tmp_path: Path, cache: Path) -> None:
+    train(recipe(), cache, tmp_path / "run", progress=quiet)
+    model = load_weights(tmp_path / "run" / WEIGHTS)
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "run" / CHECKPOINT, framework="pt") as file:
+        saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    state = model.state_dict()
+    assert not any("adaptor" in name for name in state)
+    assert any(name.startswith("terms.bevdistill_dense.adaptor") for name in saved)
+    assert all(torch.equal(tensor, saved[f"average.{name}"]) for name, tensor in state.items())
+    assert any(not torch.equal(tensor, saved[f"model.{name}"]) for name, tensor in state.items())
+    assert read_metadata(tmp_path / "run" / WEIGHTS)["recipe"] == "distilled"
+
+
+def test_epochs_make_each_frame_come_once_per_epoch(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    original = LiftSplat.loss_parts
+
+    def watched(self: LiftSplat, output: Any, batch: Any) -> dict[str, LossPart]:
+        seen.append(batch.tokens)
+        return original(self, output, batch)
+
+    monkeypatch.setattr(LiftSplat, "loss_parts", watched)
+    result = train(recipe("student", steps=None, epochs=2), cache, tmp_path / "run", progress=quiet)
+    assert result.steps == 4
+    assert [len(tokens) for tokens in seen] == [4, 2, 4, 2]
+    for epoch in (seen[:2], seen[2:]):
+        assert len({token for tokens in epoch for token in tokens}) == 6
+
+
+def test_resume_is_refused_for_another_recipe_and_for_other_stores(tmp_path: Path, cache: Path) -> None:
+    train(recipe(steps=2), cache, tmp_path / "run", progress=quiet)
+    with pytest.raises(FingerprintError, match=r"begun with recipe\.train\.lr = 0\.001, this call has 0\.002"):
+        train(recipe(steps=2, lr=2e-3), cache, tmp_path / "run", resume=True, progress=quiet)
+    write_frames(tmp_path / "other", boxes=BOXES)
+    write_teacher(tmp_path / "other", boxes=BOXES, seed=9)
+    was = file_sha256(cache / "teachers" / "demo" / "manifest.json")
+    now = file_sha256(tmp_path / "other" / "teachers" / "demo" / "manifest.json")
+    with pytest.raises(FingerprintError, match=rf"stores\.teachers/demo = {was}, this call has {now}"):
+        train(recipe(steps=2), tmp_path / "other", tmp_path / "run", resume=True, progress=quiet)
+
+
+def test_a_folder_with_a_run_is_not_overwritten_and_a_finished_run_is_not_run_again(
+    tmp_path: Path, cache: Path
+) -> None:
+    first = train(recipe(steps=2), cache, tmp_path / "run", progress=quiet)
+    before = file_sha256(first.weights)
+    with pytest.raises(ConfigError, match="holds a run already; add --resume"):
+        train(recipe(steps=2), cache, tmp_path / "run", progress=quiet)
+    calls: list[StepReport] = []
+    again = train(recipe(steps=2), cache, tmp_path / "run", resume=True, progress=calls.append)
+    assert calls == []
+    assert again == first
+    assert file_sha256(again.weights) == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_naming_step_and_frames(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, count = LiftSplat.loss_parts, 0
+
+    def poisoned(self: LiftSplat, output: Any, batch: Any) -> dict[str, LossPart]:
+        nonlocal count
+        count += 1
+        parts = original(self, output, batch)
+        if count == 5:
+            parts["vel"] = LossPart(parts["vel"].numerator * float("nan"), parts["vel"].normaliser, 1.0)
+        return parts
+
+    monkeypatch.setattr(LiftSplat, "loss_parts", poisoned)
+    with pytest.raises(
+        DivergedError, match=r"step 5: not finite: \{'loss': nan, 'vel': nan\}; frames 0{31}\d"
+    ) as caught:
+        train(recipe(), cache, tmp_path / "run", progress=quiet)
+    assert "\n" not in str(caught.value)
+    assert checkpoint.read_state(tmp_path / "run" / CHECKPOINT)["step"] == 3
+    assert not (tmp_path / "run" / WEIGHTS).exists()
+
+
+def test_what_the_stores_cannot_serve_is_refused_before_training(tmp_path: Path, cache: Path) -> None:
+    write_frames(tmp_path / "bare", points=False, boxes=BOXES)
+    with pytest.raises(StoreError, match="cache-frames --points"):
+        train(recipe("teacher"), tmp_path / "bare", tmp_path / "run", progress=quiet)
+    with pytest.raises(StoreError, match=r"no store.*cache-teacher"):
+        train(recipe(), tmp_path / "bare", tmp_path / "run", progress=quiet)
+    chosen = recipe("student")
+    elsewhere = chosen.model_copy(update={"data": chosen.data.model_copy(update={"split": "val"})})
+    with pytest.raises(StoreError, match=r"no split 'val'; it has \['train'\]"):
+        train(elsewhere, cache, tmp_path / "run", progress=quiet)
+    write_teacher(tmp_path / "bare", frames=4, boxes=BOXES)
+    with pytest.raises(FingerprintError, match=r"frames_digest = 4-0.*has 6-0"):
+        train(recipe(), tmp_path / "bare", tmp_path / "run", progress=quiet)
+    assert not (tmp_path / "run" / CHECKPOINT).exists()
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(), cache, tmp_path / "run", progress=killed_at(4))
+    path = tmp_path / "run" / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CorruptError, match="not a readable checkpoint"):
+        train(recipe(), cache, tmp_path / "run", resume=True, progress=quiet)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(), cache, tmp_path / "run", progress=killed_at(4))
+    before = file_sha256(tmp_path / "run" / CHECKPOINT)
+
+    def full(*_: Any) -> None:
+        raise OutOfSpaceError("no space left")
+
+    monkeypatch.setattr(checkpoint, "write_bytes", full)
+    with pytest.raises(OutOfSpaceError):
+        train(recipe(), cache, tmp_path / "run", resume=True, progress=quiet)
+    assert file_sha256(tmp_path / "run" / CHECKPOINT) == before
+
+
+def test_detections_are_what_a_finished_run_gives(tmp_path: Path, cache: Path) -> None:
+    from cache.store import FrameStore
+    from trainer.predict import load_run, predict
+
+    train(recipe("teacher", steps=2), cache, tmp_path / "run", progress=quiet)
+    store = FrameStore(cache / "frames")
+    found = predict(load_run(tmp_path / "run"), store, [0, 3], progress=lambda done, total: None)
+    assert set(found) == {store.tokens[0], store.tokens[3]}
+    assert all(isinstance(value, Detections) for value in found.values())

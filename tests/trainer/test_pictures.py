@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+
+from cache.errors import DataError
+from trainer.augment import ImageAugment
+from trainer.pictures import MEAN_RGB, STD_RGB, draw_picture, normalisation, picture_geometry
+
+CASES = [
+    (stored, size, ImageAugment(resize, crop, flip))
+    for (stored, size), resize, crop, flip in itertools.product(
+        [((400, 225), (256, 96)), ((1600, 900), (256, 96)), ((1600, 900), (704, 256)), ((200, 113), (256, 96))],
+        [0.9, 1.0, 1.2],
+        [0.0, 0.5, 1.0],
+        [False, True],
+    )
+]
+
+
+def jpeg(picture: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes()
+
+
+def render(data: bytes, stored: tuple[int, int], size: tuple[int, int], augment: ImageAugment) -> np.ndarray:
+    out = np.full((size[1], size[0], 3), 77, np.uint8)
+    draw_picture(data, picture_geometry(stored, size, augment), out, "test")
+    return out
+
+
+@pytest.mark.parametrize(("stored", "size", "augment"), CASES, ids=str)
+def test_a_spot_lands_where_the_affine_says(
+    stored: tuple[int, int], size: tuple[int, int], augment: ImageAugment
+) -> None:
+    geometry = picture_geometry(stored, size, augment)
+    affine = geometry.affine()
+    target = np.array([0.4 * size[0], 0.6 * size[1]])  # choose the spot so that it is seen
+    spot = np.linalg.solve(affine[:, :2], target - affine[:, 2])
+    y, x = np.mgrid[: stored[1], : stored[0]]
+    radius = 4 / abs(affine[1, 1])
+    light = np.exp(-((x - spot[0]) ** 2 + (y - spot[1]) ** 2) / (2 * (radius / 2) ** 2))
+    picture = np.repeat((light * 240).astype(np.uint8)[..., None], 3, axis=2)
+    found = render(jpeg(picture), stored, size, augment).astype(np.float64).mean(axis=2)
+    found[found < 12] = 0
+    rows, cols = np.mgrid[: size[1], : size[0]] + 0.5  # edges at whole numbers: pixel 0 is centred at 0.5
+    centre = np.array([(found * cols).sum(), (found * rows).sum()]) / found.sum()
+    assert np.abs(centre - target).max() < 0.12
+
+
+def test_test_time_geometry_covers_the_input_and_keeps_the_bottom() -> None:
+    geometry = picture_geometry((1600, 900), (704, 256), ImageAugment())
+    assert geometry.resized == (704, 396)  # BEVDepth: resize 0.44, crop (0, 140)
+    assert geometry.crop == (0, 140)
+    assert geometry.reduction == 2
+    assert np.allclose(geometry.affine() @ [800 - 0.5, 899.5, 1], [352, 256])
+
+
+def test_decoding_is_reduced_only_where_enough_pixels_remain() -> None:
+    reductions = {
+        w: picture_geometry((w, w * 9 // 16), (256, 96), ImageAugment()).reduction for w in (256, 400, 512, 1600, 4096)
+    }
+    assert reductions == {256: 1, 400: 1, 512: 2, 1600: 4, 4096: 8}
+
+
+def test_what_the_image_does_not_cover_is_black() -> None:
+    white = jpeg(np.full((72, 128, 3), 255, np.uint8))
+    found = render(white, (128, 72), (64, 32), ImageAugment(resize=0.5, crop_x=0.0))
+    assert (found[:, :32][-18:] > 250).all()
+    assert (found[:, 32:] == 0).all()
+    assert (found[:14] == 0).all()
+
+
+def test_colours_come_out_as_red_green_blue() -> None:
+    red = np.zeros((72, 128, 3), np.uint8)
+    red[..., 2] = 250  # OpenCV writes BGR
+    found = render(jpeg(red), (128, 72), (64, 32), ImageAugment())
+    assert found[..., 0].mean() > 240
+    assert found[..., 1:].mean() < 8
+
+
+def test_normalisation_is_image_net_after_jitter() -> None:
+    gain, offset = normalisation([ImageAugment(), ImageAugment(brightness=1.2, contrast=0.7)])
+    rgb = np.array([10.0, 120.0, 250.0])
+    assert np.allclose(gain[0] * rgb + offset[0], (rgb / 255 - MEAN_RGB) / STD_RGB, atol=1e-6)
+    assert np.allclose(gain[1] * rgb + offset[1], 0.7 * (1.2 * rgb / 255 - MEAN_RGB) / STD_RGB, atol=1e-6)
+
+
+def test_bytes_that_do_not_decode_are_an_error_that_names_the_picture() -> None:
+    with pytest.raises(DataError, match=r"frame x CAM_FRONT.*does not decode"):
+        draw_picture(
+            b"no jpeg",
+            picture_geometry((128, 72), (64, 32), ImageAugment()),
+            np.zeros((32, 64, 3), np.uint8),
+            "frame x CAM_FRONT",
+        )
+
+
+def test_a_picture_of_another_size_than_its_calibration_is_refused() -> None:
+    data = jpeg(np.zeros((36, 64, 3), np.uint8))
+    with pytest.raises(DataError, match="64x36 pixels, its calibration says 128x72"):
+        render(data, (128, 72), (128, 64), ImageAugment())
