@@ -1,4 +1,4 @@
-"""The floors of the house: each import contract fails when it is broken, `import cache` stays light, nothing pickles."""
+"""The floors: each import contract fails when it is broken, `import cache` stays light, nothing pickles."""
 
 from __future__ import annotations
 
