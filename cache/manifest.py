@@ -114,8 +114,8 @@ class Manifest:
             )
             return cls(
                 kind=values["kind"],
-                identity=dict(values["identity"]),
-                header=dict(values["header"]),
+                identity=_object(values["identity"]),
+                header=_object(values["header"]),
                 fields=_fields(values["fields"], path),
                 scenes=tuple(Scene(**{key: str(value) for key, value in scene.items()}) for scene in values["scenes"]),
                 shards=shards,
@@ -123,11 +123,17 @@ class Manifest:
                     name: {"size": int(row["size"]), "sha256": str(row["sha256"])}
                     for name, row in values["index"].items()
                 },
-                quarantined=tuple(dict(row) for row in values["quarantined"]),
+                quarantined=tuple(_object(row) for row in values["quarantined"]),
                 digest=sha256(path.read_bytes()),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptError(f"{path}: not a valid manifest ({type(error).__name__}: {error})") from None
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"found {value!r:.40}, expected an object")
+    return value
 
 
 def _fields(rows: list[dict[str, Any]], path: Path) -> tuple[FieldSpec, ...]:

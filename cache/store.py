@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Store:
         self._fields = {spec.name: (position, spec) for position, spec in enumerate(self.manifest.fields)}
         self._descriptors: dict[int, int] = {}
         self._lock = threading.Lock()
+        weakref.finalize(self, _close_all, self._descriptors)  # a store that is dropped unclosed leaks nothing
         if self.index.offset.shape[1] != len(self._fields):
             raise CorruptError(
                 f"{root}: the index has {self.index.offset.shape[1]} fields, the manifest {len(self._fields)}"
@@ -113,9 +115,7 @@ class Store:
     def close(self) -> None:
         """Closes the shards' descriptors; reading opens them again."""
         with self._lock:
-            for descriptor in self._descriptors.values():
-                os.close(descriptor)
-            self._descriptors.clear()
+            _close_all(self._descriptors)
 
     def _where(self, row: int, member: str) -> str:
         return f"{self.root / self.manifest.shards[int(self.index.shard[row])].name}: {self.tokens[row]}.{member}"
@@ -157,6 +157,12 @@ class Store:
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a Store holds open files; open it again from its root in each process")
+
+
+def _close_all(descriptors: dict[int, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
+    descriptors.clear()
 
 
 class FrameStore(Store):
