@@ -85,9 +85,13 @@ class _Stages:
             self._started = None
 
 
-def run_demo(root: Path, console: Console, world: DemoWorld | None = None) -> DemoResult:
-    """Runs the whole chain under `root`, prints the table, writes <root>/report.html and <root>/result.json."""
+def run_demo(root: Path, console: Console, world: DemoWorld | None = None, steps: int | None = None) -> DemoResult:
+    """Runs the whole chain under `root`, prints the table, writes <root>/report.html and <root>/result.json.
+
+    world, steps: other than the demo's own world and the recipes' own lengths, for tests.
+    """
     world = world or DemoWorld()
+    length = {"train": {"steps": steps}} if steps else {}
     _forget_other_world(root, world, console)
     stages = _Stages(console, 7)
     cache = root / "cache"
@@ -109,7 +113,7 @@ def run_demo(root: Path, console: Console, world: DemoWorld | None = None) -> De
     cache_frames(root / "data", VERSION, cache, options=options)
 
     stages.start("teacher", "the LiDAR detector runs once over every frame")
-    teacher_name = _ensure_teacher(root, cache, console)
+    teacher_name = _ensure_teacher(root, cache, console, length)
     stages.start("score the teacher", "from its store, before any student sees it")
     store = FrameStore(cache / "frames")
     rows = store.split_rows("val")
@@ -117,10 +121,10 @@ def run_demo(root: Path, console: Console, world: DemoWorld | None = None) -> De
     metrics = {"teacher": score(store, rows, detections["teacher"])}
 
     stages.start("train the students", "the same student without and with distillation, side by side")
-    overrides = {"data": {"teacher": teacher_name}}
+    taught = {"data": {"teacher": teacher_name}, **length}
     jobs = [
-        TrainingJob("student", "demo-student", cache, root / "student", {}),
-        TrainingJob("distilled", "demo-distilled", cache, root / "distilled", overrides),
+        TrainingJob("student", "demo-student", cache, root / "student", length),
+        TrainingJob("distilled", "demo-distilled", cache, root / "distilled", taught),
     ]
     train_side_by_side(jobs, threads=max(1, default_workers() // len(jobs)))
     stages.start("score the students", "by the official metric, from the frame store alone")
@@ -161,14 +165,14 @@ def _forget_other_world(root: Path, world: DemoWorld, console: Console) -> None:
     write_json(path, asdict(world))
 
 
-def _ensure_teacher(root: Path, cache: Path, console: Console) -> str:
+def _ensure_teacher(root: Path, cache: Path, console: Console, length: Mapping[str, Any]) -> str:
     """The teacher store's name: of the shipped teacher, or, where that is gone, of one trained here and now."""
     if SHIPPED_TEACHERS["demo"].is_file():
         cache_teacher(cache, "demo")
         return "demo"
     console.print("[dim]the shipped checkpoint is not there: training the teacher first[/dim]")
     run = root / "teacher"
-    train_side_by_side([TrainingJob("teacher", "demo-teacher", cache, run, {})], threads=default_workers())
+    train_side_by_side([TrainingJob("teacher", "demo-teacher", cache, run, length)], threads=default_workers())
     cache_teacher(cache, "trained", teacher="trained", checkpoint=run / "model.safetensors")
     return "trained"
 

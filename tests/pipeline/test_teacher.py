@@ -1,0 +1,194 @@
+"""The teacher pass: what it stores is what the model says, from points or files; every refusal names both sides."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cache.cells import scatter_cells
+from cache.errors import ConfigError, CorruptError, DataError, FingerprintError, StoreError
+from cache.store import FrameStore, TeacherStore
+from models.build import build_detector, load_weights, save_weights
+from models.detector import Batch
+from models.gaussian import foreground_mask
+from pipeline.frames import FrameOptions, cache_frames
+from pipeline.teacher import TeacherOptions, cache_teacher, resolve_checkpoint
+from tests.pipeline.real_data import REAL_ROOT, needs_real_data
+
+VERSION = "v1.0-mini"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained teacher whose heatmap bias is high enough that it says something."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "teacher.safetensors"
+    save_weights(build_detector({"preset": "centerpoint-pillar-tiny"}), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cached(simulated_root: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with a frame store with points and a teacher store of dense and gaussian coverage."""
+    cache = tmp_path_factory.mktemp("cached")
+    cache_frames(
+        simulated_root, VERSION, cache, options=FrameOptions(image_scale=0.1, points=True, sweeps=2), workers=1
+    )
+    cache_teacher(
+        cache, "t", teacher="own", checkpoint=weights, options=TeacherOptions("gaussian,dense", sweeps=2), workers=1
+    )
+    return cache
+
+
+def test_the_store_holds_what_the_model_says(cached: Path, weights: Path) -> None:
+    frames, teacher = FrameStore(cached / "frames"), TeacherStore(cached / "teachers" / "t")
+    model = load_weights(weights)
+    assert len(teacher) == len(frames)
+    for row in (0, len(frames) - 1):
+        token = frames.tokens[row]
+        with torch.inference_mode():
+            output = model(Batch(points=[torch.from_numpy(frames.points(row).copy())], tokens=[token]))
+        expected = output.bev[0].numpy()
+        values, maps = scatter_cells(teacher.cells(teacher.row_of(token)), teacher.grid.shape)
+        scale = np.abs(expected).max()
+        assert np.abs(values.astype(np.float32) - expected).max() < 2e-3 * scale  # fp16 of fp32
+        np.testing.assert_array_equal(
+            maps[0], foreground_mask(frames.boxes_lidar(row), teacher.grid, min_radius=1, dilate=1)
+        )
+        assert (maps[1] == 1).all()
+        said = model.decode(output)[0]
+        stored = teacher.detections(teacher.row_of(token))
+        assert len(stored) == len(said) > 0
+        np.testing.assert_allclose(stored.scores, said.scores, atol=1e-5)
+
+
+def test_gaussian_cells_are_the_same_values_and_far_fewer(cached: Path, weights: Path) -> None:
+    cache_teacher(cached, "sparse", teacher="own", checkpoint=weights, workers=1)
+    dense, sparse = TeacherStore(cached / "teachers" / "t"), TeacherStore(cached / "teachers" / "sparse")
+    for row in range(len(sparse)):
+        few, all_cells = sparse.cells(row), dense.cells(row)
+        assert 0 < len(few) < len(all_cells) / 2
+        np.testing.assert_array_equal(few.values, all_cells.values[few.index])
+
+
+def test_clouds_from_the_data_root_give_the_same_bytes_as_stored_points(
+    cached: Path, simulated_root: Path, weights: Path, tmp_path: Path
+) -> None:
+    cache_frames(simulated_root, VERSION, tmp_path, options=FrameOptions(image_scale=0.1), workers=1)
+    options = TeacherOptions("gaussian,dense", sweeps=2)
+    with pytest.raises(StoreError, match="holds no points; give --data-root"):
+        cache_teacher(tmp_path, "t", teacher="own", checkpoint=weights, options=options, workers=1)
+    cache_teacher(
+        tmp_path, "t", teacher="own", checkpoint=weights, data_root=simulated_root, options=options, workers=1
+    )
+    for shard in TeacherStore(tmp_path / "teachers" / "t").manifest.shards:
+        a, b = tmp_path / "teachers" / "t" / shard.name, cached / "teachers" / "t" / shard.name
+        assert a.read_bytes() == b.read_bytes()
+
+
+def test_two_workers_write_the_same_bytes_as_one(cached: Path, weights: Path) -> None:
+    one = cache_teacher(cached, "one", teacher="own", checkpoint=weights, workers=1)
+    two = cache_teacher(cached, "two", teacher="own", checkpoint=weights, workers=2)
+    assert one.digest == two.digest
+
+
+def test_a_store_begun_with_another_grid_is_refused_with_both_values(
+    cached: Path, weights: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    other = tmp_path / "other.safetensors"
+    save_weights(build_detector({"preset": "centerpoint-pillar-tiny", "pillars": {"cell_m": 0.8}}), other)
+    with pytest.raises(FingerprintError, match=r"header\.grid\.cell_m = 1\.6, this run asks for 3\.2"):
+        cache_teacher(
+            cached, "t", teacher="own", checkpoint=other, options=TeacherOptions("gaussian,dense", sweeps=2), workers=1
+        )
+
+
+def test_other_weights_for_the_same_store_are_refused(cached: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    other = tmp_path / "other.safetensors"
+    save_weights(build_detector({"preset": "centerpoint-pillar-tiny"}), other)
+    with pytest.raises(FingerprintError, match="weights_sha256"):
+        cache_teacher(
+            cached, "t", teacher="own", checkpoint=other, options=TeacherOptions("gaussian,dense", sweeps=2), workers=1
+        )
+
+
+def test_missing_or_foreign_checkpoints_are_named(tmp_path: Path, cached: Path) -> None:
+    with pytest.raises(ConfigError, match="teacher 'mine' is not shipped"):
+        resolve_checkpoint("mine", None)
+    with pytest.raises(ConfigError, match=r"gone\.safetensors: no such checkpoint"):
+        resolve_checkpoint("demo", tmp_path / "gone.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"not a checkpoint")
+    with pytest.raises(DataError, match=r"bad\.safetensors: not readable as a safetensors file"):
+        cache_teacher(cached, "bad", teacher="own", checkpoint=tmp_path / "bad.safetensors", workers=1)
+    student = tmp_path / "student.safetensors"
+    save_weights(build_detector({"preset": "lift-splat-tiny"}), student)
+    with pytest.raises(ConfigError, match="a camera model, expected a LiDAR teacher"):
+        cache_teacher(cached, "bad", teacher="own", checkpoint=student, workers=1)
+    assert not (cached / "teachers" / "bad").exists()
+
+
+@pytest.mark.parametrize("name", ["", "../up", "Upper", "a/b", "a.b"])
+def test_a_store_name_is_never_a_path(cached: Path, weights: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="--name"):
+        cache_teacher(cached, name, teacher="own", checkpoint=weights, workers=1)
+
+
+def test_an_unreadable_cloud_is_quarantined_and_added_after_repair(
+    simulated_root: Path, weights: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(simulated_root, tmp_path / "data"))
+    cache = tmp_path / "c"
+    cache_frames(root, VERSION, cache, options=FrameOptions(image_scale=0.1), workers=1)
+    victim = sorted((root / "sweeps" / "LIDAR_TOP").iterdir())[0]
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:1000])
+    options = TeacherOptions(sweeps=2)
+    manifest = cache_teacher(cache, "t", teacher="own", checkpoint=weights, data_root=root, options=options, workers=1)
+    assert len(manifest.quarantined) == 1 and victim.name in manifest.quarantined[0]["reason"]
+    victim.write_bytes(whole)
+    repaired = cache_teacher(cache, "t", teacher="own", checkpoint=weights, data_root=root, options=options, workers=1)
+    fresh = cache_teacher(cache, "u", teacher="own", checkpoint=weights, data_root=root, options=options, workers=1)
+    assert not repaired.quarantined and repaired.digest == fresh.digest
+
+
+def test_a_corrupt_frame_store_stops_the_pass_by_name(cached: Path, weights: Path, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(cached, tmp_path / "c"))
+    shard = cache / "frames" / FrameStore(cache / "frames").manifest.shards[0].name
+    shard.chmod(0o644)
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2 :: 997] = b"\x5a" * len(data[len(data) // 2 :: 997])
+    shard.write_bytes(data)
+    with pytest.raises(CorruptError, match=shard.name):
+        cache_teacher(cache, "new", teacher="own", checkpoint=weights, workers=1)
+    assert not (cache / "teachers" / "new" / "manifest.json").exists()
+    assert not list((cache / "teachers" / "new").rglob("*.partial"))
+
+
+def test_a_version_without_annotations_is_cached_with_no_gaussian_cells(weights: Path, tmp_path: Path) -> None:
+    from pipeline.simulator import simulate
+
+    simulate(tmp_path / "data", version="v1.0-test", scenes={"test": 1}, frames=1, sweeps=0, seed=5, workers=1)
+    cache = tmp_path / "c"
+    cache_frames(tmp_path / "data", "v1.0-test", cache, options=FrameOptions(image_scale=0.1, points=True), workers=1)
+    frames = FrameStore(cache / "frames")
+    assert not frames.is_labelled(0) and frames.manifest.header["annotated"] is False
+    manifest = cache_teacher(cache, "t", teacher="own", checkpoint=weights, workers=1)
+    teacher = TeacherStore(cache / "teachers" / "t")
+    assert manifest.header["coverage"]["unlabelled"] == [] and len(teacher.cells(0)) == 0
+    assert len(teacher.detections(0)) > 0
+
+
+@needs_real_data
+def test_the_pass_runs_on_the_real_keyframe(weights: Path, tmp_path: Path) -> None:
+    cache_frames(REAL_ROOT, VERSION, tmp_path, workers=1)
+    manifest = cache_teacher(tmp_path, "t", teacher="own", checkpoint=weights, data_root=REAL_ROOT, workers=1)
+    teacher = TeacherStore(tmp_path / "teachers" / "t")
+    assert not manifest.quarantined and len(teacher) == 1
+    cells = teacher.cells(0)
+    assert 50 < len(cells) < 1000 and np.isfinite(cells.values).all()
