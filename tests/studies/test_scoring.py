@@ -1,0 +1,127 @@
+"""`evaluate`: one source, the right split, equal to the unmodified devkit, honest where nothing can be scored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cache.errors import ConfigError, DataError, StoreError
+from cache.frame import Detections
+from cache.store import FrameStore
+from models.build import build_detector, save_weights
+from pipeline.frames import FrameOptions, cache_frames
+from pipeline.simulator import simulate
+from pipeline.teacher import TeacherOptions, cache_teacher
+from studies.inspection import describe, draw_token
+from studies.scoring import choose_split, evaluate_source, score, score_shuffled
+from tests.pipeline.real_data import REAL_ROOT, needs_real_data
+
+VERSION = "v1.0-mini"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "teacher.safetensors"
+    save_weights(build_detector({"preset": "centerpoint-pillar-tiny"}), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cache(simulated_root: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    options = FrameOptions(image_scale=0.1, points=True, sweeps=2)
+    cache_frames(simulated_root, VERSION, folder, options=options, workers=1)
+    cache_teacher(folder, "t", teacher="own", checkpoint=weights, workers=1)
+    return folder
+
+
+def perfect(store: FrameStore, rows: list[int]) -> dict[str, Detections]:
+    """The annotations given back as predictions."""
+    out = {}
+    for row in rows:
+        boxes = store.boxes_lidar(row)
+        out[store.tokens[row]] = Detections(boxes, np.full(len(boxes), 0.9, np.float32), store.truth(row).class_ids)
+    return out
+
+
+def test_the_validation_split_is_the_default(cache: Path) -> None:
+    store = FrameStore(cache / "frames")
+    assert choose_split(store, None) == "mini_val"
+    assert choose_split(store, "mini_train") == "mini_train"
+    with pytest.raises(StoreError, match="no split 'val'; it has"):
+        choose_split(store, "val")
+
+
+def test_the_truth_given_back_scores_high_and_on_other_frames_low(cache: Path) -> None:
+    store = FrameStore(cache / "frames")
+    rows = store.split_rows("mini_train")
+    own, other = score(store, rows, perfect(store, rows)), score_shuffled(store, rows, perfect(store, rows))
+    present = [name for name in own.ap if any(own.ap[name].values())]
+    assert len(present) >= 5 and np.mean([own.class_ap(name) for name in present]) > 0.8
+    assert own.mATE < 0.5 and other.mAP < own.mAP / 3
+
+
+def test_a_teacher_store_is_scored_as_the_devkit_scores_its_exported_submission(
+    cache: Path, simulated_root: Path, tmp_path: Path
+) -> None:
+    from nuscenes.eval.common.config import config_factory
+    from nuscenes.eval.detection.evaluate import DetectionEval
+    from nuscenes.nuscenes import NuScenes
+
+    path = tmp_path / "submission.json"
+    outcome = evaluate_source(cache, teacher="t", export=path)
+    assert outcome.summary is not None
+    nusc = NuScenes(VERSION, str(simulated_root), verbose=False)
+    config = config_factory("detection_cvpr_2019")
+    theirs, _ = DetectionEval(nusc, config, str(path), "mini_val", str(tmp_path), verbose=False).evaluate()
+    assert outcome.summary["mAP"] == pytest.approx(theirs.mean_ap, abs=1e-12)
+    assert outcome.summary["NDS"] == pytest.approx(theirs.nd_score, abs=1e-12)
+    again = evaluate_source(cache, submission=path)
+    assert again.summary == outcome.summary
+
+
+@pytest.mark.parametrize("sources", [{}, {"teacher": "t", "submission": Path("x.json")}])
+def test_exactly_one_source_is_asked_for(cache: Path, sources: dict) -> None:
+    with pytest.raises(ConfigError, match="exactly one of --run, --teacher and --submission"):
+        evaluate_source(cache, **sources)
+
+
+def test_a_version_without_annotations_exports_and_says_that_it_cannot_be_scored(weights: Path, tmp_path: Path) -> None:
+    simulate(tmp_path / "data", version="v1.0-test", scenes={"test": 1}, frames=1, sweeps=0, seed=5, workers=1)
+    cache = tmp_path / "c"
+    cache_frames(tmp_path / "data", "v1.0-test", cache, options=FrameOptions(image_scale=0.1, points=True), workers=1)
+    cache_teacher(cache, "t", teacher="own", checkpoint=weights, workers=1)
+    with pytest.raises(DataError, match=r"v1\.0-test \(test\) has no annotations, so it can't be scored"):
+        evaluate_source(cache, teacher="t")
+    path = tmp_path / "submission.json"
+    outcome = evaluate_source(cache, teacher="t", export=path)
+    assert outcome.summary is None and "can't be scored" in str(outcome.renderables[-1])
+    written = json.loads(path.read_text())
+    assert list(written["results"]) == FrameStore(cache / "frames").tokens and written["meta"]["use_lidar"] is True
+
+
+def test_inspect_tells_and_draws(cache: Path, tmp_path: Path) -> None:
+    said = " ".join(str(part) for part in describe(cache) if isinstance(part, str))
+    assert "mini_train 4 frames, mini_val 2 frames" in said and "coverage gaussian" in said
+    store = FrameStore(cache / "frames")
+    path = draw_token(cache, store.tokens[0], None, tmp_path / "frame.png")
+    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 100_000
+    with pytest.raises(StoreError, match="no teacher store 'gone'; it has"):
+        draw_token(cache, store.tokens[0], "gone", tmp_path / "other.png")
+
+
+@needs_real_data
+def test_the_real_keyframe_goes_through_every_task(weights: Path, tmp_path: Path) -> None:
+    cache_frames(REAL_ROOT, VERSION, tmp_path, workers=1)
+    options = TeacherOptions("gaussian", sweeps=0)
+    cache_teacher(tmp_path, "t", teacher="own", checkpoint=weights, data_root=REAL_ROOT, options=options, workers=1)
+    outcome = evaluate_source(tmp_path, teacher="t")
+    assert outcome.summary is not None and 0 <= outcome.summary["NDS"] <= 1
+    assert "33 of 68 annotated boxes count" in str(outcome.renderables[0])
+    token = FrameStore(tmp_path / "frames").tokens[0]
+    assert draw_token(tmp_path, token, "t", tmp_path / "real.png").stat().st_size > 500_000
