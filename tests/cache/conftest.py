@@ -1,24 +1,39 @@
-"""Finished stores, written once for the session; tests that damage one take a copy."""
+"""Finished stores, written once for all tests of this room; tests that damage one take a copy."""
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.cache.stores import frame_plan, teacher_plan, write_store
 
+# No test here fails for being slow on a busy machine; a failure prints what reproduces it.
+settings.register_profile("cache", deadline=None, print_blob=True)
+settings.load_profile("cache")
 
-@pytest.fixture(scope="session")
-def frames_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+
+@pytest.fixture(scope="package", autouse=True)
+def _quick_fsync() -> Iterator[None]:
+    """Hundreds of small stores are written here; that fsync is called, when and on what, is test_files' to check."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+        yield
+
+
+@pytest.fixture(scope="package")
+def frames_root(_quick_fsync: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("frames") / "store"
     write_store(root, frame_plan())
     return root
 
 
-@pytest.fixture(scope="session")
-def teacher_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="package")
+def teacher_root(_quick_fsync: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("teacher") / "store"
     write_store(root, teacher_plan())
     return root

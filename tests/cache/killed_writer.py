@@ -1,7 +1,8 @@
-"""Run as a process that a test kills: writes the frame store of `tests.cache.stores`, slowly enough to be caught."""
+"""Run as a process that a test kills: writes the frame store of `tests.cache.stores`, and gets stuck on the way."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,19 +11,25 @@ from cache import tar_writer
 from tests.cache.stores import frame_plan, write_store
 
 
-def main(root: Path, pause_s: float) -> None:
+def main(root: Path, writes: int) -> None:
+    """Says `stuck` and waits for its end before write number `writes`."""
     write = tar_writer._HashingFile.write
 
     def slow_write(self: tar_writer._HashingFile, data: bytes) -> int:
-        time.sleep(pause_s)
+        nonlocal writes
+        if writes == 0:
+            print("stuck", flush=True)
+            time.sleep(1000)
+        writes -= 1
+        time.sleep(0.02)
         written = write(self, data)
         self._file.flush()
         return written
 
+    os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote; only a power cut does
     tar_writer._HashingFile.write = slow_write  # type: ignore[method-assign]
-    print("ready", flush=True)
     write_store(root, frame_plan())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))
