@@ -1,7 +1,7 @@
 """Rows of the stores and their augmentations -> what a detector and the terms read: `Batch` and `TeacherCells`.
 
 Only the fields that the model's modality and the terms need are read. Cost for 4 frames on one core: images of 400 x
-225 about 30 ms, clouds of 60,000 points about 15 ms, teacher cells under 1 ms.
+225 45 ms (1600 x 900: 95 ms), clouds of 100,000 points 25 ms, teacher cells under 1 ms.
 """
 
 from __future__ import annotations
@@ -187,12 +187,15 @@ class _Parts:
     def image_tensors(self, augments: Sequence[FrameAugment]) -> dict[str, Any]:
         assert self.images is not None
         gain, offset = normalisation([image for augment in augments for image in augment.images])
-        shape = (len(augments), CAMERAS, 1, 1, 3)
-        images = torch.from_numpy(self.images).float()
-        images.mul_(torch.from_numpy(gain).view(shape)).add_(torch.from_numpy(offset).view(shape))
+        height, width = self.images.shape[2:4]
+        # gain and offset repeated along a row: arithmetic over an innermost axis of 3 would not be vectorised
+        rows = [torch.from_numpy(np.tile(part, (1, width))).view(-1, CAMERAS, 1, 3 * width) for part in (gain, offset)]
+        images = torch.addcmul(
+            rows[1], torch.from_numpy(self.images).view(-1, CAMERAS, height, 3 * width).float(), rows[0]
+        )
         return {
             # channels last in memory, as the models want them: no copy later
-            "images": images.permute(0, 1, 4, 2, 3),  # (B, cameras, 3, h, w)
+            "images": images.view(self.images.shape).permute(0, 1, 4, 2, 3),  # (B, cameras, 3, h, w)
             "intrinsics": torch.from_numpy(np.stack(self.intrinsics).astype(np.float32)).view(-1, CAMERAS, 3, 3),
             "camera_to_lidar": torch.from_numpy(np.stack(self.camera_to_lidar).astype(np.float32)).view(
                 -1, CAMERAS, 4, 4

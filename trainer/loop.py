@@ -7,6 +7,7 @@ on exactly: same batches, same augmentation, same losses. Batches are built ahea
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -83,15 +84,17 @@ def train(
     *,
     resume: bool = False,
     threads: int | None = None,
+    loader_threads: int | None = None,
     progress: StepListener | None = None,
     device: str | None = None,
 ) -> TrainResult:
     """Trains as `recipe` says from <cache_root>/frames (and a teacher store) into `run_dir`.
 
-    threads: torch's (default: its own choice). progress: called after every step; None shows a bar. device: default
-    cuda where there is one. With `resume` a run goes on from its last checkpoint, or begins where there is none, or
-    comes back at once where it had ended. Raises ConfigError, StoreError or FingerprintError before any training,
-    DivergedError later.
+    threads: torch's (default: its own choice). loader_threads: that build batches (default 1 on a CPU, where the model
+    wants the cores, and up to 8 beside a GPU); results do not depend on it. progress: called after every step; None
+    shows a bar. device: default cuda where there is one. With `resume` a run goes on from its last checkpoint, or
+    begins where there is none, or comes back at once where it had ended. Raises ConfigError, StoreError or
+    FingerprintError before any training, DivergedError later.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -114,7 +117,8 @@ def train(
     write_json(run_dir / "recipe.json", recipe.to_dict())
     with contextlib.ExitStack() as stack:
         listener = progress or stack.enter_context(StepBar(recipe.name, plan.steps, first_step))
-        figures = _run_steps(plan, training, identity, first_step, run_dir, listener, target)
+        pool = loader_threads or (min(8, os.cpu_count() or 1) if target.type == "cuda" else 1)
+        figures = _run_steps(plan, training, identity, first_step, run_dir, listener, target, pool)
     model = cast(Detector, training.model)
     if training.average is not None:
         training.model.load_state_dict(training.average.tensors)
@@ -198,6 +202,7 @@ def _run_steps(
     run_dir: Path,
     listener: StepListener,
     device: torch.device,
+    loader_threads: int,
 ) -> dict[str, Any]:
     """Steps first_step .. plan.steps, with log and checkpoints. Returns the figures of `TrainResult`."""
     config, data = plan.recipe.train, plan.recipe.data
@@ -218,7 +223,10 @@ def _run_steps(
     per_epoch = steps_per_epoch(len(plan.rows), config.batch)
     start = window_start = time.perf_counter()
     window_frames, all_frames, window_stall, loss, rate, stall = 0, 0, 0.0, float("nan"), 0.0, 0.0
-    with MetricsLog(run_dir / "metrics.jsonl", first_step) as log, Loader(_jobs(plan, first_step), build) as loader:
+    with (
+        MetricsLog(run_dir / "metrics.jsonl", first_step) as log,
+        Loader(_jobs(plan, first_step), build, threads=loader_threads, depth=2 * loader_threads) as loader,
+    ):
         for step, (batch, cells) in enumerate(loader, first_step):
             lr = lr_at(step, plan.steps, config)
             set_lr(training.optimiser, lr)

@@ -53,7 +53,7 @@ def parameter_groups(named: Mapping[str, nn.Parameter], config: TrainConfig) -> 
 
 
 def make_optimiser(named: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the groups; fused, which on CPU takes a third of the time of the plain loop."""
+    """AdamW over the groups; fused, which on CPU takes under half the time of the plain loop."""
     return torch.optim.AdamW(parameter_groups(named, config), lr=config.lr, fused=True)
 
 
