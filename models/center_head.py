@@ -8,6 +8,7 @@ Source: Yin et al. 2021, with the constants of the released code.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,8 +41,14 @@ LOG_SIZE_LIMIT = 5.0  # an untrained head must not decode to infinite boxes
 
 
 class CenterHeadConfig(Config):
-    """tasks: groups of class names, each with its own branches. Weights as CenterPoint's. circle_nms_m: per class, the
-    centre distance below which the weaker box goes (metres, not squared as in mmdetection3d); absent = none."""
+    """tasks: groups of class names, each with its own branches. Weights as CenterPoint's.
+
+    headless: classes without front and back, whose heading is learned up to half a turn. peaks: which cells may be
+    objects: those that no cell of their 3 x 3 neighbourhood exceeds (hard); all (all); all, with scores times
+    (score / best of the neighbourhood)^2 (soft), which spares objects in adjacent cells: on 1.6 m cells half of the
+    barriers and cones are. circle_nms_m: per class, the centre distance below which the weaker box goes (metres, not
+    squared as in mmdetection3d); absent = none.
+    """
 
     tasks: tuple[tuple[str, ...], ...] = SIX_TASKS
     shared_channels: int = 64
@@ -50,7 +57,8 @@ class CenterHeadConfig(Config):
     min_radius: int = 2
     box_weight: float = 0.25
     velocity_weight: float = 0.2
-    peaks_only: bool = True
+    headless: tuple[str, ...] = ()
+    peaks: Literal["hard", "soft", "all"] = "hard"
     max_boxes: int = Field(default=300, ge=1)
     score_threshold: float = 0.03
     circle_nms_m: dict[str, float] = Field(default_factory=dict)
@@ -64,12 +72,12 @@ class CenterHeadConfig(Config):
             raise ValueError(f"each of {', '.join(DETECTION_CLASSES)} may stand in one group, once; unknown: {unknown}")
         return tasks
 
-    @field_validator("circle_nms_m")
+    @field_validator("circle_nms_m", "headless")
     @classmethod
-    def _known_classes(cls, radii: dict[str, float]) -> dict[str, float]:
-        if unknown := sorted(set(radii) - set(DETECTION_CLASSES)):
+    def _known_classes(cls, names: Any) -> Any:
+        if unknown := sorted(set(names) - set(DETECTION_CLASSES)):
             raise ValueError(f"unknown classes {unknown}; known: {', '.join(DETECTION_CLASSES)}")
-        return radii
+        return names
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class GroupTargets:
     """Targets of one task group for a batch of B frames that holds K of its objects on the grid.
 
     heatmap: (B, classes, H, W) float32, exactly 1 at object cells; sample, row, col: (K,) int64;
-    values: (K, 10) float32 in the order of `BRANCHES`, NaN where unknown.
+    values: (K, 10) float32 in the order of `BRANCHES`, NaN where unknown; headless: (K,) bool, of classes without one.
     """
 
     heatmap: Tensor
@@ -85,6 +93,7 @@ class GroupTargets:
     row: Tensor
     col: Tensor
     values: Tensor
+    headless: Tensor
 
 
 class TaskHead(nn.ModuleDict):
@@ -110,6 +119,7 @@ class CenterHead(nn.Module):
     def __init__(self, in_channels: int, grid: BevGrid, config: CenterHeadConfig) -> None:
         super().__init__()
         self.grid, self.config = grid, config
+        self.headless_ids = [DETECTION_CLASSES.index(name) for name in config.headless]
         self.class_ids = [[DETECTION_CLASSES.index(name) for name in task] for task in config.tasks]
         radii = torch.tensor([config.circle_nms_m.get(name, 0.0) for name in DETECTION_CLASSES])
         self.register_buffer("nms_radius_m", radii, persistent=False)
@@ -152,7 +162,8 @@ class CenterHead(nn.Module):
                 min_radius=self.config.min_radius,
             ).reshape(len(sizes), len(class_ids), *self.grid.shape)
             values = _encode(flat_boxes[keep], row[keep], col[keep], self.grid)
-            arrays = (heatmap, sample[keep], row[keep], col[keep], values)
+            headless = np.isin(flat_labels[keep], self.headless_ids)
+            arrays = (heatmap, sample[keep], row[keep], col[keep], values, headless)
             out.append(GroupTargets(*(torch.from_numpy(array).to(device) for array in arrays)))
         return out
 
@@ -172,7 +183,10 @@ class CenterHead(nn.Module):
                     found = maps[name][target.sample, :, target.row, target.col].float()  # (K, channels)
                     known = torch.isfinite(wanted)
                     error = (found - torch.where(known, wanted, 0.0)).abs()
-                    regression[name].append((error * known).sum())
+                    error = (error * known).sum(dim=1)
+                    if name == "rot":  # for a headless box the opposite heading is as right
+                        error = torch.where(target.headless, torch.minimum(error, (found + wanted).abs().sum(1)), error)
+                    regression[name].append(error.sum())
         peaks, boxes = torch.stack(objects).to(focal[0].device).unbind(dim=1)
         parts = {"heatmap": LossPart(torch.stack(focal), peaks, 1.0)}
         for name, numerators in regression.items():
@@ -182,7 +196,7 @@ class CenterHead(nn.Module):
 
     @torch.no_grad()
     def decode(self, heads: list[dict[str, Tensor]]) -> list[Detections]:
-        """Best boxes of every frame: local maxima of each heatmap (or plain top-k), then circle suppression."""
+        """Best boxes of every frame: peaks of each heatmap, best first, then circle suppression per class."""
         config = self.config
         groups = [self._decode_group(maps, ids) for maps, ids in zip(heads, self.class_ids, strict=True)]
         boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*groups, strict=True))
@@ -203,8 +217,9 @@ class CenterHead(nn.Module):
         """The k best cells of one group: boxes (B, k, 9), scores (B, k), class ids (B, k)."""
         heat = maps["heatmap"].float().sigmoid()  # (B, classes, H, W)
         height, width = heat.shape[2:]
-        if self.config.peaks_only:
-            heat = heat * (heat == F.max_pool2d(heat, 3, stride=1, padding=1))
+        if self.config.peaks != "all":
+            best = F.max_pool2d(heat, 3, stride=1, padding=1)
+            heat = heat * (heat == best if self.config.peaks == "hard" else (heat / best).square())
         scores, flat = heat.flatten(1).topk(min(self.config.max_boxes, heat[0].numel()), dim=1)
         cell = flat % (height * width)
         labels = torch.tensor(class_ids, device=heat.device)[flat // (height * width)]

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from cache.grid import BevGrid
 
+INTENSITY_UNIT = 32.0  # of the raw 0..255: most returns lie below 60
+DT_UNIT_S = 0.1  # two sweeps
 POINT_FEATURES = 10  # x, y, z, intensity, dt, 3 offsets to the pillar's mean point, 2 to its centre
 
 
@@ -31,7 +33,7 @@ class PillarEncoder(nn.Module):
         """points: B tensors (P, 5) x, y, z, intensity (0..255), dt_s. Returns (B, C, H, W), channels last in memory."""
         batch, (height, width) = len(points), self.grid.shape
         cloud, cell = self._by_pillar(points)
-        if len(cloud) < 2:  # one point has no statistics, none would make them NaN; keep the weights in the graph
+        if len(cloud) < 2:  # too few for statistics; keep the weights in the graph
             unused = sum(parameter.sum() for parameter in self.parameters()) * 0.0
             return cloud.new_zeros(batch, self.channels, height, width) + unused
         pillars, pillar_of, counts = torch.unique_consecutive(cell, return_inverse=True, return_counts=True)
@@ -57,8 +59,8 @@ class PillarEncoder(nn.Module):
         return cloud[inside][order], cell
 
     def _features(self, cloud: Tensor, cell: Tensor, pillar_of: Tensor, counts: Tensor) -> Tensor:
-        """(P, 10), fp32. Positions are in units of the range and offsets in units of a pillar: all columns then are of
-        order one, which bf16's 8 bits and the first steps of training need (in metres x would drown the offsets)."""
+        """(P, 10), fp32. Units make all columns of order one, which bf16's 8 bits and the first steps of training need:
+        in metres x drowns the offsets, and in seconds dt is not used at all (velocity stayed 0 for 1,000 steps)."""
         grid, xyz = self.grid, cloud[:, :3]
         mean = xyz.new_zeros(len(counts), 3).index_add_(0, pillar_of, xyz) / counts[:, None]
         height, width = grid.shape
@@ -69,8 +71,8 @@ class PillarEncoder(nn.Module):
             [
                 xyz[:, :2] / half_range,
                 xyz[:, 2:],
-                cloud[:, 3:4] / 255.0,
-                cloud[:, 4:5],
+                cloud[:, 3:4] / INTENSITY_UNIT,
+                cloud[:, 4:5] / DT_UNIT_S,
                 (xyz - mean[pillar_of]) / grid.cell_m,
                 torch.stack([xyz[:, 0] - centre_x, xyz[:, 1] - centre_y], dim=1) / grid.cell_m,
             ],

@@ -54,9 +54,9 @@ def sorted_rows(boxes, labels) -> np.ndarray:
 
 
 @pytest.mark.parametrize("tasks", [ONE_TASK, SIX_TASKS])
-@pytest.mark.parametrize("peaks_only", [True, False])
-def test_targets_decode_to_the_boxes_they_came_from(tasks, peaks_only):
-    head = head_of(tasks=tasks, min_radius=1, peaks_only=peaks_only, score_threshold=0.5)
+@pytest.mark.parametrize("peaks", ["hard", "soft", "all"])
+def test_targets_decode_to_the_boxes_they_came_from(tasks, peaks):
+    head = head_of(tasks=tasks, min_radius=1, peaks=peaks, score_threshold=0.5)
     frames = [spread_boxes(seed) for seed in (1, 2)]
     targets = head.targets([b for b, _ in frames], [label for _, label in frames])
     for (boxes, labels), found in zip(frames, head.decode(perfect_maps(targets)), strict=True):
@@ -170,6 +170,33 @@ def test_unknown_velocity_gives_no_gradient():
     assert all(p.grad is None or not p.grad.any() for p in head.parameters())
 
 
+def test_a_headless_class_may_be_predicted_either_way_round():
+    head = head_of(tasks=ONE_TASK, headless=("barrier",), min_radius=1)
+    boxes, _ = spread_boxes(11, 6)
+    for label, equal in ((9, True), (0, False)):
+        targets = head.targets([boxes], [torch.full((6,), label)])
+        maps = perfect_maps(targets)
+        right = head.loss_parts(maps, targets)["rot"].value()
+        maps[0]["rot"] = -maps[0]["rot"]
+        opposite = head.loss_parts(maps, targets)["rot"].value()
+        assert right == 0
+        assert (opposite == 0) == equal
+
+
+def test_soft_peaks_keep_a_neighbour_of_like_score_and_push_down_a_skirt():
+    logit = torch.logit(torch.tensor([[0.8, 0.79, 0.001, 0.9, 0.3]]), eps=1e-6)
+    maps = {name: torch.zeros(1, channels, 64, 64) for name, channels in BRANCHES.items()}
+    maps["heatmap"] = torch.full((1, 1, 64, 64), -12.0)
+    maps["heatmap"][0, 0, 5:6, 10:15] = logit
+    scores = {}
+    for peaks in ("hard", "soft", "all"):
+        (found,) = head_of(tasks=(("car",),), peaks=peaks, score_threshold=0.02).decode([maps])
+        scores[peaks] = found.scores.tolist()
+    assert scores["hard"] == pytest.approx([0.9, 0.8])
+    assert scores["all"] == pytest.approx([0.9, 0.8, 0.79, 0.3])
+    assert scores["soft"] == pytest.approx([0.9, 0.8, 0.79 * (0.79 / 0.8) ** 2, 0.3 / 9])
+
+
 def test_no_object_gives_a_finite_loss():
     head = head_of(tasks=SIX_TASKS)
     none = torch.zeros(0, 9), torch.zeros(0, dtype=torch.long)
@@ -207,6 +234,6 @@ def test_scores_fall_and_detections_stay_within_the_limits():
 def test_circle_suppression_uses_the_radius_of_the_class():
     boxes = torch.tensor([[0.1, 0.1, 0, 1, 1, 1, 0, 0, 0], [2.9, 0.1, 0, 1, 1, 1, 0, 0, 0.0]])
     for radii, expected in (({}, 2), ({"car": 3.0}, 1), ({"car": 2.5}, 2), ({"bus": 3.0}, 2)):
-        head = head_of(tasks=ONE_TASK, min_radius=0, peaks_only=False, score_threshold=0.5, circle_nms_m=radii)
+        head = head_of(tasks=ONE_TASK, min_radius=0, peaks="all", score_threshold=0.5, circle_nms_m=radii)
         (found,) = head.decode(perfect_maps(head.targets([boxes], [torch.tensor([0, 0])])))
         assert len(found) == expected, radii

@@ -34,7 +34,7 @@ def slow_canvas(model: PillarEncoder, points: list[torch.Tensor]) -> torch.Tenso
                 if not len(p):
                     continue
                 centre = torch.tensor([x0 + 0.25, y0 + 0.25])
-                f = [p[:, :2] / 8, p[:, 2:3], p[:, 3:4] / 255, p[:, 4:5]]
+                f = [p[:, :2] / 8, p[:, 2:3], p[:, 3:4] / 32, p[:, 4:5] / 0.1]
                 f += [(p[:, :3] - p[:, :3].mean(0)) / 0.5, (p[:, :2] - centre) / 0.5]
                 y = model.linear(torch.cat(f, dim=1))
                 norm = model.norm
