@@ -1,7 +1,7 @@
 """Ground and sky of one camera: which texel of the ground picture and of the sky panorama each pixel shows.
 
-The pixels' ground points in the car's frame and their viewing directions are fixed per rig, so they are computed once per
-process; a frame costs one small affine transform and two look-ups (about 20 ms an image).
+The pixels' ground points in the car's frame and their viewing directions are fixed per rig, so they are computed once
+per process; a frame costs one small affine transform and two look-ups (about 20 ms an image).
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ _LIMIT_M = FAR_M - 4.0  # farther ground is the skyline's foot
 @dataclass(frozen=True)
 class _PixelMaps:
     """ground (R, W, 2) float32: car-frame x, y of the pixels from row first_ground on; near_row: rows from there on lie
-    within the near picture; no_ground (M, W) uint8: 1 where a pixel of the first M ground rows shows no ground; sky
-    (S, W, 2): panorama column and row of the first S rows for a car that looks along +x."""
+    within the near picture; no_ground (M, W) uint8: 1 where a pixel of the first M ground rows shows no ground; sky:
+    fixed-point look-up of the first S rows in a slice of the panorama, which starts at column sky_start for a car that
+    looks along +x."""
 
     first_ground: int
     near_row: int
     ground: np.ndarray
     no_ground: np.ndarray
-    sky: np.ndarray
+    sky: tuple[np.ndarray, np.ndarray]
+    sky_start: int
+    sky_width: int
 
 
 @lru_cache(maxsize=18)
@@ -49,25 +52,40 @@ def _pixel_maps(rig_name: str, camera: int) -> _PixelMaps:
     near = int(np.flatnonzero(~inside.all(axis=1))[-1]) + 1
     azimuth = np.arctan2(rays[:full, :, 1], rays[:full, :, 0])
     elevation = np.arctan2(rays[:full, :, 2], np.hypot(rays[:full, :, 0], rays[:full, :, 1]))
-    sky = np.stack([-azimuth * TEXELS_PER_RAD, (HIGHEST_RAD - elevation) * TEXELS_PER_RAD - 0.5], axis=-1)
-    # the panorama wraps; unwrap here so that a row's columns never jump inside one image
-    sky[..., 0] = sky[:, :1, 0] + np.mod(sky[..., 0] - sky[:, :1, 0], WIDTH)
+    column = -azimuth * TEXELS_PER_RAD
+    column = column[:, :1] + np.mod(column - column[:, :1], WIDTH)  # no jump inside one image
+    start = int(np.floor(column.min()))
+    row = (HIGHEST_RAD - elevation) * TEXELS_PER_RAD - 0.5
+    # fixed-point maps are twice as fast, and the sky never needs others: turning the car moves the slice
+    sky = cv2.convertMaps((column - start).astype(np.float32), row.astype(np.float32), cv2.CV_16SC2)
     ground = np.where(shows_ground[..., None], xy, 0.0)[first:]
     return _PixelMaps(
-        first, near, ground.astype(np.float32), (~shows_ground[first:full]).astype(np.uint8), sky.astype(np.float32)
+        first,
+        near,
+        ground.astype(np.float32),
+        (~shows_ground[first:full]).astype(np.uint8),
+        (sky[0], sky[1]),
+        start,
+        int(np.ceil(column.max())) - start + 2,
     )
 
 
 def draw_backdrop(
-    rig_name: str, camera: int, ego_pose: np.ndarray, picture: GroundPicture, picture_pose: np.ndarray, sky_look: int, exposure: float
+    rig_name: str,
+    camera: int,
+    ego_pose: np.ndarray,
+    picture: GroundPicture,
+    picture_pose: np.ndarray,
+    sky_look: int,
+    exposure: float,
 ) -> np.ndarray:
-    """(900, 1600, 3) uint8 with ground and sky; picture_pose: the car's pose (x, y, yaw) that the ground was painted for."""
+    """(900, 1600, 3) uint8 with ground and sky; picture_pose: the car's pose (x, y, yaw) that the ground was painted
+    for."""
     maps = _pixel_maps(rig_name, camera)
     image = np.empty((IMAGE_HEIGHT, IMAGE_WIDTH, 3), np.uint8)
-    turn = np.float32(-ego_pose[2] * TEXELS_PER_RAD)
-    shifted = maps.sky + np.array([np.mod(turn, WIDTH), 0.0], np.float32)
-    shifted[..., 0] -= WIDTH * np.floor(shifted[0, 0, 0] / WIDTH)
-    sky = cv2.remap(_bright_panorama(sky_look, round(exposure, 2)), shifted, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    start = round(maps.sky_start - ego_pose[2] * TEXELS_PER_RAD) % WIDTH
+    around = _bright_panorama(sky_look, round(exposure, 2))[:, start : start + maps.sky_width]
+    sky = cv2.remap(around, *maps.sky, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     image[: len(sky)] = sky
     c, s = np.cos(ego_pose[2] - picture_pose[2]), np.sin(ego_pose[2] - picture_pose[2])
     cp, sp = np.cos(picture_pose[2]), np.sin(picture_pose[2])
@@ -91,4 +109,6 @@ def draw_backdrop(
 
 @lru_cache(maxsize=12)
 def _bright_panorama(look: int, exposure: float) -> np.ndarray:
-    return cv2.convertScaleAbs(panorama(look), alpha=exposure)
+    """The panorama twice around, so that every slice of up to a turn is there."""
+    once = cv2.convertScaleAbs(panorama(look), alpha=exposure)
+    return np.concatenate([once, once], axis=1)

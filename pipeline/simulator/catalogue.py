@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache.classes import BICYCLE_RACK
-from pipeline.simulator import people_and_props as small
-from pipeline.simulator import vehicles
+from pipeline.simulator import people, props, vehicles
 from pipeline.simulator.solids import Colour, Mesh, Part, mesh, turned
 
 MARGIN_M = 0.05  # shape to box wall, 2.5 times the range noise
@@ -29,16 +28,40 @@ class ClassFigures:
 
 
 _CAR_COLOURS: tuple[Colour, ...] = (
-    (225, 225, 222), (190, 192, 194), (120, 122, 125), (45, 45, 48), (40, 40, 170), (150, 70, 35),
-    (70, 60, 50), (200, 205, 215), (90, 60, 40), (60, 90, 70), (60, 150, 210), (95, 100, 105),
-)  # fmt: skip
-_TRUCK_COLOURS: tuple[Colour, ...] = ((215, 215, 212), (150, 80, 40), (50, 60, 170), (60, 130, 90), (70, 160, 200), (120, 120, 120))
+    (225, 225, 222),
+    (190, 192, 194),
+    (120, 122, 125),
+    (45, 45, 48),
+    (40, 40, 170),
+    (150, 70, 35),
+    (70, 60, 50),
+    (200, 205, 215),
+    (90, 60, 40),
+    (60, 90, 70),
+    (60, 150, 210),
+    (95, 100, 105),
+)
+_TRUCK_COLOURS: tuple[Colour, ...] = (
+    (215, 215, 212),
+    (150, 80, 40),
+    (50, 60, 170),
+    (60, 130, 90),
+    (70, 160, 200),
+    (120, 120, 120),
+)
 _BUS_COLOURS: tuple[Colour, ...] = ((60, 60, 185), (70, 150, 80), (205, 205, 205), (160, 95, 40), (70, 170, 215))
 _TRAILER_COLOURS: tuple[Colour, ...] = ((200, 202, 204), (150, 90, 50), (60, 70, 150), (90, 120, 70), (110, 112, 115))
 _DIGGER_COLOURS: tuple[Colour, ...] = ((30, 170, 225), (25, 130, 225), (40, 185, 205))
 _CLOTHES: tuple[Colour, ...] = (
-    (60, 55, 170), (170, 110, 60), (200, 200, 205), (50, 50, 55), (70, 130, 70), (120, 80, 120), (80, 170, 200), (140, 150, 160),
-)  # fmt: skip
+    (60, 55, 170),
+    (170, 110, 60),
+    (200, 200, 205),
+    (50, 50, 55),
+    (70, 130, 70),
+    (120, 80, 120),
+    (80, 170, 200),
+    (140, 150, 160),
+)
 _CYCLE_COLOURS: tuple[Colour, ...] = ((40, 40, 170), (45, 45, 45), (150, 80, 40), (60, 140, 60), (190, 190, 190))
 
 FIGURES: dict[str, ClassFigures] = {
@@ -68,13 +91,18 @@ _CATEGORY = {
     "bicycle_rack": BICYCLE_RACK,
 }
 # lower bounds of (w, l, h): a bicycle with no rider may be low, a standing adult not
-_LEAST = {"pedestrian": (0.45, 0.42, 1.45), "motorcycle": (0.45, 1.5, 1.05), "bicycle": (0.42, 1.5, 0.95), "traffic_cone": (0.3, 0.3, 0.5)}
+_LEAST = {
+    "pedestrian": (0.45, 0.42, 1.45),
+    "motorcycle": (0.45, 1.5, 1.05),
+    "bicycle": (0.42, 1.5, 0.95),
+    "traffic_cone": (0.3, 0.3, 0.5),
+}
 
 
 @dataclass(frozen=True)
 class Model:
-    """One instance's looks: class name, nuScenes category and attribute name (None where it has none), size (w, l, h) of
-    its box rounded as in the tables, shape, and brightness factor of its colours."""
+    """One instance's looks: class name, nuScenes category and attribute name (None where it has none), size (w, l, h)
+    of its box rounded as in the tables, shape, and brightness factor of its colours."""
 
     name: str
     category: str | None
@@ -86,7 +114,8 @@ class Model:
 
 
 def draw_model(name: str, state: str, rng: np.random.Generator) -> Model:
-    """A random instance of a class in a state: moving, stopped, parked (vehicles, cycles), moving, standing, sitting (people).
+    """A random instance of a class in a state: moving, stopped, parked (vehicles, cycles), moving, standing, sitting
+    (people).
 
     Moving or stopped cycles carry a rider, parked ones do not. Static props take any state.
     """
@@ -125,20 +154,20 @@ def _draw_size(name: str, state: str, rng: np.random.Generator) -> tuple[float, 
 def _build(name: str, state: str, box: tuple[float, float, float], colour: Colour, style: float) -> list[Part]:
     rider = state in ("moving", "stopped")
     if name == "pedestrian":
-        return small.pedestrian(*box, colour, style, walking=state == "moving", sitting=state == "sitting")
+        return people.pedestrian(*box, colour, style, walking=state == "moving", sitting=state == "sitting")
     if name == "motorcycle":
-        return small.motorcycle(*box, colour, style, rider=rider)
+        return people.motorcycle(*box, colour, style, rider=rider)
     if name == "bicycle":
-        return small.bicycle(*box, colour, style, rider=rider)
+        return people.bicycle(*box, colour, style, rider=rider)
     builders = {
         "car": vehicles.car,
         "truck": vehicles.truck,
         "bus": vehicles.bus,
         "trailer": vehicles.trailer,
         "construction_vehicle": vehicles.construction_vehicle,
-        "traffic_cone": small.traffic_cone,
-        "barrier": small.barrier,
-        "bicycle_rack": small.bicycle_rack,
+        "traffic_cone": props.traffic_cone,
+        "barrier": props.barrier,
+        "bicycle_rack": props.bicycle_rack,
     }
     return builders[name](*box, colour, style)
 

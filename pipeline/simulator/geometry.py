@@ -29,7 +29,8 @@ class Posed:
 class Parts:
     """The static side of a world's geometry: every part's shape, owner and looks.
 
-    owner (P,) int: index of the thing in world.things. quad (P, 6, 4): texture weights of `solids.Mesh`.
+    owner (P,) int: index of the thing in world.things. drawn (P, 6) bool: faces that cameras see. quad (P, 6, 4):
+    texture weights of `solids.Mesh`.
     """
 
     def __init__(self, world: World) -> None:
@@ -39,6 +40,8 @@ class Parts:
         self.quad = np.concatenate([m.quad for m in meshes])
         self.owner = np.repeat(np.arange(len(meshes)), [len(m.parts) for m in meshes])
         self.parts = tuple(part for m in meshes for part in m.parts)
+        # spoked wheels have no tread worth drawing
+        self.drawn = np.array([[kind != "none" for kind in part.faces] for part in self.parts])
         self.brightness = np.array([world.things[i].model.brightness for i in self.owner])
 
     def __len__(self) -> int:

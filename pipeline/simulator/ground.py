@@ -26,7 +26,8 @@ _STRIP_HALF_M = 44.0
 
 @dataclass(frozen=True)
 class GroundPicture:
-    """near, far: (H, W, 3) uint8, centred on the car, rows from the left (+y) to the right, columns from back to front."""
+    """near, far: (H, W, 3) uint8, centred on the car, rows from the left (+y) to the right, columns from back to
+    front."""
 
     near: np.ndarray
     far: np.ndarray
@@ -57,19 +58,29 @@ def _paint(
     size = round(2 * half_m / texel_m)
     s, d = _road_coordinates(road, ego_pose, half_m, size)
     strip = _strip(road.section, daylight.ground, texel_m)
-    rows, columns = strip.shape[:2]
-    # remap wraps nothing by itself in one axis only, so s is folded; the strip carries one period and a margin
-    map_x = np.mod(s, np.float32(_STRIP_PERIOD_M)) / np.float32(texel_m) - np.float32(0.5)
-    map_y = (np.float32(_STRIP_HALF_M) - d) / np.float32(texel_m) - np.float32(0.5)
-    np.clip(map_y, 0, rows - 1, out=map_y)
+    rows = len(strip)
+    # np.mod would cost three times as much on these two million texels
+    turns = s * np.float32(1 / _STRIP_PERIOD_M)
+    map_x = (turns - np.floor(turns)) * np.float32(_STRIP_PERIOD_M / texel_m) - np.float32(0.5)
+    map_y = np.clip(d * np.float32(-1 / texel_m) + np.float32(_STRIP_HALF_M / texel_m - 0.5), 0, rows - 1)
     picture = cv2.remap(strip, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     light = daylight.exposure * (daylight.ambient + daylight.sun * daylight.to_sun[2])
     shade = _shadows(daylight, ego_pose, solids, half_m, texel_m, size)
     clear = _clearness(half_m, texel_m, round(daylight.haze_m))
-    factor = cv2.multiply(shade, clear, scale=light / 255.0)
-    picture = cv2.multiply(picture, cv2.merge((factor, factor, factor)), dtype=cv2.CV_8U)
-    haze = cv2.convertScaleAbs(clear, alpha=-HAZE_COLOUR * daylight.exposure, beta=HAZE_COLOUR * daylight.exposure)
+    # 8-bit products: three times faster than float ones, and 1/255 is finer than the sensor's grain
+    factor = cv2.multiply(shade, clear, scale=1 / 255)
+    picture = cv2.multiply(picture, cv2.merge((factor, factor, factor)), scale=light / 255)
+    haze = cv2.convertScaleAbs(cv2.bitwise_not(clear), alpha=HAZE_COLOUR * daylight.exposure / 255)
     return cv2.add(picture, cv2.merge((haze, haze, haze)))
+
+
+def _folded(d: np.ndarray) -> np.ndarray:
+    """Offsets beyond the strip folded back into its outer part, which holds open land."""
+    away = np.abs(d)
+    over = np.maximum(away - _STRIP_HALF_M, 0)
+    span = 0.4 * _STRIP_HALF_M
+    back = span - np.abs(np.mod(over, 2 * span) - span)
+    return np.copysign(np.minimum(away, _STRIP_HALF_M) - back, d)
 
 
 def _road_coordinates(road: Road, ego_pose: np.ndarray, half_m: float, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -80,23 +91,23 @@ def _road_coordinates(road: Road, ego_pose: np.ndarray, half_m: float, size: int
     c, sn = np.cos(ego_pose[2]), np.sin(ego_pose[2])
     xy = np.stack([ego_pose[0] + c * x - sn * y, ego_pose[1] + sn * x + c * y], axis=-1).reshape(-1, 2)
     s, d = road.locate(xy)
-    grown = [cv2.resize(v.reshape(count, count).astype(np.float32), (size, size)) for v in (s, d)]
+    grown = [cv2.resize(v.reshape(count, count).astype(np.float32), (size, size)) for v in (s, _folded(d))]
     return grown[0], grown[1]
 
 
 @lru_cache(maxsize=8)
 def _clearness(half_m: float, texel_m: float, haze_m: int) -> np.ndarray:
-    """(size, size) float32 share of the ground's own colour that haze leaves; fades out at the picture's rim."""
+    """(size, size) uint8, 255 where the ground keeps all its own colour, less where haze covers it."""
     size = round(2 * half_m / texel_m)
     at = (np.arange(size, dtype=np.float32) + 0.5) * texel_m - half_m
     distance = np.hypot(at[None, :], at[:, None])
-    return np.exp(-distance / haze_m).astype(np.float32)
+    return np.rint(255 * np.exp(-distance / haze_m)).astype(np.uint8)
 
 
 def _shadows(
     daylight: Daylight, ego_pose: np.ndarray, solids: Posed, half_m: float, texel_m: float, size: int
 ) -> np.ndarray:
-    """(size, size) float32 0..255: light left after cast shadows of the sun and soft contact shadows."""
+    """(size, size) uint8: light left after cast shadows of the sun and soft contact shadows."""
     shade = np.full((size, size), 255, np.uint8)
     contact = shade.copy()
     c, s = np.cos(ego_pose[2]), np.sin(ego_pose[2])
@@ -117,7 +128,7 @@ def _shadows(
     blur = max(3, int(0.5 / texel_m) | 1)
     contact = cv2.blur(contact, (blur, blur))
     sharp = cv2.blur(shade, (3, 3))
-    return cv2.multiply(sharp, contact, scale=1 / 255.0, dtype=cv2.CV_32F)
+    return cv2.multiply(sharp, contact, scale=1 / 255)
 
 
 @lru_cache(maxsize=64)
@@ -139,19 +150,20 @@ def _strip(section: CrossSection, look: int, texel_m: float) -> np.ndarray:
     image[away > section.sidewalk_edge_m] = grass
     lots = away > section.sidewalk_edge_m + 6.0
     image[lots] = 0.5 * grass + 0.5 * np.array((128, 130, 130)) if look % 2 else (112, 114, 116)
-    image *= _texture_noise(rng, rows, columns, away > section.sidewalk_edge_m)[..., None]
+    image *= _texture_noise(rng, rows, columns, np.where(lots, 0.4, (away > section.sidewalk_edge_m) * 1.0))[..., None]
     _markings(image, section, d, texel_m)
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def _texture_noise(rng: np.random.Generator, rows: int, columns: int, rough: np.ndarray) -> np.ndarray:
-    """Multiplicative grain, periodic along the road: fine on asphalt, coarse and strong on grass."""
+    """Multiplicative grain, periodic along the road; rough (rows,): from 0, fine-grained asphalt, to 1, tufty grass."""
     grain = rng.normal(0, 1, (rows, columns)).astype(np.float32)
-    padded = np.concatenate([grain, grain, grain], axis=1)
-    blotch = cv2.GaussianBlur(padded, (0, 0), 14)[:, columns : 2 * columns]
-    tufts = cv2.GaussianBlur(padded, (0, 0), 3)[:, columns : 2 * columns]
+    padded = np.concatenate([grain[:, -60:], grain, grain[:, :60]], axis=1)
+    blotch = cv2.GaussianBlur(padded, (0, 0), 14)[:, 60:-60]
+    tufts = cv2.GaussianBlur(padded, (0, 0), 3)[:, 60:-60]
     blotch, tufts = blotch / blotch.std(), tufts / tufts.std()
-    return np.where(rough[:, None], 1 + 0.05 * grain + 0.13 * tufts + 0.10 * blotch, 1 + 0.045 * grain + 0.045 * blotch)
+    rough = rough[:, None].astype(np.float32)
+    return 1 + 0.045 * grain + 0.13 * rough * tufts + (0.045 + 0.055 * rough) * blotch
 
 
 def _markings(image: np.ndarray, section: CrossSection, d: np.ndarray, texel_m: float) -> None:

@@ -6,23 +6,25 @@ trailer, construction vehicle, cycles) far more often than in reality, or 400 fr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
+from pipeline.simulator.builder import Builder
 from pipeline.simulator.catalogue import Model, draw_model
 from pipeline.simulator.clutter import CLUTTER_SIZES, clutter
-from pipeline.simulator.rig import EGO_OUTLINE_M
-from pipeline.simulator.road import LANE_M, CrossSection, draw_road
+from pipeline.simulator.road import LANE_M, CrossSection
 from pipeline.simulator.solids import mesh
-from pipeline.simulator.world import Daylight, EgoDrive, Occupancy, Thing, Track, World
-
-TRIES = 12
-MARGIN_BEFORE_S = 0.6
-AHEAD_M = 75.0  # things are placed this far beyond both ends of the drive
+from pipeline.simulator.world import Daylight, Track, World
 
 # moving on lanes, per 100 m
-TRAFFIC = {"car": 2.6, "truck": 0.6, "bus": 0.55, "motorcycle": 0.9, "bicycle": 0.9, "trailer": 0.45, "construction_vehicle": 0.25}
+TRAFFIC = {
+    "car": 2.6,
+    "truck": 0.6,
+    "bus": 0.55,
+    "motorcycle": 0.9,
+    "bicycle": 0.9,
+    "trailer": 0.45,
+    "construction_vehicle": 0.25,
+}
 # standing at the kerb or in the parking strip
 KERBSIDE = {"car": 3.2, "truck": 0.6, "bus": 0.5, "trailer": 0.3}
 # beyond the sidewalks, any direction
@@ -30,66 +32,24 @@ LOTS = {"car": 1.6, "truck": 0.7, "bus": 0.35, "trailer": 1.0, "construction_veh
 SIDEWALK_CYCLES = {"motorcycle": 0.9, "bicycle": 1.3}
 PEOPLE = 6.0
 CONE_GROUPS, BARRIER_ROWS, RACKS = 1.3, 1.1, 0.25
-CLUTTER = {"building": 3.0, "wall": 1.0, "tree": 3.5, "pole": 3.5, "bush": 3.0, "crate": 1.2, "bin": 1.2, "bollard": 1.6, "sign": 1.2, "hydrant": 0.5}
-
-
-class _Builder:
-    """Places things one by one where they fit."""
-
-    def __init__(self, world_rng: np.random.Generator, section: CrossSection, duration_s: float) -> None:
-        self.rng = world_rng
-        self.duration_s = duration_s
-        speed = float(world_rng.uniform(2.6, 9.0))
-        swing = 0.15 * speed * float(world_rng.random())
-        length = speed * max(duration_s, 0.1) * 1.1
-        self.road = draw_road(length, section, world_rng)
-        lane = int(world_rng.integers(section.lanes_each_way))
-        self.ego = EgoDrive(
-            self.road, section.lane_offset(lane, True), speed, swing, float(world_rng.uniform(0.2, 0.6)),
-            float(world_rng.uniform(0, 6.28)), True,
-        )  # fmt: skip
-        self.section = section
-        times = np.arange(-MARGIN_BEFORE_S, duration_s + 0.3, 0.2)
-        self.space = Occupancy(times)
-        back, front, half_width = EGO_OUTLINE_M
-        ego_poses = self.ego.poses(times)
-        middle = (back + front) / 2
-        ego_poses[:, 0] += middle * np.cos(ego_poses[:, 2])
-        ego_poses[:, 1] += middle * np.sin(ego_poses[:, 2])
-        self.space.add(ego_poses, front - back + 1.6, 2 * half_width + 0.6)
-        self.things: list[Thing] = []
-
-    def count(self, per_100_m: float) -> int:
-        return int(self.rng.poisson(per_100_m * (self.road.length_m + 2 * AHEAD_M) / 100))
-
-    def along(self) -> float:
-        return float(self.rng.uniform(-AHEAD_M, self.road.length_m + AHEAD_M))
-
-    def side(self) -> float:
-        return 1.0 if self.rng.random() < 0.5 else -1.0
-
-    def put(self, model: Model, draw_track: Callable[[], Track], gap_m: float = 0.25) -> bool:
-        """Tries some tracks; keeps the first on which the thing never touches another."""
-        w, l, _ = model.size
-        for _ in range(TRIES):
-            track = draw_track()
-            poses = track.poses(self.space.times_s)
-            if self.space.is_free(poses, l, w, gap_m):
-                self.space.add(poses, l, w)
-                self.things.append(Thing(model, track))
-                return True
-        return False
-
-    def standing(self, s: float, d: float, yaw: float) -> Track:
-        """A standing track at road coordinates, yaw relative to the road."""
-        x, y, heading = self.road.pose(np.array([s]), d)[0]
-        return Track((float(x), float(y)), (0.0, 0.0), float(heading + yaw))
+CLUTTER = {
+    "building": 3.0,
+    "wall": 1.0,
+    "tree": 3.5,
+    "pole": 3.5,
+    "bush": 3.0,
+    "crate": 1.2,
+    "bin": 1.2,
+    "bollard": 1.6,
+    "sign": 1.2,
+    "hydrant": 0.5,
+}
 
 
 def draw_world(rng: np.random.Generator, duration_s: float, drives_on_right: bool) -> World:
     """A world for a drive of that duration; the same generator state gives the same world."""
     section = CrossSection(int(rng.integers(1, 3)), bool(rng.random() < 0.7), drives_on_right)
-    builder = _Builder(rng, section, duration_s)
+    builder = Builder(rng, section, duration_s)
     _traffic(builder)
     _road_works(builder)
     _kerbside(builder)
@@ -99,7 +59,7 @@ def draw_world(rng: np.random.Generator, duration_s: float, drives_on_right: boo
     return World(builder.road, builder.ego, tuple(builder.things), _daylight(rng))
 
 
-def _traffic(b: _Builder) -> None:
+def _traffic(b: Builder) -> None:
     section = b.section
     for name, rate in TRAFFIC.items():
         for _ in range(b.count(rate)):
@@ -108,14 +68,16 @@ def _traffic(b: _Builder) -> None:
             b.put(model, lambda name=name, state=state: _lane_track(b, name, state, section), 0.5)  # type: ignore[misc]
 
 
-def _lane_track(b: _Builder, name: str, state: str, section: CrossSection) -> Track:
+def _lane_track(b: Builder, name: str, state: str, section: CrossSection) -> Track:
     forward = b.rng.random() < 0.45
     offset = section.lane_offset(int(b.rng.integers(section.lanes_each_way)), forward) + float(b.rng.uniform(-0.3, 0.3))
     if name == "bicycle":  # at the road's edge
         offset = float(np.sign(offset)) * (section.road_edge_m - 0.7)
     speed = float(b.rng.uniform(2.0, 6.0) if name in ("bicycle", "construction_vehicle") else b.rng.uniform(3.0, 12.0))
     if forward and abs(offset - b.ego.offset_m) < LANE_M / 2:
-        speed = float(np.clip(b.ego.speed + b.rng.uniform(-1.5, 1.5), 1.5, 12.0))  # in the own lane: keeps up with the car
+        speed = float(
+            np.clip(b.ego.speed + b.rng.uniform(-1.5, 1.5), 1.5, 12.0)
+        )  # in the own lane: keeps up with the car
     if state == "stopped":
         return b.standing(b.along(), offset, 0.0 if forward else np.pi)
     direction = 1.0 if forward else -1.0
@@ -124,7 +86,7 @@ def _lane_track(b: _Builder, name: str, state: str, section: CrossSection) -> Tr
     return Track((s, offset), (direction * speed, 0.0), 0.0 if forward else np.pi, b.road)
 
 
-def _kerbside(b: _Builder) -> None:
+def _kerbside(b: Builder) -> None:
     section = b.section
     strip = section.kerb_m - 1.25
     for name, rate in KERBSIDE.items():
@@ -135,19 +97,29 @@ def _kerbside(b: _Builder) -> None:
             def track() -> Track:
                 side = b.side()
                 with_traffic = (side < 0) == section.drives_on_right
-                return b.standing(b.along(), side * (strip + b.rng.uniform(-0.1, 0.1)), (0.0 if with_traffic else np.pi) + b.rng.normal(0, 0.03))
+                return b.standing(
+                    b.along(),
+                    side * (strip + b.rng.uniform(-0.1, 0.1)),
+                    (0.0 if with_traffic else np.pi) + b.rng.normal(0, 0.03),
+                )
 
             b.put(model, track, 0.3)
     for name, rate in SIDEWALK_CYCLES.items():
         for _ in range(b.count(rate)):
             model = draw_model(name, "parked", b.rng)
-            b.put(model, lambda: b.standing(b.along(), b.side() * (section.kerb_m + b.rng.uniform(0.6, 2.6)), b.rng.uniform(-np.pi, np.pi)), 0.15)
+            b.put(
+                model,
+                lambda: b.standing(
+                    b.along(), b.side() * (section.kerb_m + b.rng.uniform(0.6, 2.6)), b.rng.uniform(-np.pi, np.pi)
+                ),
+                0.15,
+            )
     for _ in range(b.count(RACKS)):
         model = draw_model("bicycle_rack", "parked", b.rng)
         b.put(model, lambda: b.standing(b.along(), b.side() * (section.kerb_m + 1.7), 0.0), 0.3)
 
 
-def _lots(b: _Builder) -> None:
+def _lots(b: Builder) -> None:
     near = b.section.sidewalk_edge_m
     for name, rate in LOTS.items():
         for _ in range(b.count(rate)):
@@ -161,7 +133,7 @@ def _lots(b: _Builder) -> None:
             b.put(model, track, 0.3)
 
 
-def _people(b: _Builder) -> None:
+def _people(b: Builder) -> None:
     section = b.section
     for _ in range(b.count(PEOPLE)):
         kind = b.rng.random()
@@ -180,30 +152,45 @@ def _people(b: _Builder) -> None:
                 x, y, heading = b.road.pose(np.array([s]), b.rng.uniform(-section.kerb_m, section.kerb_m))[0]
                 yaw = heading + direction * np.pi / 2 + b.rng.normal(0, 0.1)
                 return Track((float(x), float(y)), (float(speed * np.cos(yaw)), float(speed * np.sin(yaw))), float(yaw))
-            return Track((s - direction * speed * b.duration_s / 2, d), (direction * speed, 0.0), 0.0 if direction > 0 else np.pi, b.road)
+            return Track(
+                (s - direction * speed * b.duration_s / 2, d),
+                (direction * speed, 0.0),
+                0.0 if direction > 0 else np.pi,
+                b.road,
+            )
 
         b.put(model, track, 0.12)
 
 
-def _road_works(b: _Builder) -> None:
-    section = b.section
+def _road_works(b: Builder) -> None:
     for _ in range(b.count(BARRIER_ROWS)):
-        s, side, gap = b.along(), b.side(), float(b.rng.uniform(0.15, 0.6))
-        d = side * float(b.rng.choice([section.road_edge_m + 0.2, section.kerb_m + 0.4, section.sidewalk_edge_m + b.rng.uniform(0.5, 6)]))
-        turn = float(b.rng.normal(0, 0.12))
-        facing = np.pi / 2 + (0.0 if b.rng.random() < 0.5 else np.pi)
-        first = draw_model("barrier", "parked", b.rng)
-        for i in range(int(b.rng.integers(3, 8))):
-            x, lateral = s + i * (first.size[0] + gap) * np.cos(turn), d + i * (first.size[0] + gap) * np.sin(turn)
-            b.put(first if i % 2 == 0 else draw_alike(first, b.rng), lambda x=x, lateral=lateral: b.standing(x, lateral, facing + turn), 0.05)  # type: ignore[misc]
+        _barrier_row(b)
     for _ in range(b.count(CONE_GROUPS)):
-        s, side = b.along(), b.side()
-        d = side * float(b.rng.uniform(section.road_edge_m - 0.5, section.sidewalk_edge_m + 4))
-        line = b.rng.uniform(1.2, 3.0, 2) * (1.0, 0.35 * b.side())
-        for i in range(int(b.rng.integers(2, 6))):
-            model = draw_model("traffic_cone", "parked", b.rng)
-            at = (s + i * line[0], d + i * line[1])
-            b.put(model, lambda at=at: b.standing(at[0] + b.rng.normal(0, 0.1), at[1] + b.rng.normal(0, 0.1), b.rng.uniform(-np.pi, np.pi)), 0.1)  # type: ignore[misc]
+        _cone_group(b)
+
+
+def _barrier_row(b: Builder) -> None:
+    section = b.section
+    places = (section.road_edge_m + 0.2, section.kerb_m + 0.4, section.sidewalk_edge_m + float(b.rng.uniform(0.5, 6)))
+    s, d, gap = b.along(), b.side() * places[b.rng.integers(3)], float(b.rng.uniform(0.15, 0.6))
+    turn = float(b.rng.normal(0, 0.12))
+    facing = np.pi / 2 + (0.0 if b.rng.random() < 0.5 else np.pi) + turn
+    first = draw_model("barrier", "parked", b.rng)
+    pitch = first.size[0] + gap
+    for i in range(int(b.rng.integers(3, 8))):
+        model = first if i % 2 == 0 else draw_alike(first, b.rng)
+        b.stand(model, s + i * pitch * np.cos(turn), d + i * pitch * np.sin(turn), facing, 0.05)
+
+
+def _cone_group(b: Builder) -> None:
+    section = b.section
+    s = b.along()
+    d = b.side() * float(b.rng.uniform(section.road_edge_m - 0.5, section.sidewalk_edge_m + 4))
+    pitch = b.rng.uniform(1.2, 3.0, 2) * (1.0, 0.35 * b.side())
+    for i in range(int(b.rng.integers(2, 6))):
+        shift = i * pitch + b.rng.normal(0, 0.1, 2)
+        model = draw_model("traffic_cone", "parked", b.rng)
+        b.stand(model, s + shift[0], d + shift[1], float(b.rng.uniform(-np.pi, np.pi)), 0.1)
 
 
 def draw_alike(model: Model, rng: np.random.Generator) -> Model:
@@ -212,13 +199,15 @@ def draw_alike(model: Model, rng: np.random.Generator) -> Model:
     return other if abs(other.size[0] - model.size[0]) < 0.25 else model
 
 
-def _clutter(b: _Builder) -> None:
+def _clutter(b: Builder) -> None:
     section = b.section
     for kind, rate in CLUTTER.items():
         for _ in range(b.count(rate)):
             l, w, h = (float(b.rng.uniform(*span)) for span in CLUTTER_SIZES[kind])
             style = float(b.rng.random())
-            model = Model(kind, None, None, (w, l, h), mesh(clutter(kind, l, w, h, style)), float(b.rng.uniform(0.8, 1.15)))
+            model = Model(
+                kind, None, None, (w, l, h), mesh(clutter(kind, l, w, h, style)), float(b.rng.uniform(0.8, 1.15))
+            )
 
             def track(kind: str = kind, w: float = w) -> Track:
                 edge = section.sidewalk_edge_m
@@ -240,6 +229,11 @@ def _daylight(rng: np.random.Generator) -> Daylight:
     sunny = float(np.clip(rng.normal(0.6, 0.35), 0.05, 1.0))
     to_sun = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
     return Daylight(
-        to_sun, 0.62 * sunny, 0.80 - 0.28 * sunny, float(rng.uniform(140, 320)), float(rng.uniform(0.85, 1.15)),
-        int(rng.integers(6)), int(rng.integers(4)),
-    )  # fmt: skip
+        to_sun,
+        0.62 * sunny,
+        0.80 - 0.28 * sunny,
+        float(rng.uniform(140, 320)),
+        float(rng.uniform(0.85, 1.15)),
+        int(rng.integers(6)),
+        int(rng.integers(4)),
+    )

@@ -1,7 +1,7 @@
 """The HDL-32E: rays against all parts and the ground, then noise, drop-out and intensity, in the real file's layout.
 
-`cast` tests each part only against the rays in its azimuth and elevation window, all (part, ray) pairs in one flat pass,
-and keeps the nearest hit per ray. About 30 ms a sweep on one core.
+`cast` tests each part only against the rays in its azimuth and elevation window, all (part, ray) pairs in one flat
+pass, and keeps the nearest hit per ray. About 30 ms a sweep on one core.
 """
 
 from __future__ import annotations
@@ -147,7 +147,8 @@ def scan(
 ) -> Sweep:
     """One sweep at one instant: things at poses (N, 3), the car at ego_pose (3,) x, y, yaw.
 
-    Points are in the sensor frame at that instant; a ray without return leaves a point near the origin, as real files do.
+    Points are in the sensor frame at that instant; a ray without return leaves a point near the origin, as real files
+    do.
     """
     turn = draw_turn(rng)
     sensor = mount.pose.matrix()
@@ -172,7 +173,9 @@ def scan(
     face_cosine = -np.einsum("rfi,ri->rf", geometry.normals[which], directions[on_thing])
     at = directions[on_thing] * ranges[on_thing, None]
     depth = geometry.offsets()[which] - np.einsum("rfi,ri->rf", geometry.normals[which], at)
-    cosine[on_thing] = np.take_along_axis(face_cosine, np.abs(depth).argmin(axis=1)[:, None], axis=1)[:, 0].clip(0.02, 1)
+    cosine[on_thing] = np.take_along_axis(face_cosine, np.abs(depth).argmin(axis=1)[:, None], axis=1)[:, 0].clip(
+        0.02, 1
+    )
     table = np.array([MATERIALS[parts.parts[i].material] for i in keep]).reshape(-1, 2)
     intensity[on_thing], drop[on_thing] = table[which].T
     drop[on_thing] += (ranges[on_thing] / 115.0) ** 3 + 0.25 * (1 - cosine[on_thing]) ** 4
@@ -186,7 +189,9 @@ def scan(
     brightness = intensity * (0.45 + 0.55 * np.sqrt(cosine)) * np.exp(rng.normal(0.0, 0.22, len(ranges)))
     nowhere = rng.uniform(0.05, 0.6, len(ranges))
     hit = np.where((hit == OWN_CAR) | kept, hit, NOTHING)
-    distance = np.where(kept & (hit != OWN_CAR), ranges + noise, np.where(hit == OWN_CAR, np.minimum(ranges, 0.95), nowhere))
+    distance = np.where(
+        kept & (hit != OWN_CAR), ranges + noise, np.where(hit == OWN_CAR, np.minimum(ranges, 0.95), nowhere)
+    )
     points = np.empty((len(ranges), 5), np.float32)
     points[:, :3] = directions * distance[:, None]
     points[:, 3] = np.clip(np.floor(brightness), np.where(hit == NOTHING, 0, 1), 255)
@@ -194,7 +199,9 @@ def scan(
     return Sweep(points, hit)
 
 
-def _own_car(hit: np.ndarray, ranges: np.ndarray, directions: np.ndarray, sensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _own_car(
+    hit: np.ndarray, ranges: np.ndarray, directions: np.ndarray, sensor: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Rays that meet the own roof end there."""
     (x0, x1), (y0, y1), z = _ROOF_M
     in_ego = directions @ sensor[:3, :3].T

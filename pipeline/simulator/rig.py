@@ -7,7 +7,7 @@ Figures are those published in calibrated_sensor.json (three distinct rigs) and 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -60,7 +60,7 @@ class Rig:
         return (self.lidar, *self.cameras)
 
 
-@lru_cache(maxsize=None)
+@cache
 def rig(name: str) -> Rig:
     """The rig of that name: boston (n008), singapore or late (both n015)."""
     vehicle, figures = _FIGURES[name]
@@ -75,7 +75,8 @@ def rig(name: str) -> Rig:
 
 
 def beam_directions(columns: int, start_deg: float) -> np.ndarray:
-    """Unit vectors (columns * 32, 3) of one turn in the LiDAR frame, in file order: column by column, ring 0..31 within.
+    """Unit vectors (columns * 32, 3) of one turn in the LiDAR frame, in file order: column by column, ring 0..31
+    within.
 
     The first column fires at azimuth start_deg (counter-clockwise from +x), later ones clockwise.
     """
@@ -89,7 +90,9 @@ def beam_directions(columns: int, start_deg: float) -> np.ndarray:
 
 
 # rig -> vehicle, channel -> (translation, rotation w x y z, (f, cx, cy) or None); sensor -> ego
-_FIGURES: dict[str, tuple[str, dict[str, tuple[tuple[float, ...], tuple[float, ...], tuple[float, float, float] | None]]]] = {
+_FIGURES: dict[
+    str, tuple[str, dict[str, tuple[tuple[float, ...], tuple[float, ...], tuple[float, float, float] | None]]]
+] = {
     "boston": (
         "n008",
         {

@@ -1,6 +1,7 @@
 """A road as a smooth centre line with lanes beside it: positions from (distance along, offset to the left) and back.
 
-The curvature is a slow wave, so everything that follows a lane turns gently. Coordinates are global metres on the plane z = 0.
+The curvature is a slow wave, so everything that follows a lane turns gently. Coordinates are global metres on the
+plane z = 0.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ OVERHANG_M = 150.0  # how far the road goes on beyond both ends of the drive
 
 @dataclass(frozen=True)
 class CrossSection:
-    """What lies at which offset from the centre line, mirrored left and right: lanes, parking strip, sidewalk, verge."""
+    """What lies at which offset from the centre line, mirrored left and right: lanes, parking strip, sidewalk,
+    verge."""
 
     lanes_each_way: int
     parking: bool

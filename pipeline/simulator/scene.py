@@ -1,7 +1,7 @@
 """One scene, from its seed to files and rows: the task of the Dask graph.
 
-Files go straight under the folder being written; only rows, road outlines and counts travel back. The result depends on the
-plan alone, never on the process that runs it.
+Files go straight under the folder being written; only rows, road outlines and counts travel back. The result depends
+on the plan alone, never on the process that runs it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from pipeline.simulator.world import World
 
 JPEG_QUALITY = 88
 LABEL_RADIUS_M = 75.0  # things farther than this are not annotated
-_INK_M = 3.5
 
 
 @dataclass(frozen=True)
@@ -68,15 +67,15 @@ def build_world(plan: ScenePlan) -> World:
 
 
 def simulate_scene(plan: ScenePlan) -> dict[str, Any]:
-    """Writes the scene's clouds and images and returns {"rows": table -> rows, "road": (N, 2) outline, "frames", "bytes",
-    "boxes": class -> count, "quarantined": 0}. Raises OutOfSpaceError where the disk is full."""
+    """Writes the scene's clouds and images and returns {"rows": table -> rows, "road": (N, 2) outline, "frames",
+    "bytes", "boxes": class -> count, "quarantined": 0}. Raises OutOfSpaceError where the disk is full."""
     cv2.setNumThreads(1)
     try:
         return _Recorder(plan).record()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutOfSpaceError(
-                f"{plan.out}: no space left while writing {plan.name}; free some, or simulate fewer --scenes or --sweeps"
+                f"{plan.out}: no space left while writing {plan.name}; free some, or ask for fewer --scenes"
             ) from None
         raise
 
@@ -91,7 +90,9 @@ class _Recorder:
         self.parts = Parts(self.world)
         # sensors' noise has its own stream: how many sweeps are written never changes the world
         self.noise_seed = np.random.SeedSequence([plan.seed, plan.index, 1])
-        started = datetime.fromisoformat(plan.log.date).replace(tzinfo=timezone.utc) + timedelta(hours=2, minutes=20 + 2 * (plan.index % 300))
+        started = datetime.fromisoformat(plan.log.date).replace(tzinfo=UTC) + timedelta(
+            hours=2, minutes=20 + 2 * (plan.index % 300)
+        )
         self.start_us = int(started.timestamp()) * 1_000_000 + 1_000 * (plan.index % 997)
         self.bytes = 0
         self.data: dict[str, list[Row]] = {"LIDAR_TOP": [], **{channel: [] for channel in CAMERA_CHANNELS}}
@@ -138,7 +139,9 @@ class _Recorder:
 
     def _lidar(self, sample: str, time_us: int, keyframe: bool) -> tuple[np.ndarray, np.ndarray]:
         poses, ego = self.world.poses(self._time_s(time_us)), self._ego(time_us)
-        rng = np.random.default_rng(np.random.SeedSequence(self.noise_seed.entropy, spawn_key=(time_us - self.start_us + 10**9,)))
+        rng = np.random.default_rng(
+            np.random.SeedSequence(self.noise_seed.entropy, spawn_key=(time_us - self.start_us + 10**9,))
+        )
         sweep = scan(self.parts, poses, ego, self.rig.lidar, self.world.road, rng)
         self._store("LIDAR_TOP", sample, time_us, keyframe, sweep.points.tobytes(), ego)
         to_global = Pose(np.array([ego[0], ego[1], 0.0]), np.array(yaw_quaternion(ego[2]))).matrix()
@@ -156,9 +159,16 @@ class _Recorder:
             at_us = time_us + CAMERA_OFFSET_US[channel]
             ego = self._ego(at_us)
             view = render(
-                self.parts, self.world.poses(self._time_s(at_us)), ego, self.plan.log.rig, camera, self.world.daylight, picture,
-                picture_pose, noise=len(self.rows["sample"]) + camera,
-            )  # fmt: skip
+                self.parts,
+                self.world.poses(self._time_s(at_us)),
+                ego,
+                self.plan.log.rig,
+                camera,
+                self.world.daylight,
+                picture,
+                picture_pose,
+                noise=len(self.rows["sample"]) + camera,
+            )
             seen += view.visible(things)
             alone += view.alone
             _, encoded = cv2.imencode(".jpg", view.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
@@ -189,12 +199,19 @@ class _Recorder:
         )
 
     def _annotations(
-        self, sample: str, frame: int, time_us: int, points: np.ndarray, lidar_to_global: np.ndarray, visible: np.ndarray
+        self,
+        sample: str,
+        frame: int,
+        time_us: int,
+        points: np.ndarray,
+        lidar_to_global: np.ndarray,
+        visible: np.ndarray,
     ) -> list[tuple[int, Row]]:
         """Rows of one keyframe for the labelled things within LABEL_RADIUS_M, in the order of the things."""
         poses, ego = self.world.poses(self._time_s(time_us)), self._ego(time_us)
         out = []
         points_global = points[:, :3].astype(np.float64) @ lidar_to_global[:3, :3].T + lidar_to_global[:3, 3]
+        points_global = points_global[np.argsort(points_global[:, 0])]
         for index, thing in enumerate(self.world.things):
             model, (x, y, yaw) = thing.model, poses[index]
             if model.category is None or np.hypot(x - ego[0], y - ego[1]) > LABEL_RADIUS_M:
@@ -257,10 +274,11 @@ def visibility_level(share: float) -> int:
 
 
 def count_points(points_global: np.ndarray, centre: np.ndarray, size: tuple[float, float, float], yaw: float) -> int:
-    """Points (P, 3) inside a box, faces included: the devkit's points_in_box rule."""
+    """Points (P, 3), sorted by x, inside a box, faces included: the devkit's points_in_box rule."""
     w, l, h = size
-    offset = points_global - centre
-    offset = offset[np.abs(offset[:, :2]).max(axis=1) <= np.hypot(w, l)]
+    reach = np.hypot(w, l) / 2 + 1e-6
+    first, last = np.searchsorted(points_global[:, 0], (centre[0] - reach, centre[0] + reach))
+    offset = points_global[first:last] - centre
     c, s = np.cos(yaw), np.sin(yaw)
     along, across = c * offset[:, 0] + s * offset[:, 1], -s * offset[:, 0] + c * offset[:, 1]
     inside = (np.abs(along) <= l / 2) & (np.abs(across) <= w / 2) & (np.abs(offset[:, 2]) <= h / 2)

@@ -1,7 +1,7 @@
 """What stands beyond the world: sky, clouds and a hazy skyline of trees and buildings, as a panorama in azimuth.
 
-Six looks, each painted once per process (about 60 ms) and looked up by viewing direction; the haze at the horizon is that
-of the ground.
+Six looks, each painted once per process (about 60 ms) and looked up by viewing direction; the haze at the horizon is
+that of the ground.
 """
 
 from __future__ import annotations

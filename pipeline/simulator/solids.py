@@ -19,6 +19,24 @@ FACE_CORNERS = np.array([[5, 6, 2, 1], [7, 4, 0, 3], [6, 7, 3, 2], [5, 4, 0, 1],
 Colour = tuple[int, int, int]  # blue, green, red, 0..255
 
 
+_MATERIAL_OF_KIND = {
+    "cloth": "cloth",
+    "crate": "wood",
+    "bark": "wood",
+    "leaves": "leaves",
+    "panel": "panel",
+    "plastic": "plastic",
+    "bricks": "concrete",
+    "facade": "concrete",
+    "stripes": "retro",
+    "cone": "retro",
+    "engine": "metal",
+    "bucket": "metal",
+    "container": "metal",
+    "none": "spokes",
+}
+
+
 @dataclass(frozen=True)
 class Part:
     """A frustum in its thing's own frame (x forward, y left, z up, origin on the ground under the box centre).
@@ -37,8 +55,8 @@ def block(
     x: tuple[float, float],
     y: tuple[float, float],
     z: tuple[float, float],
-    *,
     colour: Colour,
+    *,
     top_x: tuple[float, float] | None = None,
     top_y: tuple[float, float] | None = None,
     kind: str = "plain",
@@ -46,9 +64,12 @@ def block(
     back: str | None = None,
     side: str | None = None,
     top: str | None = None,
-    material: str = "paint",
+    material: str | None = None,
 ) -> Part:
-    """A part from its extents; top_x and top_y move or shrink the top rectangle, face names override `kind`."""
+    """A part from its extents; top_x and top_y move or shrink the top rectangle, face names override `kind`.
+
+    The material follows from the kind where it is not given.
+    """
     top_x, top_y = top_x or x, top_y or y
     corners = np.empty((8, 3))
     for base, (xs, ys, height) in ((0, (x, y, z[0])), (4, (top_x, top_y, z[1]))):
@@ -59,7 +80,7 @@ def block(
             (xs[0], ys[1], height),
         ]
     faces = (front or kind, back or kind, side or kind, side or kind, top or kind, "plain")
-    return Part(corners, faces, colour, material)
+    return Part(corners, faces, colour, material or _MATERIAL_OF_KIND.get(kind, "paint"))
 
 
 def turned(part: Part, yaw: float, shift: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Part:
@@ -93,7 +114,8 @@ def mesh(parts: Sequence[Part]) -> Mesh:
 
 
 def _texture_weights(quads: np.ndarray) -> np.ndarray:
-    """Weights a, b, c with corner3 = a corner0 + b corner1 + c corner2 and a + b + c = 1, as (a, -b, c) in (P, 6, 4)."""
+    """Weights a, b, c with corner3 = a corner0 + b corner1 + c corner2 and a + b + c = 1, as (a, -b, c) in (P, 6,
+    4)."""
     first, second = quads[..., 1, :] - quads[..., 0, :], quads[..., 2, :] - quads[..., 0, :]
     target = quads[..., 3, :] - quads[..., 0, :]
     g11, g12, g22 = (first * first).sum(-1), (first * second).sum(-1), (second * second).sum(-1)

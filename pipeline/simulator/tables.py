@@ -1,6 +1,7 @@
 """Rows of the 13 nuScenes tables: the fixed ones complete as in the real data, and tokens made from the seed and names.
 
-Rows are plain dicts; `write_tables` checks nothing and writes them as the real files look (a JSON list, one key a line).
+Rows are plain dicts; `write_tables` checks nothing and writes them as the real files look (a JSON list, one key a
+line).
 """
 
 from __future__ import annotations
@@ -19,9 +20,20 @@ from pipeline.simulator.rig import Rig
 Row = dict[str, Any]
 
 TABLES = (
-    "attribute", "calibrated_sensor", "category", "ego_pose", "instance", "log", "map", "sample", "sample_annotation",
-    "sample_data", "scene", "sensor", "visibility",
-)  # fmt: skip
+    "attribute",
+    "calibrated_sensor",
+    "category",
+    "ego_pose",
+    "instance",
+    "log",
+    "map",
+    "sample",
+    "sample_annotation",
+    "sample_data",
+    "scene",
+    "sensor",
+    "visibility",
+)
 
 ATTRIBUTES: dict[str, str] = {
     "vehicle.moving": "Vehicle is moving.",

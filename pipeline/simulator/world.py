@@ -1,7 +1,7 @@
 """One scene's world: the road, the own car's drive, and everything beside it with its track, nothing overlapping ever.
 
-`draw_world` is a pure function of the random generator. A thing's pose is defined at every instant, so sweeps, cameras and
-annotations each see it where it truly is at their own time.
+`draw_world` is a pure function of the random generator. A thing's pose is defined at every instant, so sweeps,
+cameras and annotations each see it where it truly is at their own time.
 """
 
 from __future__ import annotations

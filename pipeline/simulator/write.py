@@ -31,7 +31,11 @@ _SPLITS = {
     "v1.0-mini": ("mini_train", "mini_val"),
     "v1.0-test": ("test",),
 }
-_DEFAULT_SCENES = {"v1.0-trainval": {"train": 4, "val": 2}, "v1.0-mini": {"train": 2, "val": 1}, "v1.0-test": {"test": 2}}
+_DEFAULT_SCENES = {
+    "v1.0-trainval": {"train": 4, "val": 2},
+    "v1.0-mini": {"train": 2, "val": 1},
+    "v1.0-test": {"test": 2},
+}
 # (location, rig, logfile, date): right-hand traffic in Boston, left-hand in Singapore
 _RECORDINGS = (
     ("singapore-onenorth", "singapore", "n015-2018-07-18-11-07-57+0800", "2018-07-18"),
@@ -44,7 +48,8 @@ _RECORDINGS = (
 
 @dataclass(frozen=True)
 class Summary:
-    """What `simulate` wrote: scenes and keyframes, bytes of clouds and images, boxes per class (empty without labels)."""
+    """What `simulate` wrote: scenes and keyframes, bytes of clouds and images, boxes per class (empty without
+    labels)."""
 
     out: Path
     version: str
@@ -68,9 +73,9 @@ def simulate(
     """Writes a simulated nuScenes folder at `out`.
 
     version: v1.0-trainval, v1.0-mini, or v1.0-test (which gets no annotations). scenes: split -> count, names taken in
-    order from the official split ("train" and "val" also name the mini splits; default 4 + 2, mini 2 + 1, test 2). frames:
-    keyframes per scene, 0.5 s apart. sweeps: LiDAR sweeps before each keyframe, 0..9, 50 ms apart. workers: processes
-    (None one per core, 1 this process). progress: told of every finished scene.
+    order from the official split ("train" and "val" also name the mini splits; default 4 + 2, mini 2 + 1, test 2).
+    frames: keyframes per scene, 0.5 s apart. sweeps: LiDAR sweeps before each keyframe, 0..9, 50 ms apart. workers:
+    processes (None one per core, 1 this process). progress: told of every finished scene.
 
     Raises ConfigError for impossible options, DataError where `out` exists and is not empty, OutOfSpaceError.
     """
@@ -100,7 +105,12 @@ def simulate(
     for result in results:
         boxes.update(result["boxes"])
     return Summary(
-        out, version, len(plans), sum(r["frames"] for r in results), sum(r["bytes"] for r in results), dict(sorted(boxes.items()))
+        out,
+        version,
+        len(plans),
+        sum(r["frames"] for r in results),
+        sum(r["bytes"] for r in results),
+        dict(sorted(boxes.items())),
     )
 
 
@@ -125,11 +135,15 @@ def plan_scenes(
         if count is None:
             count = counts.pop(split.removeprefix("mini_"), 0)
         if not 0 <= count <= len(official[split]):
-            raise ConfigError(f"{count} scenes asked of split {split}, which has {len(official[split])}; ask for 0 to that many")
+            raise ConfigError(
+                f"{count} scenes asked of split {split}, which has {len(official[split])}; ask for 0 to that many"
+            )
         names += official[split][:count]
     if any(counts.values()) or not names:
         wanted = ", ".join(split.removeprefix("mini_") for split in _SPLITS[version])
-        raise ConfigError(f"scenes {dict(scenes or {})}: {version} has the splits {wanted}; name those, with at least one scene")
+        raise ConfigError(
+            f"scenes {dict(scenes or {})}: {version} has the splits {wanted}; name those, with at least one scene"
+        )
     logs = [
         Log(token("log", logfile), logfile, rig(rig_name).vehicle, rig_name, location, date)
         for location, rig_name, logfile, date in _RECORDINGS
