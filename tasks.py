@@ -87,18 +87,13 @@ def _next(text: str) -> None:
 
 
 def _close_store(kind: str, manifest: Manifest, root: Path, as_json: bool) -> None:
-    """Counts, digest and quarantined frames of a caching run; exit status 1 where a frame could not be read."""
-    frames, size = sum(shard.frames for shard in manifest.shards), sum(shard.size for shard in manifest.shards)
-    console.print(
-        f"{kind}: {frames} frames in {len(manifest.shards)} shards, {size / 1e6:.1f} MB, in {root}", soft_wrap=True
-    )
-    console.print(f"manifest digest {manifest.digest}", soft_wrap=True)
-    for entry in manifest.quarantined[:10]:
-        console.print(f"quarantined {entry['token']}: {entry['reason']}", style="red", markup=False, soft_wrap=True)
+    """Ends a caching run; DataError, so exit status 1, where a frame could not be read."""
+    from studies.inspection import closing_lines, closing_summary
+
+    for line in closing_lines(kind, manifest, root):
+        console.print(line, style="red" if line.startswith("quarantined") else None, markup=False, soft_wrap=True)
     if as_json:
-        _print_json(
-            {"frames": frames, "bytes": size, "quarantined": len(manifest.quarantined), "digest": manifest.digest}
-        )
+        _print_json(closing_summary(manifest))
     if manifest.quarantined:
         raise DataError(
             f"{len(manifest.quarantined)} frames could not be read and are not in the store; its manifest.json lists "

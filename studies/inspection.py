@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import RenderableType
@@ -13,8 +14,11 @@ from cache.cells import scatter_cells
 from cache.classes import DETECTION_CLASSES
 from cache.errors import StoreError
 from cache.frame import CAMERA_CHANNELS
+from cache.manifest import Manifest
 from cache.store import FrameStore, Store, TeacherStore
 from evaluation.draw import BoxLayer, decode_jpeg, detection_layer, draw_frame, truth_layer, write_png
+
+SHOWN_QUARANTINED = 10
 
 
 def describe(cache: Path) -> list[RenderableType]:
@@ -58,6 +62,27 @@ def _summary(store: Store, title: str) -> Table:
         f"data set {store.manifest.identity['dataset_version']}, digest {store.manifest.digest}"
     )
     return table
+
+
+def closing_summary(manifest: Manifest) -> dict[str, Any]:
+    """What a caching run wrote, as plain values."""
+    return {
+        "frames": sum(shard.frames for shard in manifest.shards),
+        "bytes": sum(shard.size for shard in manifest.shards),
+        "shards": len(manifest.shards),
+        "quarantined": len(manifest.quarantined),
+        "digest": manifest.digest,
+    }
+
+
+def closing_lines(kind: str, manifest: Manifest, root: Path) -> list[str]:
+    """The same for a person, with the first quarantined frames and why."""
+    summary = closing_summary(manifest)
+    return [
+        f"{kind}: {summary['frames']} frames in {summary['shards']} shards, {summary['bytes'] / 1e6:.1f} MB, in {root}",
+        f"manifest digest {summary['digest']}",
+        *(f"quarantined {entry['token']}: {entry['reason']}" for entry in manifest.quarantined[:SHOWN_QUARANTINED]),
+    ]
 
 
 def teacher_names(cache: Path) -> list[str]:
