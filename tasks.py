@@ -124,7 +124,7 @@ def lint(c: Context, fix: bool = False) -> None:
         _run(python, "-m", "ruff", "format", "--quiet", ".")
     checks = {
         "ruff check": [python, "-m", "ruff", "check", "."],
-        "ruff format": [python, "-m", "ruff", "format", "--check", "--quiet", "."],
+        "ruff format": [python, "-m", "ruff", "format", "--check", "--output-format", "concise", "."],
         "mypy": [python, "-m", "mypy"],
         # import-linter has no `python -m`; its script stands beside the interpreter
         "import floors": [str(Path(python).with_name("lint-imports")), "--no-logo"],
