@@ -211,7 +211,7 @@ def test_optimised_alone_it_falls() -> None:
     cells = [Cells(c.index, (c.values[:, :STUDENT] @ basis).astype(np.float32), c.weights) for c in stored_cells(8, 4)]
     optimiser = torch.optim.Adam([bev, *term.parameters()], lr=0.05)
     losses = []
-    for _ in range(150):
+    for _ in range(80):
         loss = value_of(term, bev, AUGMENTS, cells)
         optimiser.zero_grad()
         loss.backward()

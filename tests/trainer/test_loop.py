@@ -94,12 +94,12 @@ def test_with_and_without_a_term_the_student_starts_the_same(tmp_path: Path, cac
 
 def test_training_lowers_the_loss(tmp_path: Path, cache: Path) -> None:
     for kind in ("distilled", "teacher"):
-        train(recipe(kind, steps=40, lr=1e-2, warmup_steps=5), cache, tmp_path / kind, progress=quiet)
+        train(recipe(kind, steps=30, batch=2, lr=1e-2, warmup_steps=3), cache, tmp_path / kind, progress=quiet)
         seen = losses(tmp_path / kind)
-        assert sum(line["loss"] for line in seen[-6:]) < 0.75 * sum(line["loss"] for line in seen[:6])
+        assert sum(line["loss"] for line in seen[-6:]) < 0.85 * sum(line["loss"] for line in seen[:6])
     assert (
         losses(tmp_path / "distilled")[-1]["bevdistill_dense"]
-        < 0.8 * losses(tmp_path / "distilled")[0]["bevdistill_dense"]
+        < 0.85 * losses(tmp_path / "distilled")[0]["bevdistill_dense"]
     )
 
 
