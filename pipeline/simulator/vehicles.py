@@ -52,7 +52,7 @@ def car(l: float, w: float, h: float, colour: Colour, style: float) -> list[Part
             side="car_side",
             front="car_front",
             back="car_back",
-            kind="paint",
+            top="none",  # under the shoulder; drawn, it would shine through the seam
         ),
         # shoulder: falls from the windscreen's foot to the nose
         block(

@@ -15,7 +15,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from nuscenes.utils.splits import create_splits_scenes
 
 from cache.errors import ConfigError, DataError, OutOfSpaceError
 from cache.frame import CAMERA_CHANNELS
@@ -127,6 +126,9 @@ def plan_scenes(
         raise ConfigError(
             f"frames={frames}, sweeps={sweeps}, seed={seed}: expected frames >= 1, sweeps 0..{MAX_SWEEPS}, seed >= 0"
         )
+    # imported here: the devkit's package takes over a second, and workers never need it
+    from nuscenes.utils.splits import create_splits_scenes
+
     counts = dict(_DEFAULT_SCENES[version] if scenes is None else scenes)
     official = create_splits_scenes()
     names: list[str] = []
