@@ -43,6 +43,12 @@ def task(body: Callable[..., Any] | None = None, *, help: Mapping[str, str] | No
             # soft_wrap: a long path must stay one line that can be copied; markup off: a path may hold brackets
             Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
             raise Exit(code=1) from error
+        except OSError as error:
+            message = (
+                f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the disk"
+            )
+            Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+            raise Exit(code=1) from error
         except KeyboardInterrupt as error:
             Console(stderr=True).print("interrupted; the same command goes on where it can", style="yellow")
             raise Exit(code=130) from error
@@ -236,7 +242,7 @@ def cache_frames(
         "coverage": "cells to keep: gaussian, dense, or both with a comma between",
         "dilate": "cells added to the gaussian's radius (default: 1 on cells of 1.2 m or more, else 0)",
         "dtype": "float16 or float32",
-        "sweeps": "LiDAR sweeps before the key frame, read from --data-root",
+        "sweeps": "LiDAR sweeps before the key frame, read from --data-root (default 9)",
         "workers": "processes (default: one per core)",
         "scheduler": "a running Dask cluster, tcp://HOST:PORT",
         "json": "print a last line of JSON",
@@ -252,7 +258,7 @@ def cache_teacher(
     coverage: str = "gaussian",
     dilate: str | None = None,
     dtype: str = "float16",
-    sweeps: int = 9,
+    sweeps: str | None = None,
     workers: str | None = None,
     scheduler: str | None = None,
     json: bool = False,
@@ -269,7 +275,7 @@ def cache_teacher(
         teacher=teacher,
         checkpoint=_path(checkpoint),
         data_root=_path(data_root),
-        options=TeacherOptions(coverage=coverage, dilate=_whole(dilate, "--dilate"), dtype=dtype, sweeps=sweeps),
+        options=TeacherOptions(coverage, _whole(dilate, "--dilate"), dtype, _whole(sweeps, "--sweeps")),
         workers=_whole(workers, "--workers"),
         scheduler=scheduler,
     )
@@ -298,7 +304,7 @@ def inspect(
         _next(f"./bevcask inspect --cache {root} --token TOKEN")
         return
     console.print(f"drawn to {draw_token(root, token, teacher, _path(out))}", soft_wrap=True)
-    _next(f"./bevcask train --recipe demo-student --cache {root} --run RUN")
+    _next(f"./bevcask inspect --cache {root}")
 
 
 @task(

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -69,7 +70,15 @@ def metrics_table(
     rows: Sequence[MetricsRow], *, title: str = "", compared: tuple[str, str] | None = None, caveat: str = NO_CLAIM
 ) -> Table:
     """The table for the terminal. compared: (row, base) names; adds the line of differences, with the caveat in it."""
-    table = Table(title=title or None, title_justify="left", header_style="bold")
+    # narrow enough for a terminal of 80 columns, where a cropped column would be a lost figure
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     table.add_column("model", min_width=len(NO_CLAIM))
     for key in SUMMARY_KEYS:
         table.add_column(heading(key).replace(" (", "\n("), justify="right", no_wrap=True)

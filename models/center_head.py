@@ -57,6 +57,7 @@ class CenterHeadConfig(Config):
     min_radius: int = 2
     box_weight: float = 0.25
     velocity_weight: float = 0.2
+    velocity_smooth: float = Field(default=0.0, ge=0)
     headless: tuple[str, ...] = ()
     peaks: Literal["hard", "soft", "all"] = "hard"
     max_boxes: int = Field(default=300, ge=1)
@@ -183,6 +184,8 @@ class CenterHead(nn.Module):
                     found = maps[name][target.sample, :, target.row, target.col].float()  # (K, channels)
                     known = torch.isfinite(wanted)
                     error = (found - torch.where(known, wanted, 0.0)).abs()
+                    if name == "vel":
+                        error = smooth(error, config.velocity_smooth)
                     error = (error * known).sum(dim=1)
                     if name == "rot":  # for a headless box the opposite heading is as right
                         error = torch.where(target.headless, torch.minimum(error, (found + wanted).abs().sum(1)), error)
@@ -240,6 +243,15 @@ def focal_numerator(logits: Tensor, target: Tensor, alpha: float = 2.0, beta: fl
     at_objects = (1 - p).pow(alpha) * p.log()
     elsewhere = (1 - target).pow(beta) * p.pow(alpha) * (1 - p).log()
     return -torch.where(target == 1, at_objects, elsewhere).sum()
+
+
+def smooth(error: Tensor, beta: float) -> Tensor:
+    """Absolute errors with a quadratic foot below `beta` (smooth L1, up to its constant factor); 0 leaves them alone.
+
+    With most objects at rest plain L1 can hold every velocity at its median, 0, for a thousand steps: those at rest
+    pull as hard as those that move. With the foot their pull fades near 0.
+    """
+    return torch.where(error < beta, error.square() / (2 * beta), error - beta / 2) if beta > 0 else error
 
 
 def _encode(boxes: np.ndarray, row: np.ndarray, col: np.ndarray, grid: BevGrid) -> np.ndarray:

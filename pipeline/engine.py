@@ -91,7 +91,7 @@ def _client(scheduler: str | None, workers: int) -> Iterator[Client]:
     # INFO lines of scheduler and workers are noise beside a progress bar
     with (
         LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.ERROR
+            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=logging.ERROR
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -34,7 +34,7 @@ from pipeline.tables import DataSet, FrameRecord, open_tables
 BOX_CONVENTION = "canonical x,y,z(centre),l,w,h,yaw(ccw from +x),vx,vy; global x,y,z,w,l,h,qw,qx,qy,qz,vx,vy"
 SHARD_BYTES = 256e6
 MIN_SHARDS = 16  # small data sets still spread over workers; a fixed number keeps the plan independent of the machine
-_MIN_DEPTH_M = 1.0
+_MIN_DEPTH_M, _MAX_DEPTH_M = 1.0, 200.0  # a stray return beyond what the sensor can see is no label
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def depth_labels(points: np.ndarray, cameras: Sequence[Camera]) -> np.ndarray:
     packed = []
     for position, camera in enumerate(cameras):
         xyz = points[:, :3].astype(np.float64) @ camera.lidar_to_camera[:3, :3].T + camera.lidar_to_camera[:3, 3]
-        xyz = xyz[xyz[:, 2] > _MIN_DEPTH_M]
+        xyz = xyz[(xyz[:, 2] > _MIN_DEPTH_M) & (xyz[:, 2] < _MAX_DEPTH_M)]
         uvd = xyz @ camera.intrinsic.T
         u, v = uvd[:, 0] / xyz[:, 2], uvd[:, 1] / xyz[:, 2]
         keep = (u > 1) & (u < camera.width - 1) & (v > 1) & (v < camera.height - 1)

@@ -32,16 +32,21 @@ def read_jpeg_file(path: Path) -> bytes:
 def stored_image(data: bytes, scale: float, size: tuple[int, int], path: Path) -> bytes:
     """The JPEG to store: `data` itself at scale 1, else area-averaged to round(size * scale) pixels.
 
-    size is (width, height) by the tables; DataError where the picture does not decode or has another size.
+    size is (width, height) by the tables; DataError where the picture does not decode or has another size. Damage
+    inside the compressed data that still decodes is not seen: the decoder only warns of it.
     """
     flag = cv2.IMREAD_COLOR if scale != 1.0 else cv2.IMREAD_REDUCED_GRAYSCALE_8  # at scale 1 decoding is only the check
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     if picture is None:
         raise DataError(f"{path}: the JPEG does not decode; restore it from the data set")
+    expected = size if scale != 1.0 else (-(-size[0] // 8), -(-size[1] // 8))
+    if picture.shape[1::-1] != expected:
+        raise DataError(
+            f"{path}: {'about ' if scale == 1.0 else ''}{picture.shape[1] * size[0] // expected[0]}x"
+            f"{picture.shape[0] * size[1] // expected[1]} pixels, the tables say {size[0]}x{size[1]}; restore the file"
+        )
     if scale == 1.0:
         return data
-    if picture.shape[1::-1] != size:
-        raise DataError(f"{path}: {picture.shape[1]}x{picture.shape[0]} pixels, the tables say {size[0]}x{size[1]}")
     small = cv2.resize(picture, scaled_size(size, scale), interpolation=cv2.INTER_AREA)
     ok, encoded = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     if not ok:

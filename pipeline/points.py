@@ -12,7 +12,7 @@ from cache.errors import DataError
 
 POINT_BYTES = 20  # float32 x, y, z, intensity, ring
 HDL32_BEAMS = 32
-HDL32_MIN_COLUMNS = 900  # a full turn has 1084..1087; far fewer means that the file was cut
+HDL32_MIN_COLUMNS = 1060  # a full turn has 1084..1087 in every file looked at; fewer means that the file was cut
 
 
 @dataclass(frozen=True)

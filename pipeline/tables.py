@@ -72,7 +72,7 @@ def open_tables(root: Path, version: str, split: str | None, sweeps: int) -> Dat
     _check_folder(root, version)
     try:
         nusc = NuScenes(version=version, dataroot=str(root), verbose=False)
-    except (AssertionError, KeyError, ValueError, OSError) as error:
+    except (AssertionError, KeyError, TypeError, ValueError, IndexError, OSError) as error:
         raise DataError(
             f"{root / version}: the tables do not open ({type(error).__name__}: {error}); restore them"
         ) from None
@@ -95,6 +95,8 @@ def open_tables(root: Path, version: str, split: str | None, sweeps: int) -> Dat
         )
     except KeyError as error:
         raise DataError(f"{root / version}: the tables do not link, no row or key {error}; restore them") from None
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
+        raise DataError(f"{root / version}: a table holds an impossible value ({error}); restore them") from None
     scenes = tuple(Scene(r["token"], r["name"], split_of[r["name"]], r["description"]) for r in scene_rows)
     return DataSet(version, scenes, records, annotated)
 
@@ -148,10 +150,15 @@ def _record(
         row = nusc.get("sample_data", sample["data"][channel])
         camera_ego, camera_to_ego = _sensor_poses(nusc, row)
         to_camera = np.linalg.inv(camera_ego.matrix() @ camera_to_ego.matrix()) @ canonical_to_global
-        intrinsic = nusc.get("calibrated_sensor", row["calibrated_sensor_token"])["camera_intrinsic"]
-        cameras.append(
-            Camera(channel, row["width"], row["height"], row["timestamp"], np.asarray(intrinsic, np.float64), to_camera)
+        intrinsic = np.asarray(
+            nusc.get("calibrated_sensor", row["calibrated_sensor_token"])["camera_intrinsic"], np.float64
         )
+        width, height = int(row["width"]), int(row["height"])
+        if intrinsic.shape != (3, 3) or min(width, height) < 1:
+            raise ValueError(
+                f"{channel}: {width}x{height} pixels, intrinsic of shape {intrinsic.shape}, expected (3, 3)"
+            )
+        cameras.append(Camera(channel, width, height, row["timestamp"], intrinsic, to_camera))
         image_paths.append(row["filename"])
     frame = Frame(
         sample["token"],

@@ -19,7 +19,7 @@ from cache.cells import gather_cells
 from cache.commit import StorePlan, begin, finish, shard_path, write_record
 from cache.errors import BevcaskError, ConfigError, DataError, StoreError
 from cache.fields import FieldSpec
-from cache.files import file_sha256
+from cache.files import file_sha256, read_json
 from cache.index import KIND_LABELLED
 from cache.manifest import Manifest
 from cache.store import FrameStore
@@ -34,21 +34,22 @@ from pipeline.tables import open_tables
 
 SHIPPED_TEACHERS = {"demo": Path(__file__).parent.parent / "models" / "checkpoints" / "demo-teacher.safetensors"}
 BATCH = 4
+DEFAULT_SWEEPS = 9
 
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """coverage, dilate: see `pipeline.coverage`; dtype of the stored values; sweeps read with a data root."""
+    """coverage, dilate: see `pipeline.coverage`; dtype of the stored values; sweeps read with a data root (None: 9)."""
 
     coverage: str = "gaussian"
     dilate: int | None = None
     dtype: str = "float16"
-    sweeps: int = 9
+    sweeps: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float16", "float32"):
             raise ConfigError(f"--dtype {self.dtype!r} is unknown, expected float16 or float32")
-        if self.sweeps < 0:
+        if self.sweeps is not None and self.sweeps < 0:
             raise ConfigError(f"--sweeps {self.sweeps} is negative, expected 0 or more")
 
 
@@ -104,13 +105,22 @@ def cache_teacher(
     digest = file_sha256(weights)
     model = _teacher(str(weights), digest)
     coverage = Coverage.parse(options.coverage, options.dilate, model.grid)
-    plan = _store_plan(frames, model, teacher, digest, options, coverage)
-    sweeps = None
-    if not frames.manifest.header["points"]:
-        sweeps = _sweeps_from_tables(frames, data_root, options.sweeps)
+    stored_sweeps = frames.manifest.header["sweeps"] if frames.manifest.header["points"] else None
+    if stored_sweeps is not None and options.sweeps not in (None, stored_sweeps):
+        raise ConfigError(
+            f"--sweeps {options.sweeps}: {frames.root} holds clouds of {stored_sweeps} sweeps; leave the option out, "
+            "or cache the frames with other sweeps"
+        )
+    count = DEFAULT_SWEEPS if options.sweeps is None else options.sweeps
+    plan = _store_plan(
+        frames, model, teacher, digest, options, coverage, count if stored_sweeps is None else stored_sweeps
+    )
+    sweeps = _sweeps_from_tables(frames, data_root, count) if stored_sweeps is None else None
     root = cache / "teachers" / name
     todo = begin(root, plan)
-    rows = [[frames.row_of(token) for token in tokens] for tokens in plan.shards]
+    known = set(frames.tokens)
+    rows = [[frames.row_of(token) for token in tokens if token in known] for tokens in plan.shards]
+    lost = [[token for token in tokens if token not in known] for tokens in plan.shards]
     jobs = [
         (
             str(root),
@@ -118,6 +128,7 @@ def cache_teacher(
             shard,
             plan.digest,
             rows[shard],
+            lost[shard],
             None if sweeps is None else [sweeps[frames.tokens[row]] for row in rows[shard]],
             str(data_root) if data_root else None,
             str(weights.resolve()),
@@ -135,14 +146,17 @@ def cache_teacher(
 
 
 def _store_plan(
-    frames: FrameStore, model: Detector, teacher: str, digest: str, options: TeacherOptions, coverage: Coverage
+    frames: FrameStore,
+    model: Detector,
+    teacher: str,
+    digest: str,
+    options: TeacherOptions,
+    coverage: Coverage,
+    sweeps: int,
 ) -> StorePlan:
-    """Teacher shards follow the frame store's shards, so that a student reads both in the same order."""
-    shards: list[tuple[str, ...]] = []
-    for shard in range(len(frames.manifest.shards)):
-        rows = np.flatnonzero(np.asarray(frames.index.shard) == shard)
-        if len(rows):
-            shards.append(tuple(frames.tokens[row] for row in rows))
+    """Teacher shards follow the frame store's plan, frames that it could not read included: once they are repaired
+    there, this pass adds them too."""
+    planned = read_json(frames.root / "plan.json", "the frame store's plan")["shards"]
     return StorePlan(
         kind="teacher",
         identity=frames.manifest.identity,
@@ -153,12 +167,12 @@ def _store_plan(
             "bev_channels": model.bev_channels,
             "coverage": coverage.header(),
             "dtype": options.dtype,
-            "sweeps": frames.manifest.header["sweeps"] if frames.manifest.header["points"] else options.sweeps,
+            "sweeps": sweeps,
             "batch": BATCH,
         },
         fields=teacher_fields(model.bev_channels, options.dtype),
         scenes=frames.manifest.scenes,
-        shards=tuple(shards),
+        shards=tuple(tuple(str(token) for token in tokens) for tokens in planned),
     )
 
 
@@ -199,6 +213,7 @@ def write_teacher_shard(
     shard: int,
     plan_digest: str,
     rows: Sequence[int],
+    lost: Sequence[str],
     sweeps: Sequence[tuple[Sweep, ...]] | None,
     data_root: str | None,
     weights: str,
@@ -212,7 +227,7 @@ def write_teacher_shard(
     frames = FrameStore(Path(cache) / "frames")
     specs = {spec.name: spec for spec in teacher_fields(model.bev_channels, dtype)}
     written: list[dict[str, Any]] = []
-    quarantined: list[dict[str, str]] = []
+    quarantined = [{"token": token, "reason": "not in the frame store: repair it there first"} for token in lost]
     try:
         with ShardWriter(shard_path(Path(root), shard), specs) as writer:
             for batch_rows, clouds in _batches(frames, rows, sweeps, data_root, quarantined):

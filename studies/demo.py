@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from cache.files import read_json, write_json
+from cache.files import file_sha256, read_json, write_json
 from cache.frame import CAMERA_CHANNELS, Detections
 from cache.store import FrameStore, TeacherStore
 from evaluation.draw import BoxLayer, decode_jpeg, detection_layer, draw_bev, draw_cameras, truth_layer
@@ -32,10 +32,19 @@ from studies.scoring import score, score_shuffled, teacher_detections
 from studies.simulation import simulate_with_progress
 from studies.training import TrainingJob, loss_curves, train_side_by_side
 from trainer.predict import load_run, predict
+from trainer.recipe import load_recipe
 
 VERSION = "v1.0-trainval"
 ROWS = ("teacher", "student", "distilled")
 GALLERY_FRAMES = 4
+# setting -> folders of the demo that stand on it
+DEPENDS = {
+    "world": ("data", "cache", "teacher", "student", "distilled"),
+    "teacher": ("cache/teachers", "distilled"),
+    "demo-teacher": ("teacher", "cache/teachers", "distilled"),
+    "demo-student": ("student",),
+    "demo-distilled": ("distilled",),
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ def run_demo(root: Path, console: Console, world: DemoWorld | None = None, steps
     """
     world = world or DemoWorld()
     length = {"train": {"steps": steps}} if steps else {}
-    _forget_other_world(root, world, console)
+    _forget_what_changed(root, world, length, console)
     stages = _Stages(console, 7)
     cache = root / "cache"
 
@@ -151,18 +160,24 @@ def run_demo(root: Path, console: Console, world: DemoWorld | None = None, steps
     return result
 
 
-def _forget_other_world(root: Path, world: DemoWorld, console: Console) -> None:
-    """The demo's folder is its own: results of other settings are removed rather than mixed."""
-    path = root / "world.json"
-    if path.is_file() and read_json(path, "the demo's settings") != asdict(world):
-        console.print(f"[dim]{root} holds a demo of other settings; starting afresh[/dim]")
-        for name in ("data", "cache", "teacher", "student", "distilled", "report.html", "result.json"):
-            target = root / name
-            if target.is_dir():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
-    write_json(path, asdict(world))
+def _forget_what_changed(root: Path, world: DemoWorld, length: Mapping[str, Any], console: Console) -> None:
+    """The demo's folder is its own: what an earlier demo made under other settings is removed, with all on it."""
+    shipped = SHIPPED_TEACHERS["demo"]
+    settings = {
+        "world": asdict(world),
+        "teacher": file_sha256(shipped) if shipped.is_file() else "trained here",
+        **{recipe: load_recipe(recipe, length).digest for recipe in DEPENDS if recipe.startswith("demo-")},
+    }
+    path = root / "settings.json"
+    earlier = read_json(path, "the demo's settings") if path.is_file() else settings
+    changed = [name for name in settings if earlier.get(name) != settings[name]]
+    if changed:
+        console.print(
+            f"[dim]{root} holds a demo with another {', '.join(changed)}: what stands on it is made again[/dim]"
+        )
+    for target in sorted({root / name for setting in changed for name in DEPENDS[setting]}):
+        shutil.rmtree(target, ignore_errors=True)
+    write_json(path, settings)
 
 
 def _ensure_teacher(root: Path, cache: Path, console: Console, length: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from cache.errors import ConfigError
+from cache.errors import ConfigError, StoreError
 from cache.frame import Detections, Frame
 from cache.store import FrameStore, TeacherStore, require_same_frames
 from evaluation.control import shuffled_over_frames
@@ -99,7 +99,15 @@ def evaluate_source(
     labelled = all(store.is_labelled(row) for row in rows)
     if not labelled and export is None:
         require_annotations([None], f"{store.manifest.identity['dataset_version']} ({split})")
+    lost = len(store.manifest.quarantined)
     lines: list[RenderableType] = []
+    if lost:
+        lines.append(f"[yellow]{lost} frames could not be read when they were cached: they are not scored[/yellow]")
+        if export is not None:
+            raise StoreError(
+                f"{store.root}: {lost} frames are quarantined, and a submission must have every sample; repair their files "
+                "and run cache-frames again"
+            )
     if submission is not None:
         if export is not None:
             raise ConfigError("--export writes predictions; a --submission file is already one")

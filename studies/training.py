@@ -6,8 +6,10 @@ Side by side costs less than one after the other: a small model on two cores gai
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -124,7 +126,20 @@ def loss_curves(name: str, run: Path) -> list[LossCurve]:
     return [LossCurve(name, part, steps, [row.get(part, float("nan")) for row in rows]) for part in parts]
 
 
+def _end_with_parent() -> None:
+    """A demo that is killed must not leave a training behind, which a second demo would find writing its run."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 if __name__ == "__main__":
+    _end_with_parent()
     _recipe, _cache, _run, _threads, _overrides = sys.argv[1:]
     try:
         train_run(

@@ -15,7 +15,7 @@ from cache.errors import ConfigError, DataError, FingerprintError, StoreError
 from cache.frame import CAMERA_CHANNELS
 from cache.geometry import points_in_boxes
 from cache.store import FrameStore
-from pipeline.frames import FrameOptions, cache_frames
+from pipeline.frames import FrameOptions, cache_frames, depth_labels
 from tests.pipeline.real_data import REAL_ROOT, needs_real_data
 
 pytestmark = needs_real_data
@@ -178,3 +178,29 @@ def test_a_frame_that_cannot_be_read_is_reported_and_nothing_half_written_stays(
 def test_impossible_image_scale_is_refused(scale: float) -> None:
     with pytest.raises(ConfigError, match="--image-scale"):
         FrameOptions(image_scale=scale)
+
+
+def test_a_stray_return_far_away_is_no_depth_label(store: FrameStore) -> None:
+    camera = store.frame(0).cameras[1]
+    ahead = np.linalg.inv(camera.lidar_to_camera) @ np.array([[0, 0, 30.0, 1], [0, 0, 1e6, 1], [0, 0, 199.0, 1]]).T
+    points = np.concatenate([ahead[:3].T, np.zeros((3, 2))], axis=1).astype(np.float32)
+    labels = depth_labels(points, [camera])
+    np.testing.assert_allclose(labels[:, 3] / 100, [30.0, 199.0], atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value"),
+    [
+        ("sample_data", "width", None),
+        ("calibrated_sensor", "camera_intrinsic", []),
+        ("calibrated_sensor", "rotation", [0, 0, 0, 0]),
+    ],
+)
+def test_impossible_values_in_tables_are_one_clear_line(
+    copy: Path, tmp_path: Path, table: str, key: str, value
+) -> None:
+    path = copy / VERSION / f"{table}.json"
+    path.write_text(json.dumps([{**row, key: value} for row in json.loads(path.read_text())]))
+    with pytest.raises(DataError, match="a table holds an impossible value"):
+        cache_frames(copy, VERSION, tmp_path / "c", workers=1)
+    assert not (tmp_path / "c").exists()

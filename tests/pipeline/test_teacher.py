@@ -157,6 +157,29 @@ def test_an_unreadable_cloud_is_quarantined_and_added_after_repair(
     assert not repaired.quarantined and repaired.digest == fresh.digest
 
 
+def test_a_frame_that_the_frame_store_lost_is_quarantined_here_and_added_after_its_repair(
+    simulated_root: Path, weights: Path, tmp_path: Path
+) -> None:
+    root, cache = Path(shutil.copytree(simulated_root, tmp_path / "data")), tmp_path / "c"
+    victim = sorted((root / "samples" / "CAM_BACK").iterdir())[0]
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:1000])
+    options = FrameOptions(image_scale=0.1, points=True, sweeps=0)
+    lost = cache_frames(root, VERSION, cache, options=options, workers=1).quarantined[0]["token"]
+    first = cache_teacher(cache, "t", teacher="own", checkpoint=weights, workers=1)
+    assert [entry["token"] for entry in first.quarantined] == [lost]
+    assert len(TeacherStore(cache / "teachers" / "t")) == 5
+    victim.write_bytes(whole)
+    cache_frames(root, VERSION, cache, options=options, workers=1)
+    assert not cache_teacher(cache, "t", teacher="own", checkpoint=weights, workers=1).quarantined
+    assert lost in TeacherStore(cache / "teachers" / "t").tokens
+
+
+def test_sweeps_that_the_stored_clouds_do_not_have_are_refused(cached: Path, weights: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--sweeps 7: .* holds clouds of 2 sweeps"):
+        cache_teacher(cached, "s", teacher="own", checkpoint=weights, options=TeacherOptions(sweeps=7), workers=1)
+
+
 def test_a_corrupt_frame_store_stops_the_pass_by_name(cached: Path, weights: Path, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(cached, tmp_path / "c"))
     shard = cache / "frames" / FrameStore(cache / "frames").manifest.shards[0].name

@@ -72,3 +72,40 @@ def test_a_second_demo_does_nothing_again(finished: tuple[Path, str]) -> None:
         patch.setattr(demo, "SHIPPED_TEACHERS", gone)
         run_demo(root, Console(file=io.StringIO()), WORLD, steps=3)
     assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_another_teacher_or_recipe_makes_only_what_stands_on_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = tmp_path / "teacher.safetensors"
+    monkeypatch.setattr(demo, "SHIPPED_TEACHERS", {"demo": shipped})
+    root, console = tmp_path / "demo", Console(file=io.StringIO())
+
+    def folders() -> set[str]:
+        return {
+            name
+            for name in ("data", "cache/frames", "cache/teachers", "student", "distilled")
+            if (root / name).is_dir()
+        }
+
+    def make_all() -> set[str]:
+        for name in ("data", "cache/frames", "cache/teachers", "student", "distilled"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+        return folders()
+
+    def forget(world: DemoWorld, steps: int) -> set[str]:
+        demo._forget_what_changed(root, world, {"train": {"steps": steps}}, console)
+        return folders()
+
+    everything = make_all()
+    assert forget(WORLD, 3) == everything
+    shipped.write_bytes(b"weights")
+    assert forget(WORLD, 3) == everything - {"cache/teachers", "distilled"}
+    make_all()
+    assert forget(WORLD, 3) == everything
+    shipped.unlink()
+    assert forget(WORLD, 3) == everything - {"cache/teachers", "distilled"}
+    make_all()
+    assert forget(WORLD, 4) == {"data", "cache/frames"}
+    make_all()
+    assert forget(DemoWorld(seed=9), 4) == set()

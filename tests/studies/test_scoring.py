@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,21 @@ def test_a_teacher_store_is_scored_as_the_devkit_scores_its_exported_submission(
     assert outcome.summary["NDS"] == pytest.approx(theirs.nd_score, abs=1e-12)
     again = evaluate_source(cache, submission=path)
     assert again.summary == outcome.summary
+
+
+def test_lost_frames_are_told_and_no_partial_submission_is_written(
+    simulated_root: Path, weights: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(simulated_root, tmp_path / "data"))
+    sorted((root / "samples" / "CAM_BACK").iterdir())[0].write_bytes(b"")
+    options = FrameOptions(image_scale=0.1, points=True, sweeps=0)
+    cache_frames(root, VERSION, tmp_path / "c", options=options, workers=1)
+    cache_teacher(tmp_path / "c", "t", teacher="own", checkpoint=weights, workers=1)
+    outcome = evaluate_source(tmp_path / "c", teacher="t")
+    assert "1 frames could not be read" in str(outcome.renderables[0])
+    with pytest.raises(StoreError, match="1 frames are quarantined, and a submission must have every sample"):
+        evaluate_source(tmp_path / "c", teacher="t", export=tmp_path / "s.json")
+    assert not (tmp_path / "s.json").exists()
 
 
 @pytest.mark.parametrize("sources", [{}, {"teacher": "t", "submission": Path("x.json")}])
