@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from cache.classes import DETECTION_CLASSES
 from cache.errors import DataError
 from cache.grid import BevGrid
-from models.center_head import BRANCHES, SIX_TASKS, CenterHead, CenterHeadConfig, GroupTargets, focal_numerator
+from models.center_head import BRANCHES, SIX_TASKS, CenterHead, CenterHeadConfig, GroupTargets, focal_numerator, smooth
 from tests.models.synthetic import boxes_of
 
 GRID = BevGrid(-51.2, 51.2, -51.2, 51.2, 1.6)
@@ -144,6 +145,21 @@ def test_loss_equals_a_loop_over_objects():
         assert parts[name].normaliser.tolist() == [7]
         weight = 0.25 * (0.2 if name == "vel" else 1)
         assert parts[name].value().item() == pytest.approx(weight * expected / 7, rel=1e-4)
+
+
+def test_smooth_errors_equal_torch_and_zero_leaves_l1():
+    error = torch.linspace(0, 9, 50)
+    torch.testing.assert_close(smooth(error, 2.0), F.smooth_l1_loss(error, torch.zeros(50), reduction="none", beta=2.0))
+    assert smooth(error, 0.0) is error
+
+
+def test_objects_at_rest_let_go_of_the_velocity_near_zero_under_the_smooth_loss():
+    """Near 0, with 3 of 4 objects at rest, the gradient of L1 points at 0 and that of the smooth loss at the mover."""
+    speeds = torch.tensor([0.0, 0.0, 0.0, 6.0])
+    for beta, sign in ((0.0, 1), (2.0, -1)):
+        guess = torch.full((4,), 0.3, requires_grad=True)
+        smooth((guess - speeds).abs(), beta).sum().backward()
+        assert guess.grad.sum().sign() == sign
 
 
 def test_parts_of_two_halves_add_up_to_the_parts_of_the_whole():
