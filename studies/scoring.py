@@ -105,8 +105,8 @@ def evaluate_source(
         lines.append(f"[yellow]{lost} frames could not be read when they were cached: they are not scored[/yellow]")
         if export is not None:
             raise StoreError(
-                f"{store.root}: {lost} frames are quarantined, and a submission must have every sample; repair their files "
-                "and run cache-frames again"
+                f"{store.root}: {lost} frames are quarantined, and a submission must have every sample; repair their "
+                "files and run cache-frames again"
             )
     if submission is not None:
         if export is not None:

@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -459,6 +460,23 @@ def test_many_threads_read_one_store(frames_root: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(work, range(8))) == 8
     assert len(store._descriptors) == 3  # opened once each, whoever came first
+
+
+def test_threads_that_meet_at_a_closed_shard_open_it_once(frames_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    really_open = Store._open
+
+    def slow_open(self: Store, shard: int) -> int:
+        opened.append(shard)
+        time.sleep(0.1)
+        return really_open(self, shard)
+
+    monkeypatch.setattr(Store, "_open", slow_open)
+    store = FrameStore(frames_root)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(store.points, [0, 1, 0, 1]))
+    assert opened == [0] and open_descriptors(frames_root) == 1
+    store.close()
 
 
 def open_descriptors(root: Path) -> int:
