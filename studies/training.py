@@ -26,7 +26,7 @@ from trainer.metrics import read_metrics
 from trainer.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
-_POLL_S = 0.5
+_POLL_S = 2.0
 _CURVE_SKIPS = ("step", "epoch", "lr", "frames_per_s", "stall_share", "gradient_norm")
 
 
