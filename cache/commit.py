@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,10 +115,11 @@ def write_record(
     sha256: str,
     frames: Sequence[dict[str, Any]],
     quarantined: Sequence[dict[str, str]],
-) -> None:
+) -> dict[str, Any]:
     """Commits a shard whose tar is already in place.
 
     frames: per frame token, scene, timestamp_us, kind, class_counts and members {field: [offset, length, crc32c]}.
+    Returns the shard's summary for progress and closing lines: frames, bytes, quarantined, first_problem.
     """
     record = {
         "shard": shard,
@@ -129,6 +130,12 @@ def write_record(
         "quarantined": list(quarantined),
     }
     write_json(record_path(root, shard), seal(record))
+    return {
+        "frames": len(frames),
+        "bytes": size,
+        "quarantined": len(quarantined),
+        "first_problem": quarantined[0]["reason"] if quarantined else "",
+    }
 
 
 def finish(root: Path, plan: StorePlan) -> Manifest:
@@ -187,9 +194,3 @@ def first_difference(found: Any, expected: Any, name: str = "") -> tuple[str, An
             if a != b:
                 return first_difference(a, b, f"{name}[{i}]")
     return name, found, expected
-
-
-def totals(records: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Frames, bytes and quarantined frames over shard summaries, for progress and closing lines."""
-    rows = list(records)
-    return {key: sum(row[key] for row in rows) for key in ("frames", "bytes", "quarantined")}

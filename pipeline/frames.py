@@ -187,15 +187,9 @@ def write_frame_shard(
                     "members": {name: location.to_list() for name, location in members.items()},
                 }
             )
-    write_record(
+    return write_record(
         Path(root), shard, plan_digest, size=writer.size, sha256=writer.sha256, frames=frames, quarantined=quarantined
     )
-    return {
-        "frames": len(frames),
-        "bytes": writer.size,
-        "quarantined": len(quarantined),
-        "first_problem": quarantined[0]["reason"] if quarantined else "",
-    }
 
 
 def frame_values(record: FrameRecord, data_root: Path, options: FrameOptions) -> dict[str, Any]:

@@ -247,15 +247,9 @@ def write_teacher_shard(
                     )
     finally:
         frames.close()
-    write_record(
+    return write_record(
         Path(root), shard, plan_digest, size=writer.size, sha256=writer.sha256, frames=written, quarantined=quarantined
     )
-    return {
-        "frames": len(written),
-        "bytes": writer.size,
-        "quarantined": len(quarantined),
-        "first_problem": quarantined[0]["reason"] if quarantined else "",
-    }
 
 
 def _batches(

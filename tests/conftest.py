@@ -21,3 +21,16 @@ def simulated_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("simulated") / "nuscenes"
     simulate(root, version=SIMULATED_VERSION, scenes={"train": 2, "val": 1}, frames=2, sweeps=2, seed=0, workers=1)
     return root
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained LiDAR teacher's weights file: always the same, and it says something of every frame. Read only."""
+    import torch
+
+    from models.build import build_detector, save_weights
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "teacher.safetensors"
+    save_weights(build_detector({"preset": "centerpoint-pillar-tiny"}), path)
+    return path

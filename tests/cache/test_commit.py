@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.commit import begin, finish, first_difference, record_path, shard_path, totals, write_record
+from cache.commit import begin, finish, first_difference, record_path, shard_path, write_record
 from cache.errors import BevcaskError, FingerprintError, OutOfSpaceError, StoreError
 from cache.fields import FieldSpec
 from cache.files import seal
@@ -328,15 +328,6 @@ def test_equal_plans_have_equal_digests_and_others_do_not() -> None:
         frame_plan(fields=frame_plan().fields[:3]),
     ]
     assert len({plan.digest for plan in [frame_plan(), *others]}) == 7
-
-
-def test_totals_add_up() -> None:
-    rows = [
-        {"frames": 2, "bytes": 10, "quarantined": 0, "first_problem": ""},
-        {"frames": 1, "bytes": 5, "quarantined": 3},
-    ]
-    assert totals(rows) == {"frames": 3, "bytes": 15, "quarantined": 3}
-    assert totals([]) == {"frames": 0, "bytes": 0, "quarantined": 0}
 
 
 def test_every_refusal_is_an_error_the_command_line_prints() -> None:

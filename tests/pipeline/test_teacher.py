@@ -23,15 +23,6 @@ VERSION = "v1.0-mini"
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained teacher whose heatmap bias is high enough that it says something."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "teacher.safetensors"
-    save_weights(build_detector({"preset": "centerpoint-pillar-tiny"}), path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def cached(simulated_root: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with a frame store with points and a teacher store of dense and gaussian coverage."""
     cache = tmp_path_factory.mktemp("cached")

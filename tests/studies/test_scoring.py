@@ -8,12 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from cache.errors import ConfigError, DataError, StoreError
 from cache.frame import Detections
 from cache.store import FrameStore
-from models.build import build_detector, save_weights
 from pipeline.frames import FrameOptions, cache_frames
 from pipeline.simulator import simulate
 from pipeline.teacher import TeacherOptions, cache_teacher
@@ -22,14 +20,6 @@ from studies.scoring import choose_split, evaluate_source, score, score_shuffled
 from tests.pipeline.real_data import REAL_ROOT, needs_real_data
 
 VERSION = "v1.0-mini"
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "teacher.safetensors"
-    save_weights(build_detector({"preset": "centerpoint-pillar-tiny"}), path)
-    return path
 
 
 @pytest.fixture(scope="module")
