@@ -22,10 +22,11 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
     """A binary file that appears at `path` only when the block ends without an error, and then survives a power cut.
 
-    The partial file's name is its writer's alone: a task that the scheduler started twice must not write into the file
+    replace: whether it takes the place of a file that is there; if not, FileExistsError, also where another process was
+    faster. The partial file's name is its writer's alone: a task that the scheduler started twice must not write into the file
     that its twin is about to rename.
     """
     partial = path.with_name(f"{path.name}.{os.getpid():x}-{secrets.token_hex(4)}{PARTIAL}")
@@ -36,7 +37,11 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, path)
+            if replace:
+                os.replace(partial, path)
+            else:
+                os.link(partial, path)
+                partial.unlink()
             fsync_folder(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
