@@ -1,0 +1,132 @@
+"""Coverage: which cells of a BEV field a teacher store keeps, described; the header's part that terms are judged by.
+
+A coverage is an ordered union of selectors (`cache.selectors`), each with one column of the cells' weights. It is
+written `gaussian(dilate=1)+random(cells=200)` on the command line, and as plain JSON in a store's header.
+`pipeline.coverage` computes the weights, `cache.serving` judges what a store can serve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from cache.errors import ConfigError, CorruptError
+from cache.grid import BevGrid
+from cache.selectors import SELECTORS, Selector, Value, read_selectors
+
+FrameKind = Literal["labelled", "unlabelled"]
+FRAME_KINDS: tuple[FrameKind, ...] = get_args(FrameKind)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Selectors whose union a store keeps; selector i's weights are column i. ConfigError: none, or one twice."""
+
+    selectors: tuple[Selector, ...]
+
+    def __post_init__(self) -> None:
+        if not self.selectors or len(set(self.names)) != len(self.names):
+            raise ConfigError(
+                f"coverage {list(self.names)}: expected one or more of {', '.join(SELECTORS)}, each at most once"
+            )
+
+    @classmethod
+    def parse(cls, text: str, grid: BevGrid | None = None, where: str = "--coverage") -> Coverage:
+        """From `NAME(option=value,...)` joined by plus signs or commas; with a grid, no option stays open.
+
+        `where` names the text's place in the ConfigError.
+        """
+        try:
+            coverage = cls(tuple(Selector(name, tuple(given.items())) for name, given in read_selectors(text)))
+        except ConfigError as error:
+            raise ConfigError(f"{where} {text!r:.200}: {error}") from None
+        return coverage if grid is None else coverage.resolved(grid)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns' names."""
+        return tuple(selector.name for selector in self.selectors)
+
+    def __getitem__(self, name: str) -> Selector:
+        for selector in self.selectors:
+            if selector.name == name:
+                return selector
+        raise ConfigError(f"selector {name!r} is not in the coverage {self}; its selectors are {', '.join(self.names)}")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    @property
+    def every_cell(self) -> bool:
+        """Whether every cell's values are kept. Only `dense` promises it."""
+        return "dense" in self.names
+
+    def applying(self, frames: FrameKind) -> tuple[str, ...]:
+        """Names of the selectors that can keep cells of such frames, in order."""
+        return tuple(s.name for s in self.selectors if frames == "labelled" or not s.annotated)
+
+    def resolved(self, grid: BevGrid) -> Coverage:
+        """The same with every option a number."""
+        return Coverage(tuple(selector.resolved(grid) for selector in self.selectors))
+
+    def with_selector(self, wanted: Selector) -> Coverage:
+        """The union with one more selector, which takes the place of its namesake."""
+        if wanted.name not in self:
+            return Coverage((*self.selectors, wanted))
+        return Coverage(tuple(wanted if s.name == wanted.name else s for s in self.selectors))
+
+    def __str__(self) -> str:
+        return "+".join(map(str, self.selectors))
+
+    def header(self) -> dict[str, Any]:
+        """Plain values for a store's header: columns, their options, and the columns that each kind of frame has.
+
+        Raises ConfigError where an option is open still: parse with the grid.
+        """
+        open_options = [f"{s.name}.{key}" for s in self.selectors for key, value in s.options if value is None]
+        if open_options:
+            raise ConfigError(f"coverage {self}: {', '.join(open_options)} is open; resolve it with the store's grid")
+        return {
+            "selectors": list(self.names),
+            "options": {selector.name: dict(selector.options) for selector in self.selectors},
+            **{frames: list(self.applying(frames)) for frames in FRAME_KINDS},
+        }
+
+    @classmethod
+    def from_header(cls, values: Any, where: str = "header.coverage") -> Coverage:
+        """Inverse of `header`. Trusts nothing: CorruptError where `values` are not what `header` would write."""
+        try:
+            if isinstance(values, dict) and set(values) == {"selectors", "dilate_cells", "unlabelled"}:
+                values = _from_first_form(values)
+            if not isinstance(values, dict) or set(values) != {"selectors", "options", *FRAME_KINDS}:
+                found = sorted(map(str, values)) if isinstance(values, dict) else values
+                raise ConfigError(f"found {found!r:.200}, expected selectors, options, {', '.join(FRAME_KINDS)}")
+            names, options = values["selectors"], values["options"]
+            if not isinstance(names, list) or not isinstance(options, dict) or len(names) > len(SELECTORS):
+                raise ConfigError(f"found selectors {names!r:.200} with options {options!r:.200}")
+            coverage = cls(tuple(Selector(name, _pairs(options.get(name))) for name in names))
+            if coverage.header() != values:
+                raise ConfigError(f"found {values!r:.400}, expected {coverage.header()}")
+        except (ConfigError, TypeError, ValueError, RecursionError) as error:
+            raise CorruptError(
+                f"{where}: {error}; the manifest is damaged or forged, cache the teacher again"
+            ) from None
+        return coverage
+
+
+def _pairs(options: Any) -> tuple[tuple[str, Value], ...]:
+    if not isinstance(options, dict):
+        raise ConfigError(f"found options {options!r:.60}, expected an object for every selector")
+    return tuple(options.items())
+
+
+def _from_first_form(values: dict[str, Any]) -> dict[str, Any]:
+    """Headers written before selectors had options: gaussian and dense only, one `dilate_cells`."""
+    names = values["selectors"]
+    options = {"gaussian": {"dilate": values["dilate_cells"]}, "dense": {}}
+    return {
+        "selectors": names,
+        "options": {name: options[name] for name in options if isinstance(names, list) and name in names},
+        "labelled": names,
+        "unlabelled": values["unlabelled"],
+    }

@@ -1,0 +1,154 @@
+"""Can this store serve that term: the coverage contract, as a pure function of two descriptions.
+
+A store holds fields on a grid at the cells of its coverage; a term needs fields, weights of selectors or every cell, on
+frames of a kind. The answer is served, refused (with the reason, both values and the remedy) or skipped (the term does
+not apply to frames of that kind, whatever a store holds). Nothing is read and nothing raised for an unserved term.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cache.coverage import Coverage, FrameKind
+from cache.errors import ConfigError
+from cache.grid import BevGrid
+from cache.selectors import Selector, Value, checked_options, read_selectors, write_selector
+
+
+@dataclass(frozen=True)
+class NeededSelector:
+    """A selector whose weights a term reads, and those of its options that must have exactly these values."""
+
+    name: str
+    options: tuple[tuple[str, Value], ...] = ()
+
+    def __post_init__(self) -> None:
+        given = checked_options(self.name, dict(self.options))
+        object.__setattr__(self, "options", tuple((key, value) for key, value in given.items() if value is not None))
+        Selector(self.name, self.options)  # with the defaults it must be a selector that can be cached
+
+    @classmethod
+    def parse(cls, text: str, where: str = "selector") -> NeededSelector:
+        """From `NAME` (any options will do) or `NAME(option=value,...)`, as a recipe writes it."""
+        try:
+            found = list(read_selectors(text))
+            if len(found) != 1:
+                raise ConfigError("found several selectors, expected one")
+            return cls(found[0][0], tuple(found[0][1].items()))
+        except ConfigError as error:
+            raise ConfigError(f"{where} {text!r:.200}: {error}") from None
+
+    def met_by(self, selector: Selector) -> bool:
+        """Whether the weights of `selector` are the ones asked for."""
+        return selector.name == self.name and all(selector[key] == value for key, value in self.options)
+
+    def __str__(self) -> str:
+        return write_selector(self.name, dict(self.options))
+
+
+@dataclass(frozen=True)
+class StoreOffer:
+    """What a teacher store holds: the names of its fields, the grid of its BEV fields, and its coverage."""
+
+    fields: tuple[str, ...]
+    grid: BevGrid
+    coverage: Coverage
+
+
+@dataclass(frozen=True)
+class TermNeed:
+    """What a term reads. fields: by name; selectors: whose weights it reads; every_cell: values at all cells, whatever
+    their weights; grid: of the BEV fields, with the stride in its cell (None: any grid will do).
+    """
+
+    fields: tuple[str, ...] = ()
+    selectors: tuple[NeededSelector, ...] = ()
+    every_cell: bool = False
+    grid: BevGrid | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """verdict; for refused and skipped, `reason`: what the term needs and what was found.
+
+    For refused also `about`, the part that does not fit, and `remedy`; `coverage`: the text for `cache-teacher
+    --coverage` of a store that would serve both this term and those that the store serves now, where that helps.
+    """
+
+    verdict: Literal["served", "refused", "skipped"]
+    reason: str = ""
+    about: Literal["", "fields", "coverage", "grid"] = ""
+    remedy: str = ""
+    coverage: str = ""
+
+    @property
+    def served(self) -> bool:
+        """Whether the term can be computed on these frames."""
+        return self.verdict == "served"
+
+
+def serves(offer: StoreOffer, need: TermNeed, frames: FrameKind = "labelled") -> Answer:
+    """Whether a store with this offer can serve that need on frames of this kind.
+
+    Skipped comes first: on unlabelled frames a selector that needs annotated boxes keeps nothing in any store, so
+    caching again would not help, and a store of both kinds of frames is judged by its labelled ones.
+
+    `dense` keeps the values of every cell, so it serves any term that brings weights of its own (or none) and says
+    every_cell. It does not stand in for another selector: the store holds no weights but its own column of ones, and
+    a term that reads the weights of `gaussian` is refused by a `dense` store without them (`gaussian+dense` serves
+    both). Nor does it change the rest: fields, grid and rounding are those of the store. No union of other selectors
+    counts as every cell, even where in some frame it happens to be.
+
+    Options that a term fixes must be equal, also where another value would keep more cells: the weights would differ,
+    and with them the loss. Grids are equal when no border is off by more than a millionth of a cell.
+    """
+    absent = [str(s) for s in need.selectors if frames == "unlabelled" and Selector(s.name).annotated]
+    if absent:
+        return Answer("skipped", f"needs the annotated boxes of {', '.join(absent)}, the frames are {frames}")
+    missing = [field for field in need.fields if field not in offer.fields]
+    if missing:
+        return Answer(
+            "refused",
+            f"reads the field {missing[0]!r}, the store holds {', '.join(sorted(offer.fields)) or 'none'}",
+            "fields",
+            "run cache-teacher again, under another --name, with a teacher that gives it",
+        )
+    unmet = [s for s in need.selectors if s.name not in offer.coverage or not s.met_by(offer.coverage[s.name])]
+    if unmet:
+        return _recache(f"reads the weights of selector {unmet[0]}", offer, need)
+    if need.every_cell and not offer.coverage.every_cell:
+        return _recache("reads every cell (dense)", offer, need)
+    if need.grid is not None and not same_grid(offer.grid, need.grid):
+        return Answer(
+            "refused",
+            f"reads the grid {need.grid}, the store is on {offer.grid}",
+            "grid",
+            f"set the student's grid to the store's in [model], or run cache-teacher with a teacher on {need.grid}",
+        )
+    return Answer("served")
+
+
+def _recache(reason: str, offer: StoreOffer, need: TermNeed) -> Answer:
+    """Refused; the remedy keeps what the store has and adds all that the need asks for."""
+    coverage = offer.coverage
+    for wanted in need.selectors:
+        if wanted.name not in coverage or not wanted.met_by(coverage[wanted.name]):
+            coverage = coverage.with_selector(Selector(wanted.name, wanted.options).resolved(offer.grid))
+    if need.every_cell and not coverage.every_cell:
+        coverage = coverage.with_selector(Selector("dense"))
+    return Answer(
+        "refused",
+        f"{reason}, the store covers {offer.coverage}",
+        "coverage",
+        f"run `cache-teacher --coverage '{coverage}'` under another --name",
+        str(coverage),
+    )
+
+
+def same_grid(a: BevGrid, b: BevGrid) -> bool:
+    """Whether two grids are one: as many cells, and each border within a millionth of a cell."""
+    if a.shape != b.shape:
+        return False
+    borders = ((a.x_min, b.x_min), (a.x_max, b.x_max), (a.y_min, b.y_min), (a.y_max, b.y_max))
+    return all(abs(mine - other) <= 1e-6 * a.cell_m for mine, other in borders)
