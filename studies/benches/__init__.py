@@ -1,0 +1,1 @@
+"""Benchmarks: one module each, with ABOUT (one line) and run(work, console, **options) -> plain JSON values."""
