@@ -20,6 +20,7 @@ from invoke.tasks import task as invoke_task
 from rich.console import Console
 
 from cache.errors import BevcaskError, ConfigError, DataError
+from cache.layout import frames_place, teacher_place
 from cache.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parent
@@ -79,8 +80,22 @@ def _whole(value: str | None, option: str) -> int | None:
         raise ConfigError(f"{option} {value!r} is not a whole number; `--help` lists the options") from None
 
 
+def _sizes(value: str, option: str) -> dict[str, int]:
+    """`K=900,N=300` as a dict."""
+    pairs = [part.partition("=") for part in value.split(",") if part]
+    if not all(letter.strip() and size.strip().isdecimal() for letter, _, size in pairs):
+        raise ConfigError(f"{option} {value!r}: expected LETTER=SIZE, with commas between")
+    return {letter.strip(): int(size) for letter, _, size in pairs}
+
+
 def _path(value: str | None) -> Path | None:
     return Path(value) if value else None
+
+
+def _cache(value: str | None, what: str) -> str | Path:
+    """The folder of the stores, or its URL as it is."""
+    place = _need(value, "--cache", what)
+    return place if "://" in place else Path(place)
 
 
 def _print_json(value: Any) -> None:
@@ -92,7 +107,7 @@ def _next(text: str) -> None:
     console.print(f"[dim]next:[/dim] {text}", soft_wrap=True)
 
 
-def _close_store(kind: str, manifest: Manifest, root: Path, as_json: bool) -> None:
+def _close_store(kind: str, manifest: Manifest, root: str | Path, as_json: bool) -> None:
     """Ends a caching run; DataError, so exit status 1, where a frame could not be read."""
     from studies.inspection import closing_lines, closing_summary
 
@@ -218,7 +233,7 @@ def cache_frames(
     from pipeline.frames import FrameOptions
     from pipeline.frames import cache_frames as run
 
-    root = Path(_need(cache, "--cache", "a folder for the stores"))
+    root = _cache(cache, "a folder or URL for the stores")
     manifest = run(
         Path(_need(data_root, "--data-root", "a nuScenes folder")),
         _need(version, "--version", "a data set version such as v1.0-mini"),
@@ -228,7 +243,7 @@ def cache_frames(
         workers=_whole(workers, "--workers"),
         scheduler=scheduler,
     )
-    _close_store("frame store", manifest, root / "frames", json)
+    _close_store("frame store", manifest, frames_place(root), json)
     _next(f"./bevcask cache-teacher --cache {root} --name demo" + ("" if points else f" --data-root {data_root}"))
 
 
@@ -239,9 +254,11 @@ def cache_frames(
         "teacher": "a shipped teacher",
         "checkpoint": "weights of your own teacher, as `train` writes them",
         "data-root": "nuScenes folder, needed where the frame store holds no points",
-        "coverage": "cells to keep: gaussian, dense, or both with a comma between",
-        "dilate": "cells added to the gaussian's radius (default: 1 on cells of 1.2 m or more, else 0)",
-        "dtype": "float16 or float32",
+        "coverage": "cells to keep, e.g. gaussian(dilate=1)+footprint+confident+lidar+random(cells=200)+dense",
+        "encoding": "cells (those of the coverage) or dense (every value)",
+        "dtype": "float16, float32 or u8 (a scale per frame and channel)",
+        "format": "webdataset or zarr",
+        "capacity": "zarr only: room in its arrays, e.g. K=900,N=300 (default: measured first)",
         "sweeps": "LiDAR sweeps before the key frame, read from --data-root (default 9)",
         "workers": "processes (default: one per core)",
         "scheduler": "a running Dask cluster, tcp://HOST:PORT",
@@ -256,8 +273,10 @@ def cache_teacher(
     checkpoint: str | None = None,
     data_root: str | None = None,
     coverage: str = "gaussian",
-    dilate: str | None = None,
+    encoding: str = "cells",
     dtype: str = "float16",
+    format: str = "webdataset",
+    capacity: str = "",
     sweeps: str | None = None,
     workers: str | None = None,
     scheduler: str | None = None,
@@ -267,7 +286,7 @@ def cache_teacher(
     from pipeline.teacher import TeacherOptions
     from pipeline.teacher import cache_teacher as run
 
-    root = Path(_need(cache, "--cache", "the folder that cache-frames wrote"))
+    root = _cache(cache, "what cache-frames wrote")
     store = _need(name, "--name", "a name for the teacher store")
     manifest = run(
         root,
@@ -275,11 +294,13 @@ def cache_teacher(
         teacher=teacher,
         checkpoint=_path(checkpoint),
         data_root=_path(data_root),
-        options=TeacherOptions(coverage, _whole(dilate, "--dilate"), dtype, _whole(sweeps, "--sweeps")),
+        options=TeacherOptions(
+            coverage, encoding, dtype, format, _sizes(capacity, "--capacity"), _whole(sweeps, "--sweeps")
+        ),
         workers=_whole(workers, "--workers"),
         scheduler=scheduler,
     )
-    _close_store("teacher store", manifest, root / "teachers" / store, json)
+    _close_store("teacher store", manifest, teacher_place(root, store), json)
     _next(f"./bevcask evaluate --cache {root} --teacher {store}")
 
 
@@ -297,7 +318,7 @@ def inspect(
     """Tell what a cache holds; with --token draw one frame: six cameras and the bird's-eye view."""
     from studies.inspection import describe, draw_token
 
-    root = Path(_need(cache, "--cache", "a folder of stores"))
+    root = _cache(cache, "a folder or URL of stores")
     if token is None:
         for renderable in describe(root):
             console.print(renderable, soft_wrap=isinstance(renderable, str))
@@ -329,10 +350,7 @@ def train(
     """Train a detector from the stores as a recipe says: a teacher on points, a student on images."""
     from studies.training import train_run
 
-    root, folder = (
-        Path(_need(cache, "--cache", "a folder of stores")),
-        Path(_need(run, "--run", "a folder for the run")),
-    )
+    root, folder = _cache(cache, "a folder or URL of stores"), Path(_need(run, "--run", "a folder for the run"))
     wanted = _need(recipe, "--recipe", "a shipped recipe or a TOML file")
     summary = train_run(wanted, root, folder, resume=resume, threads=_whole(threads, "--threads"))
     console.print(f"trained: {summary['steps']} steps, weights in {summary['weights']}", soft_wrap=True)
@@ -366,7 +384,7 @@ def evaluate(
     from studies.scoring import evaluate_source
 
     outcome = evaluate_source(
-        Path(_need(cache, "--cache", "a folder of stores")),
+        _cache(cache, "a folder or URL of stores"),
         run=_path(run),
         teacher=teacher,
         submission=_path(submission),

@@ -30,31 +30,40 @@ class Cells:
 def gather_cells(bev: np.ndarray, weights: np.ndarray, dtype: str = "float16") -> Cells:
     """The cells of `bev` (C, H, W) at which any of `weights` (S, H, W) is above zero, values as `dtype`.
 
-    Raises StoreError where a value is not finite or does not fit float16 (store that field as float32), where a weight
-    is negative or not finite, and where the two grids differ.
+    Raises StoreError as `cell_weights` and `rounded` do.
     """
-    if bev.shape[1:] != weights.shape[1:] or dtype not in ("float16", "float32"):
-        raise StoreError(
-            f"cells: BEV feature {bev.shape}, weights {weights.shape}, dtype {dtype}; "
-            "expected one grid and float16 or float32"
-        )
-    channels = bev.shape[0]
+    index, kept = cell_weights(bev, weights)
+    return Cells(index, rounded(bev.reshape(len(bev), -1)[:, index].T, dtype), kept)
+
+
+def cell_weights(bev: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """index (K,) int32 and weights (K, S) float32 of the cells at which any of `weights` (S, H, W) is above zero.
+
+    Raises StoreError where a weight is negative or not finite, and where the grids of `bev` and weights differ.
+    """
+    if bev.ndim != 3 or bev.shape[1:] != weights.shape[1:]:
+        raise StoreError(f"cells: BEV feature {bev.shape}, weights {weights.shape}; expected one grid")
     flat_weights = weights.reshape(len(weights), -1).astype(np.float32)  # first, so that what rounds to 0 is not kept
     if not (np.isfinite(flat_weights) & (flat_weights >= 0)).all():
         raise StoreError("cells: a weight is negative or not finite; check the coverage's boxes and scores")
     index = np.flatnonzero((flat_weights > 0).any(axis=0)).astype(np.int32)
-    values = bev.reshape(channels, -1)[:, index].T
-    if not np.isfinite(values).all():
-        raise StoreError("a BEV feature is not finite; check the teacher's weights and input points")
+    return index, np.ascontiguousarray(flat_weights[:, index].T, np.float32)
+
+
+def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """`values` as float16 or float32. StoreError where one is not finite or does not fit float16."""
+    require_finite(values)
     if dtype == "float16" and values.size and float(np.abs(values).max()) > FP16_MAX:
         raise StoreError(
             f"a BEV feature reaches {float(np.abs(values).max()):g}, above float16's {FP16_MAX:g}; use --dtype float32"
         )
-    return Cells(
-        index,
-        np.ascontiguousarray(values, np.dtype(dtype)),
-        np.ascontiguousarray(flat_weights[:, index].T, np.float32),
-    )
+    return np.ascontiguousarray(values, np.dtype(dtype))
+
+
+def require_finite(values: np.ndarray) -> None:
+    """Raises StoreError where a value is NaN or infinite."""
+    if not np.isfinite(values).all():
+        raise StoreError("a BEV feature is not finite; check the teacher's weights and input points")
 
 
 def scatter_cells(cells: Cells, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,181 +1,211 @@
 """Writing a store: a plan fixes the shards, each shard is committed by its record, the manifest by all records.
 
-Order: plan.json, then per shard `shards/N.tar` and `records/N.json`, then `index/*.npy`, then manifest.json; each file
+Order: plan.json, then per shard its files and `records/N.json`, then `index/*.npy`, then manifest.json; each object
 atomic. A rerun with the same plan skips committed shards and converges to the same bytes; with another plan it is
 refused. A shard that holds quarantined frames is written again on every run, until its frames can be read.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cache.errors import FingerprintError, StoreError
-from cache.fields import FieldSpec
-from cache.files import PARTIAL, canonical_json, digest_of, is_sealed, read_json, seal, write_json
+from cache.errors import CorruptError, FingerprintError, StoreError
+from cache.files import PARTIAL, canonical_json, is_sealed, parse_json, seal, sha256
 from cache.index import FrameIndex
-from cache.manifest import Manifest, Scene, Shard
+from cache.manifest import MANIFEST, PLAN, Manifest, Shard, StoredFile
+from cache.plan import ShardPlan, StorePlan
+from cache.roots import Root, open_root
 
 
-def shard_path(root: Path, shard: int) -> Path:
-    """The shard's tar."""
-    return root / "shards" / f"{shard:05d}.tar"
+def begin(place: Any, plan: StorePlan, *, grow: bool = False) -> list[ShardPlan]:
+    """Opens a place for writing under `plan` and returns the shards still to be written.
 
-
-def record_path(root: Path, shard: int) -> Path:
-    """The shard's commit record."""
-    return root / "records" / f"{shard:05d}.json"
-
-
-@dataclass(frozen=True)
-class StorePlan:
-    """All that fixes a store's content before it is written: kind, identity, header, fields, scenes, and for each shard
-    its frame tokens in order. Two runs with equal plans write equal bytes.
+    grow: whether the plan may add scenes and shards behind those of an earlier one. Raises FingerprintError, naming the
+    first value that differs, where the place was begun under another plan. Partial files of a killed run are removed:
+    one client writes a store at a time.
     """
-
-    kind: str
-    identity: dict[str, Any]
-    header: dict[str, Any]
-    fields: tuple[FieldSpec, ...]
-    scenes: tuple[Scene, ...]
-    shards: tuple[tuple[str, ...], ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "identity": self.identity,
-            "header": self.header,
-            "fields": [spec.to_dict() for spec in self.fields],
-            "scenes": [scene.to_dict() for scene in self.scenes],
-            "shards": [list(tokens) for tokens in self.shards],
-        }
-
-    @property
-    def digest(self) -> str:
-        return digest_of(self.to_dict())
-
-
-def begin(root: Path, plan: StorePlan) -> list[int]:
-    """Opens `root` for writing under `plan` and returns the numbers of the shards still to be written.
-
-    Raises FingerprintError, naming the first value that differs, where `root` was begun under another plan. Partial
-    files of a killed run are removed: one client writes a store at a time.
-    """
-    planned = Counter(token for tokens in plan.shards for token in tokens)
-    twice, times = planned.most_common(1)[0] if planned else ("", 0)
-    if times > 1:
+    root = open_root(place)
+    earlier = read_plan(root)
+    if earlier is None and root.size(MANIFEST) is not None:
         raise StoreError(
-            f"{root}: frame {twice} is planned twice; a store holds a frame once, check the tables for doubles"
+            f"{root}: holds a manifest but no {PLAN}; it can be read but not continued, choose another folder"
         )
-    plan_path = root / "plan.json"
-    if plan_path.is_file():
-        existing = read_json(plan_path, "a store plan")
-        wanted = json.loads(canonical_json(plan.to_dict()))  # as it reads back: lists for tuples
-        if existing != wanted:
-            name, found, expected = first_difference(existing, wanted)
-            raise FingerprintError(
-                f"{root}: was begun with {name} = {found}, this run asks for {expected}; "
-                "use the same settings, another store name, or remove that folder"
-            )
-    elif (root / "manifest.json").exists():
-        raise StoreError(
-            f"{root}: holds a manifest but no plan.json; it can be read but not continued, choose another folder"
+    if earlier is not None and earlier != plan and not (grow and _grows(earlier, plan)):
+        name, found, expected = first_difference(_as_json(earlier), _as_json(plan))
+        raise FingerprintError(
+            f"{root}: was begun with {name} = {found}, this run asks for {expected}; "
+            "use the same settings, another store name, or remove that folder"
         )
-    else:
-        write_json(plan_path, plan.to_dict())
-    for leftover in root.glob(f"**/*{PARTIAL}"):
-        leftover.unlink()
-    records = [_committed_record(root, shard, plan.digest) for shard in range(len(plan.shards))]
-    return [shard for shard, record in enumerate(records) if record is None or record["quarantined"]]
+    if earlier != plan:
+        with root.write(PLAN) as file:
+            file.write(canonical_json(plan.to_dict()))
+    sizes = root.sizes()
+    for leftover in (name for name in sizes if name.endswith(PARTIAL)):
+        root.remove(leftover)
+    todo = []
+    for shard in plan.shard_plans():
+        record = committed_record(root, shard, sizes)
+        if record is None or record["quarantined"]:
+            todo.append(shard)
+    return todo
 
 
-def _committed_record(root: Path, shard: int, plan_digest: str) -> dict[str, Any] | None:
-    """The shard's record, None where the shard must be written again: no record or a damaged one, one of another plan,
-    or a tar that is missing or has another size.
-    """
+def read_plan(root: Root) -> StorePlan | None:
+    """The plan that a store was begun with, None where there is none; StoreError where it does not parse."""
     try:
-        record = read_json(record_path(root, shard), "a shard record")
-        size = shard_path(root, shard).stat().st_size
+        data = root.read(PLAN)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return StorePlan.from_dict(parse_json(data, f"{root}/{PLAN}", "a store plan"))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(
+            f"{root}/{PLAN}: not a store plan ({type(error).__name__}: {error}); remove that store"
+        ) from None
+
+
+def _grows(earlier: StorePlan, plan: StorePlan) -> bool:
+    """Whether `plan` is `earlier` with scenes and shards added at the end."""
+    return (
+        _as_json(earlier)["settings"] == _as_json(plan)["settings"]
+        and plan.scenes[: len(earlier.scenes)] == earlier.scenes
+        and plan.shards[: len(earlier.shards)] == earlier.shards
+    )
+
+
+def _as_json(plan: StorePlan) -> Any:
+    """The plan as it reads back: lists for tuples."""
+    return parse_json(canonical_json(plan.to_dict()), "plan", "a plan")
+
+
+def committed_record(root: Root, shard: ShardPlan, sizes: Mapping[str, int]) -> dict[str, Any] | None:
+    """The shard's record, None where the shard must be written: no record or a damaged one, one of another plan, or a
+    file that is missing or has another size. sizes: what lies at the root.
+    """
+    if shard.record not in sizes:
+        return None
+    try:
+        record = parse_json(root.read(shard.record), shard.record, "a shard record")
     except (StoreError, FileNotFoundError):
         return None
-    valid = is_sealed(record) and (record["shard"], record["plan"], record["size"]) == (shard, plan_digest, size)
-    return record if valid else None
+    if not is_sealed(record) or (record.get("shard"), record.get("plan")) != (shard.number, shard.digest):
+        return None
+    return record if all(sizes.get(name) == size for name, size, _ in record["files"]) else None
 
 
-def write_record(
-    root: Path,
-    shard: int,
-    plan_digest: str,
+def commit_shard(
+    root: Root,
+    shard: ShardPlan,
     *,
-    size: int,
-    sha256: str,
-    frames: Sequence[dict[str, Any]],
-    quarantined: Sequence[dict[str, str]],
+    files: Sequence[StoredFile],
+    frames: Sequence[Mapping[str, Any]],
+    quarantined: Sequence[Mapping[str, str]],
 ) -> dict[str, Any]:
-    """Commits a shard whose tar is already in place.
+    """Writes the record of a shard whose files are in place, and returns the shard's summary for progress and closing
+    lines: frames, bytes, quarantined, first_problem.
 
-    frames: per frame token, scene, timestamp_us, kind, class_counts and members {field: [offset, length, crc32c]}.
-    Returns the shard's summary for progress and closing lines: frames, bytes, quarantined, first_problem.
+    frames: per frame the entry's values, sizes {letter: size}, members {field: [offset, length, crc32c]}. Raises
+    StoreError where another run has committed this shard with other bytes: the plan was not all that fixed them.
     """
     record = {
-        "shard": shard,
-        "plan": plan_digest,
-        "size": size,
-        "sha256": sha256,
+        "shard": shard.number,
+        "plan": shard.digest,
+        "files": [file.to_list() for file in files],
         "frames": list(frames),
         "quarantined": list(quarantined),
     }
-    write_json(record_path(root, shard), seal(record))
+    data = canonical_json(seal(record))
+    try:
+        root.put_new(shard.record, data)
+    except FileExistsError:
+        existing = root.read(shard.record)
+        if existing != data:
+            record_there = committed_record(root, shard, root.sizes())
+            if record_there is not None and not record_there["quarantined"]:
+                raise StoreError(
+                    f"{root}/{shard.record}: another run has committed this shard with other bytes; let one run at a "
+                    "time write a store, on one kind of device"
+                ) from None
+            with root.write(shard.record) as file:
+                file.write(data)
     return {
         "frames": len(frames),
-        "bytes": size,
+        "bytes": sum(file.size for file in files),
         "quarantined": len(quarantined),
         "first_problem": quarantined[0]["reason"] if quarantined else "",
     }
 
 
-def finish(root: Path, plan: StorePlan) -> Manifest:
+def finish(place: Any, plan: StorePlan) -> Manifest:
     """Assembles index and manifest from the records.
 
     Raises StoreError naming the shards that are not committed, or one whose frames are not the planned ones.
     """
-    records = []
+    root = open_root(place)
+    shards: list[Shard] = []
+    quarantined: list[dict[str, str]] = []
+    index = FrameIndex.from_records(
+        _records(root, plan, shards, quarantined),
+        [spec.name for spec in plan.fields],
+        plan.letters,
+        [scene.token for scene in plan.scenes],
+        len(plan.identity["classes"]),
+    )
+    extra = _write_extra(root, plan)
+    plan_bytes = canonical_json(plan.to_dict())
+    return Manifest(
+        kind=plan.kind,
+        format=plan.format,
+        identity=dict(plan.identity),
+        header=dict(plan.header),
+        fields=plan.fields,
+        scenes=plan.scenes,
+        shards=tuple(shards),
+        index=index.write(root),
+        plan=StoredFile(PLAN, len(plan_bytes), sha256(plan_bytes)),
+        extra=extra,
+        quarantined=tuple(quarantined),
+    ).write(root)
+
+
+def _records(
+    root: Root, plan: StorePlan, shards: list[Shard], quarantined: list[dict[str, str]]
+) -> Iterator[dict[str, Any]]:
+    """Every shard's record in order; what the manifest needs of each goes to `shards` and `quarantined`."""
+    sizes = root.sizes()
     missing = []
-    for shard, tokens in enumerate(plan.shards):
-        record = _committed_record(root, shard, plan.digest)
+    for shard in plan.shard_plans():
+        record = committed_record(root, shard, sizes)
         if record is None:
-            missing.append(shard)
+            missing.append(shard.number)
             continue
-        quarantined = {row["token"] for row in record["quarantined"]}
-        if [frame["token"] for frame in record["frames"]] != [token for token in tokens if token not in quarantined]:
-            raise StoreError(
-                f"{record_path(root, shard)}: its frames are not the planned ones; "
-                "delete it and run the same command again"
+        lost = {row["token"] for row in record["quarantined"]}
+        if [frame["token"] for frame in record["frames"]] != [token for token in shard.tokens if token not in lost]:
+            raise CorruptError(
+                f"{root}/{shard.record}: its frames are not the planned ones; delete it and run the same command again"
             )
-        records.append(record)
+        shards.append(Shard(len(record["frames"]), tuple(StoredFile.from_list(file) for file in record["files"])))
+        quarantined.extend(record["quarantined"])
+        yield record
     if missing:
         raise StoreError(
             f"{root}: shards {missing[:5]} of {len(plan.shards)} are not committed; run the same command again"
         )
-    index = FrameIndex.from_records(records, [spec.name for spec in plan.fields])
-    digests = index.write(root / "index")
-    return Manifest(
-        kind=plan.kind,
-        identity=plan.identity,
-        header=plan.header,
-        fields=plan.fields,
-        scenes=plan.scenes,
-        shards=tuple(
-            Shard(f"shards/{shard_path(root, r['shard']).name}", r["size"], r["sha256"], len(r["frames"]))
-            for r in records
-        ),
-        index=digests,
-        quarantined=tuple(q for r in records for q in r["quarantined"]),
-    ).write(root)
+
+
+def _write_extra(root: Root, plan: StorePlan) -> tuple[StoredFile, ...]:
+    """Zarr's own metadata, which grows with the store and is written with each manifest."""
+    if plan.format.name != "zarr":
+        return ()
+    from cache.zarr_metadata import zarr_metadata  # here: it imports zarr, which readers and tar writers do without
+
+    files = []
+    for name, data in zarr_metadata(plan).items():
+        with root.write(name) as file:
+            file.write(data)
+        files.append(StoredFile(name, len(data), sha256(data)))
+    return tuple(files)
 
 
 def first_difference(found: Any, expected: Any, name: str = "") -> tuple[str, Any, Any]:

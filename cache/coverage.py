@@ -96,8 +96,6 @@ class Coverage:
     def from_header(cls, values: Any, where: str = "header.coverage") -> Coverage:
         """Inverse of `header`. Trusts nothing: CorruptError where `values` are not what `header` would write."""
         try:
-            if isinstance(values, dict) and set(values) == {"selectors", "dilate_cells", "unlabelled"}:
-                values = _from_first_form(values)
             if not isinstance(values, dict) or set(values) != {"selectors", "options", *FRAME_KINDS}:
                 found = sorted(map(str, values)) if isinstance(values, dict) else values
                 raise ConfigError(f"found {found!r:.200}, expected selectors, options, {', '.join(FRAME_KINDS)}")
@@ -118,15 +116,3 @@ def _pairs(options: Any) -> tuple[tuple[str, Value], ...]:
     if not isinstance(options, dict):
         raise ConfigError(f"found options {options!r:.60}, expected an object for every selector")
     return tuple(options.items())
-
-
-def _from_first_form(values: dict[str, Any]) -> dict[str, Any]:
-    """Headers written before selectors had options: gaussian and dense only, one `dilate_cells`."""
-    names = values["selectors"]
-    options = {"gaussian": {"dilate": values["dilate_cells"]}, "dense": {}}
-    return {
-        "selectors": names,
-        "options": {name: options[name] for name in options if isinstance(names, list) and name in names},
-        "labelled": names,
-        "unlabelled": values["unlabelled"],
-    }

@@ -1,47 +1,36 @@
-"""Fields: the named arrays of a store, and how each becomes the bytes of a tar member and back.
+"""Fields: the named values of a frame, and how each becomes bytes and back.
 
-Four plain encodings, told by the member's extension: `jpg` (bytes as they are), `json`, `npy`, and `npy.zstd` (an npy
-compressed by numcodecs' Zstd). Decoding trusts nothing: dtype, shape and byte count are checked before an array is
-made.
+Told by the extension: `jpg` (bytes as they are), `json`, `npy`, and `npy.CODEC` (compressed, see `cache.codecs`).
+Arrays have a dtype and a shape in which letters stand for sizes that vary from frame to frame; the same letter in two
+fields of a frame is the same size. A tar member holds a whole .npy, a Zarr chunk the bare values, padded to a capacity.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
-import tokenize
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numcodecs.zstd import Zstd
 
+from cache.codecs import CODECS, compress, decompress
 from cache.errors import CorruptError, StoreError
+from cache.npy import HEADER_ROOM, decode_npy, encode_npy
 
-EXTENSIONS = ("jpg", "json", "npy", "npy.zstd")
+EXTENSIONS = ("jpg", "json", *(f"npy.{codec}".rstrip(".") for codec in CODECS))
 TOKEN_PATTERN = re.compile(r"[0-9a-f]{32}")
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_]{0,47}")  # webdataset drops "_name"; a tar header holds 100 characters
 _DTYPE_PATTERN = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)")
-# What numpy's header parser lets escape beside its ValueError: header text is parsed as Python literals.
-_HEADER_ERRORS = (
-    ValueError,
-    SyntaxError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-    MemoryError,
-    tokenize.TokenError,
-)
-_ZSTD = Zstd(level=1)
+_SIZE_PATTERN = re.compile(r"[0-9]{1,9}|[A-Z]")
 MAX_ARRAY_BYTES = 2**30  # 20 times the largest field today; a few kB of zstd can otherwise ask for any amount of memory
 
 
 @dataclass(frozen=True)
 class FieldSpec:
-    """One field: its name, extension, and for arrays dtype, shape (letters stand for sizes that vary) and unit."""
+    """One field: its name, extension, and for arrays dtype, shape (capital letters vary from frame to frame), unit."""
 
     name: str
     ext: str
@@ -58,15 +47,29 @@ class FieldSpec:
             )
         if self.ext not in EXTENSIONS:
             raise StoreError(f"field {self.name}: extension {self.ext!r} is unknown, expected one of {EXTENSIONS}")
-        if self.ext.startswith("npy") and not _DTYPE_PATTERN.fullmatch(self.dtype):
+        if self.is_array and not _DTYPE_PATTERN.fullmatch(self.dtype):
             raise StoreError(
                 f"field {self.name}: dtype {self.dtype!r} is no plain number, expected one such as float32 or uint8"
+            )
+        if not all(_SIZE_PATTERN.fullmatch(size) for size in self.shape):
+            raise StoreError(
+                f"field {self.name}: shape {self.shape}, expected whole numbers and single capital letters"
             )
 
     @property
     def member(self) -> str:
         """What follows `<token>.` in the tar."""
         return f"{self.name}.{self.ext}"
+
+    @property
+    def is_array(self) -> bool:
+        """Whether values are numpy arrays."""
+        return self.ext.startswith("npy")
+
+    @property
+    def codec(self) -> str:
+        """The compressor's name, "" for none."""
+        return self.ext.partition(".")[2]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -89,19 +92,26 @@ class FieldSpec:
             str(values["about"]),
         )
 
-    def check(self, array: np.ndarray, where: str) -> None:
-        """Raises CorruptError where dtype, rank or a fixed size of `array` is not the declared one."""
+    def sizes_of(self, array: np.ndarray, where: str) -> dict[str, int]:
+        """The letters' sizes in `array`. CorruptError where dtype, rank or a fixed size is not the declared one."""
         if array.dtype != np.dtype(self.dtype) or array.ndim != len(self.shape):
             raise CorruptError(
                 f"{where}: found {array.dtype} of rank {array.ndim}, expected {self.dtype} of shape "
                 f"{list(self.shape)}; the store is damaged, run verify"
             )
+        sizes: dict[str, int] = {}
         for found, declared in zip(array.shape, self.shape, strict=True):
-            if declared.isdecimal() and found != int(declared):
+            expected = int(declared) if declared.isdecimal() else sizes.setdefault(declared, found)
+            if found != expected:
                 raise CorruptError(f"{where}: found shape {list(array.shape)}, expected {list(self.shape)}; run verify")
+        return sizes
+
+    def shape_under(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape with numbers for letters."""
+        return tuple(int(size) if size.isdecimal() else sizes[size] for size in self.shape)
 
     def encode(self, value: Any) -> bytes:
-        """The member's bytes; deterministic. Arrays must match dtype and shape (StoreError otherwise)."""
+        """The tar member's bytes; deterministic. Arrays must match dtype and shape (StoreError otherwise)."""
         if self.ext == "jpg":
             return bytes(value)
         if self.ext == "json":
@@ -111,19 +121,39 @@ class FieldSpec:
                 raise StoreError(
                     f"field {self.name}: a value is not finite ({error}); check the data it comes from"
                 ) from None
+        self.sizes_to_write(value)
+        return compress(self.codec, encode_npy(value))
+
+    def encode_padded(self, value: np.ndarray, capacity: Mapping[str, int]) -> bytes:
+        """The Zarr chunk's bytes, before its checksum: bare little-endian values, zeros up to the letters' capacity."""
+        sizes = self.sizes_to_write(value)
+        for letter, size in sizes.items():
+            if size > capacity[letter]:
+                raise StoreError(
+                    f"field {self.name}: {size} of {letter}, the store's arrays hold {capacity[letter]}; "
+                    f"run the command again into a new store with --capacity {letter}={size}"
+                )
+        padded = np.zeros(self.shape_under(capacity), np.dtype(self.dtype).newbyteorder("<"))
+        padded[tuple(slice(size) for size in value.shape)] = value
+        return compress(self.codec, padded.tobytes())
+
+    def sizes_to_write(self, value: Any) -> dict[str, int]:
+        """The letters' sizes in an array that is to be stored; StoreError where it does not fit the declaration."""
         try:
-            self.check(value, f"field {self.name}")
+            sizes = self.sizes_of(value, f"field {self.name}")
         except CorruptError as error:
             raise StoreError(str(error)) from None
-        raw = encode_npy(value)
-        if len(raw) > MAX_ARRAY_BYTES:
+        if value.nbytes > MAX_ARRAY_BYTES:
             raise StoreError(
-                f"field {self.name}: {len(raw)} bytes, the format allows {MAX_ARRAY_BYTES}; store a smaller array"
+                f"field {self.name}: {value.nbytes} bytes, the format allows {MAX_ARRAY_BYTES}; store a smaller array"
             )
-        return bytes(_ZSTD.encode(raw)) if self.ext == "npy.zstd" else raw
+        return sizes
 
-    def decode(self, data: bytes, where: str) -> Any:
-        """Inverse of `encode`; `where` names shard and member in the CorruptError of bytes that do not parse."""
+    def decode(self, data: bytes, sizes: Mapping[str, int], where: str) -> Any:
+        """Inverse of `encode`: read-only array, dict, or bytes. sizes: of the letters, from the index.
+
+        `where` names file and member in the CorruptError of bytes that do not parse or have another shape.
+        """
         if self.ext == "jpg":
             return data
         if self.ext == "json":
@@ -131,70 +161,30 @@ class FieldSpec:
                 return json.loads(data)
             except (ValueError, RecursionError) as error:
                 raise CorruptError(f"{where}: not JSON ({error}); run verify") from None
-        array = decode_npy(_decompress(data, where) if self.ext == "npy.zstd" else data, where)
-        self.check(array, where)
+        shape = self.shape_under(sizes)
+        limit = math.prod(shape) * np.dtype(self.dtype).itemsize + 2 * HEADER_ROOM
+        array = decode_npy(decompress(self.codec, data, min(limit, MAX_ARRAY_BYTES + 2 * HEADER_ROOM), where), where)
+        self.sizes_of(array, where)
+        if array.shape != shape:
+            raise CorruptError(f"{where}: found shape {list(array.shape)}, the index says {list(shape)}; run verify")
         return array
 
-
-def encode_npy(array: np.ndarray) -> bytes:
-    """`array` as .npy version 1.0, C order."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.asarray(array, order="C"), version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _decompress(data: bytes, where: str) -> memoryview:
-    """The content of one zstd frame, in a buffer of the size that its header claims, which MAX_ARRAY_BYTES bounds."""
-    size = _zstd_content_size(data)
-    if size is None or not 0 < size <= MAX_ARRAY_BYTES:
-        raise CorruptError(
-            f"{where}: zstd header claims {'no' if size is None else size} bytes, expected 1..{MAX_ARRAY_BYTES}; "
-            "run verify"
-        )
-    content = np.empty(size, np.uint8)
-    try:
-        _ZSTD.decode(data, content)  # refuses further frames that would not fit
-    except (RuntimeError, ValueError) as error:
-        raise CorruptError(f"{where}: not a zstd frame ({error}); run verify") from None
-    content.flags.writeable = False
-    return content.data
+    def decode_padded(self, data: bytes, sizes: Mapping[str, int], capacity: Mapping[str, int], where: str) -> Any:
+        """Inverse of `encode_padded`; raises as `decode`."""
+        shape, padded = self.shape_under(sizes), self.shape_under(capacity)
+        dtype = np.dtype(self.dtype)
+        expected = math.prod(padded) * dtype.itemsize
+        if expected > MAX_ARRAY_BYTES or any(size > room for size, room in zip(shape, padded, strict=True)):
+            raise CorruptError(
+                f"{where}: {list(shape)} in a capacity of {list(padded)}; the store is damaged, run verify"
+            )
+        raw = decompress(self.codec, data, expected, where)
+        if len(raw) != expected:
+            raise CorruptError(f"{where}: {len(raw)} bytes, expected {expected}; the store is damaged, run verify")
+        array = np.frombuffer(raw, dtype.newbyteorder("<")).reshape(padded)
+        return array[tuple(slice(size) for size in shape)].astype(dtype, copy=False)
 
 
-def _zstd_content_size(data: bytes) -> int | None:
-    """The content size in a zstd frame header, None where it is absent or this is no zstd frame (RFC 8878, 3.1.1.1)."""
-    if len(data) < 5 or data[:4] != b"\x28\xb5\x2f\xfd":
-        return None
-    descriptor = data[4]
-    single_segment = descriptor >> 5 & 1
-    width = (single_segment, 2, 4, 8)[descriptor >> 6]
-    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
-    if not width or len(data) < start + width:
-        return None
-    return int.from_bytes(data[start : start + width], "little") + (256 if width == 2 else 0)
-
-
-def decode_npy(data: bytes | memoryview, where: str) -> np.ndarray:
-    """A read-only array over `data` (no copy).
-
-    numpy's own reader allocates what the header claims before it looks at the bytes, so the header is checked here
-    first: plain numbers only, and exactly as many bytes as the shape needs. Raises CorruptError otherwise.
-    """
-    stream = io.BytesIO(data[:2048])  # a header of at most 1024 bytes lies in there
-    try:
-        version = np.lib.format.read_magic(stream)
-        if version != (1, 0):
-            raise ValueError(f"npy version {version}")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=1024)  # type: ignore[call-arg]
-    except _HEADER_ERRORS as error:
-        raise CorruptError(f"{where}: not an npy array ({error}); run verify") from None
-    if fortran or dtype.kind not in "biuf" or any(size < 0 for size in shape):
-        raise CorruptError(
-            f"{where}: found npy dtype {dtype} order {'F' if fortran else 'C'}, expected numbers in C order"
-        )
-    payload = len(data) - stream.tell()
-    if math.prod(shape) * dtype.itemsize != payload:
-        raise CorruptError(f"{where}: npy header claims shape {shape} {dtype}, but {payload} bytes follow; run verify")
-    try:
-        return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape)
-    except (ValueError, OverflowError) as error:  # no bytes, yet more dimensions or a larger one than numpy has
-        raise CorruptError(f"{where}: npy header claims a shape that no array has ({error}); run verify") from None
+def letters_of(fields: Sequence[FieldSpec]) -> tuple[str, ...]:
+    """The letters of all shapes, in the order in which they first come."""
+    return tuple(dict.fromkeys(size for spec in fields for size in spec.shape if not size.isdecimal()))

@@ -26,8 +26,8 @@ def atomic_write(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
     """A binary file that appears at `path` only when the block ends without an error, and then survives a power cut.
 
     replace: whether it takes the place of a file that is there; if not, FileExistsError, also where another process was
-    faster. The partial file's name is its writer's alone: a task that the scheduler started twice must not write into the file
-    that its twin is about to rename.
+    faster. The partial file's name is its writer's alone: a task that the scheduler started twice must not write into
+    the file that its twin is about to rename.
     """
     partial = path.with_name(f"{path.name}.{os.getpid():x}-{secrets.token_hex(4)}{PARTIAL}")
     try:
@@ -90,11 +90,19 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, what: str) -> Any:
     """The JSON at `path`; StoreError naming the path and `what` it should be where it is missing or does not parse."""
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes(), path, what)
     except FileNotFoundError:
         raise StoreError(f"{path}: not found, expected {what}") from None
-    except (ValueError, RecursionError, NotADirectoryError, IsADirectoryError) as error:
+    except (NotADirectoryError, IsADirectoryError) as error:
         raise StoreError(f"{path}: not readable as {what} ({error})") from None
+
+
+def parse_json(data: bytes, where: object, what: str) -> Any:
+    """The value of JSON bytes; StoreError naming where they lie and `what` they should be where they do not parse."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{where}: not readable as {what} ({error})") from None
 
 
 def sha256(data: bytes) -> str:

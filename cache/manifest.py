@@ -7,150 +7,185 @@ A store without a manifest is not a store yet: readers refuse it, and the run th
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cache.errors import CorruptError, StoreError
-from cache.fields import FieldSpec
-from cache.files import canonical_json, is_sealed, read_json, seal, sha256, write_bytes
+from cache.fields import FieldSpec, letters_of
+from cache.files import canonical_json, is_sealed, parse_json, seal, sha256
+from cache.plan import Format, Scene
+from cache.roots import Root, checked_name
 
 FORMAT_NAME = "bevcask"
 FORMAT_VERSION = 1
 KINDS = ("frames", "teacher")
+MANIFEST, PLAN = "manifest.json", "plan.json"
 
 
 @dataclass(frozen=True)
-class Scene:
-    """One recording: its token, name, split of the data set and description."""
-
-    token: str
-    name: str
-    split: str
-    description: str = ""
-
-    def to_dict(self) -> dict[str, str]:
-        return {"token": self.token, "name": self.name, "split": self.split, "description": self.description}
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One committed shard: file name relative to the store, bytes, sha256, and its number of frames."""
+class StoredFile:
+    """One file of a store: name relative to it, bytes, sha256."""
 
     name: str
     size: int
     sha256: str
+
+    def to_list(self) -> list[Any]:
+        return [self.name, self.size, self.sha256]
+
+    @classmethod
+    def from_list(cls, values: list[Any]) -> StoredFile:
+        name, size, digest = values
+        if not isinstance(size, int) or size < 0:
+            raise ValueError(f"size {size!r}")
+        return cls(checked_name(str(name)), size, str(digest))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One committed shard: its number of frames and its files; one in all, or one for each field and then some."""
+
     frames: int
+    files: tuple[StoredFile, ...]
+
+    def file_of(self, field_position: int) -> StoredFile:
+        """The file that holds a field."""
+        return self.files[0] if len(self.files) == 1 else self.files[field_position]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "size": self.size, "sha256": self.sha256, "frames": self.frames}
+        return {"frames": self.frames, "files": [file.to_list() for file in self.files]}
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Header and tables of a store.
 
-    identity: what must agree between stores that are joined (data set version, frames digest, class list, box
-    convention). header: everything else that the run fixed (grid, coverage, teacher digest, config). quarantined:
+    identity: what must agree between stores that are joined (data set version, class list, box convention; frames agree
+    by the digests in the index). header: everything else that the run fixed (grid, coverage, teacher digest, config).
+    plan: the file that a rerun goes by. extra: files that only other readers need (Zarr's metadata). quarantined:
     frames that could not be read, with the reason; a later run retries them.
     """
 
     kind: str
+    format: Format
     identity: dict[str, Any]
     header: dict[str, Any]
     fields: tuple[FieldSpec, ...]
     scenes: tuple[Scene, ...]
     shards: tuple[Shard, ...]
     index: dict[str, dict[str, Any]]
+    plan: StoredFile
+    extra: tuple[StoredFile, ...] = ()
     quarantined: tuple[dict[str, str], ...] = ()
     digest: str = field(default="", compare=False)
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """Letters of the fields' shapes, in the order of the index's `sizes`."""
+        return letters_of(self.fields)
+
+    @property
+    def files(self) -> list[StoredFile]:
+        """Every file that the manifest vouches for, itself and the records aside."""
+        index = [StoredFile(f"index/{name}", row["size"], row["sha256"]) for name, row in self.index.items()]
+        return [self.plan, *self.extra, *index, *(file for shard in self.shards for file in shard.files)]
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "format": FORMAT_NAME,
             "version": FORMAT_VERSION,
             "kind": self.kind,
+            "layout": self.format.to_dict(),
             "identity": self.identity,
             "header": self.header,
             "fields": [spec.to_dict() for spec in self.fields],
             "scenes": [scene.to_dict() for scene in self.scenes],
             "shards": [shard.to_dict() for shard in self.shards],
             "index": self.index,
+            "plan": self.plan.to_list(),
+            "extra": [file.to_list() for file in self.extra],
             "quarantined": list(self.quarantined),
         }
 
-    def write(self, root: Path) -> Manifest:
+    def write(self, root: Root) -> Manifest:
         """Commits the store; returns the manifest with its digest (sha256 of the file's bytes)."""
         data = canonical_json(seal(self.to_dict()))
-        write_bytes(root / "manifest.json", data)
-        return Manifest(**{**self.__dict__, "digest": sha256(data)})
+        with root.write(MANIFEST) as file:
+            file.write(data)
+        return dataclasses.replace(self, digest=sha256(data))
 
     @classmethod
-    def read(cls, root: Path) -> Manifest:
+    def read(cls, root: Root) -> Manifest:
         """Raises StoreError where there is no committed store, CorruptError where the manifest does not make sense."""
-        path = root / "manifest.json"
-        if not path.is_file():
-            state = "an unfinished caching run" if (root / "plan.json").is_file() else "no store"
-            raise StoreError(f"{root}: {state} (no manifest.json); run cache-frames or cache-teacher into it first")
         try:
-            values = read_json(path, "a bevcask manifest")
+            data = root.read(MANIFEST)
+        except (FileNotFoundError, NotADirectoryError):
+            state = "an unfinished caching run" if root.size(PLAN) is not None else "no store"
+            raise StoreError(
+                f"{root}: {state} (no {MANIFEST}); run cache-frames or cache-teacher into it first"
+            ) from None
+        where = f"{root}/{MANIFEST}"
+        try:
+            values = parse_json(data, where, "a bevcask manifest")
         except StoreError as error:
             raise CorruptError(f"{error}; run the caching command again") from None
         try:
             if values["format"] != FORMAT_NAME or values["version"] != FORMAT_VERSION:
                 raise StoreError(
-                    f"{path}: format {values['format']} version {values['version']}, this reader knows {FORMAT_NAME} "
-                    f"version {FORMAT_VERSION}; install the release that wrote it"
+                    f"{where}: {values['format']} version {values['version']}, expected {FORMAT_NAME} version "
+                    f"{FORMAT_VERSION}; read it with the release that wrote it, or cache again"
                 )
             if not is_sealed(values):
-                raise CorruptError(
-                    f"{path}: does not match its own digest, it was damaged or edited; run the caching command again"
-                )
-            if not isinstance(values["kind"], str) or values["kind"] not in KINDS:
-                raise CorruptError(f"{path}: kind {values['kind']!r}, expected one of {KINDS}")
-            shards = tuple(
-                Shard(_safe_name(str(s["name"]), path), int(s["size"]), str(s["sha256"]), int(s["frames"]))
-                for s in values["shards"]
-            )
-            return cls(
-                kind=values["kind"],
-                identity=_object(values["identity"]),
-                header=_object(values["header"]),
-                fields=_fields(values["fields"], path),
-                scenes=tuple(Scene(**{key: str(value) for key, value in scene.items()}) for scene in values["scenes"]),
-                shards=shards,
-                index={
-                    name: {"size": int(row["size"]), "sha256": str(row["sha256"])}
-                    for name, row in values["index"].items()
-                },
-                quarantined=tuple(_object(row) for row in values["quarantined"]),
-                digest=sha256(path.read_bytes()),
-            )
+                raise CorruptError(f"{where}: its content does not match its own digest; run the caching command again")
+            if values["kind"] not in KINDS:
+                raise ValueError(f"kind {values['kind']!r}, expected one of {KINDS}")
+            return cls._from_dict(values, sha256(data))
+        except CorruptError:
+            raise
+        except StoreError as error:  # of a name or field that no writer makes
+            if values.get("version") != FORMAT_VERSION:
+                raise
+            raise CorruptError(f"{where}: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptError(f"{path}: not a valid manifest ({type(error).__name__}: {error})") from None
+            raise CorruptError(f"{where}: not a valid manifest ({type(error).__name__}: {error})") from None
+
+    @classmethod
+    def _from_dict(cls, values: dict[str, Any], digest: str) -> Manifest:
+        fields = tuple(FieldSpec.from_dict(row) for row in values["fields"])
+        if len({spec.name for spec in fields}) != len(fields):
+            raise ValueError("a field is declared twice")
+        shards = tuple(
+            Shard(int(row["frames"]), tuple(StoredFile.from_list(file) for file in row["files"]))
+            for row in values["shards"]
+        )
+        if not all(shard.files for shard in shards):
+            raise ValueError("a shard has no file")
+        layout = Format.from_dict(values["layout"])
+        if layout.name == "zarr" and any(len(shard.files) < len(fields) for shard in shards):
+            raise ValueError("a Zarr shard has fewer files than the store has fields")
+        if layout.name == "zarr" and any(letter not in layout.capacity for letter in letters_of(fields)):
+            raise ValueError("a letter without a capacity")
+        return cls(
+            kind=values["kind"],
+            format=layout,
+            identity=_object(values["identity"]),
+            header=_object(values["header"]),
+            fields=fields,
+            scenes=tuple(Scene.from_dict(row) for row in values["scenes"]),
+            shards=shards,
+            index={
+                str(name): {"size": int(row["size"]), "sha256": str(row["sha256"])}
+                for name, row in values["index"].items()
+            },
+            plan=StoredFile.from_list(values["plan"]),
+            extra=tuple(StoredFile.from_list(file) for file in values["extra"]),
+            quarantined=tuple(_object(row) for row in values["quarantined"]),
+            digest=digest,
+        )
 
 
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError(f"found {value!r:.40}, expected an object")
     return value
-
-
-def _fields(rows: list[dict[str, Any]], path: Path) -> tuple[FieldSpec, ...]:
-    try:
-        fields = tuple(FieldSpec.from_dict(row) for row in rows)
-    except StoreError as error:
-        raise CorruptError(f"{path}: {error}") from None
-    if len({spec.name for spec in fields}) != len(fields):
-        raise CorruptError(f"{path}: a field is declared twice; the manifest is damaged or forged")
-    return fields
-
-
-def _safe_name(name: str, path: Path) -> str:
-    """`name` where it is a plain file under shards/; names come from a file and are never trusted as paths."""
-    parts = PurePosixPath(name).parts
-    if len(parts) != 2 or parts[0] != "shards" or parts[1] in ("..", ".") or "\\" in name or "\0" in name:
-        raise CorruptError(
-            f"{path}: shard name {name!r} is not of the form shards/NAME; the manifest is damaged or forged"
-        )
-    return name

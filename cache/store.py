@@ -1,76 +1,91 @@
 """Reading a store: any field of any frame by one ranged read, its crc32c checked on every read.
 
-Needs numpy, numcodecs and google-crc32c only. Safe to share between threads (pread on descriptors that stay open) and
-cheap to open: the index is memory-mapped.
+Needs numpy, numcodecs and google-crc32c only (fsspec where the root is remote). Safe to share between threads and cheap
+to open: the index is memory-mapped.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
-import weakref
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import google_crc32c
 import numpy as np
 
+from cache.bev import BevEncoding
 from cache.cells import Cells
+from cache.coverage import Coverage
 from cache.errors import CorruptError, FingerprintError, StoreError
 from cache.frame import CAMERA_CHANNELS, Detections, Frame, GroundTruth
 from cache.grid import BevGrid
 from cache.index import FrameIndex
 from cache.manifest import Manifest
-
-MAX_OPEN = 256
+from cache.plan import FrameEntry
+from cache.roots import open_root
 
 
 class Store:
-    """A committed store under `root`. Rows are frames in shard order.
+    """A committed store at a path, URL or Root. Rows are frames in shard order.
 
-    Raises StoreError where `root` holds none, CorruptError where manifest, index and shards do not agree.
+    Raises StoreError where there is none, CorruptError where manifest, index and shards do not agree.
     """
 
     kind = ""
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+    def __init__(self, place: Any) -> None:
+        self.root = open_root(place)
         self.manifest = Manifest.read(self.root)
         if self.kind and self.manifest.kind != self.kind:
-            raise StoreError(f"{root}: holds a {self.manifest.kind} store, expected a {self.kind} store")
-        self.index = FrameIndex.open(self.root / "index", self.manifest.index)
-        self.tokens = self.index.tokens()
-        self._row = {token: row for row, token in enumerate(self.tokens)}
+            raise StoreError(f"{self.root}: holds a {self.manifest.kind} store, expected a {self.kind} store")
         self._fields = {spec.name: (position, spec) for position, spec in enumerate(self.manifest.fields)}
-        self._descriptors: dict[int, int] = {}
-        self._lock = threading.Lock()
-        weakref.finalize(self, _close_all, self._descriptors)  # a store that is dropped unclosed leaks nothing
-        if self.index.offset.shape[1] != len(self._fields):
-            raise CorruptError(
-                f"{root}: the index has {self.index.offset.shape[1]} fields, the manifest {len(self._fields)}"
-            )
+        self.index = FrameIndex.open(
+            self.root,
+            self.manifest.index,
+            num_fields=len(self._fields),
+            num_letters=len(self.manifest.letters),
+            num_classes=len(self.classes),
+        )
         frames = [shard.frames for shard in self.manifest.shards]
         known = not (self.index.shard >= len(frames)).any()
         if not known or np.bincount(self.index.shard, minlength=len(frames)).tolist() != frames:
             raise CorruptError(
-                f"{root}: the index and the shard table count frames differently; run the caching command again"
+                f"{self.root}: the index and the shard table count frames differently; run the caching command again"
             )
-        if len(self._row) != len(self.tokens) or (self.index.scene >= len(self.manifest.scenes)).any():
-            raise CorruptError(
-                f"{root}: the index holds a token twice or an unknown scene; run the caching command again"
-            )
+        if (self.index.scene >= len(self.manifest.scenes)).any():
+            raise CorruptError(f"{self.root}: the index names an unknown scene; run the caching command again")
 
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def classes(self) -> list[str]:
+        """The data set's class names; labels and class counts are positions in it."""
+        return [str(name) for name in self.manifest.identity.get("classes", ())]
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """Every frame's token, in row order."""
+        return [row.tobytes().hex() for row in self.index.token]
+
+    def token(self, row: int) -> str:
+        """One frame's token."""
+        return self.index.token[row].tobytes().hex()
+
     def row_of(self, token: str) -> int:
         """Row of a frame; StoreError where the store does not have it."""
-        try:
-            return self._row[token]
-        except KeyError:
-            raise StoreError(f"{self.root}: no frame {token!r} among its {len(self)}; inspect lists them") from None
+        row = self.index.row_of(token)
+        if row is None:
+            raise StoreError(f"{self.root}: no frame {token!r} among its {len(self)}; inspect lists them")
+        return row
+
+    def entry(self, row: int) -> FrameEntry:
+        """The frame's index entry, for another store of the same frames."""
+        return self.index.entry(row, self._scene_tokens)
+
+    @cached_property
+    def _scene_tokens(self) -> list[str]:
+        return [scene.token for scene in self.manifest.scenes]
 
     def has(self, row: int, field: str) -> bool:
         """Whether this frame carries the field."""
@@ -89,80 +104,48 @@ class Store:
         return np.flatnonzero(wanted[np.asarray(self.index.scene)]).tolist() if len(wanted) else []
 
     def read_bytes(self, row: int, field: str) -> bytes:
-        """The member's bytes, checked. StoreError where the frame lacks the field, CorruptError where bytes are bad."""
+        """The field's bytes, checked. StoreError where the frame lacks the field, CorruptError where bytes are bad."""
         position, spec = self._fields.get(field, (-1, None))
         if spec is None or not self.has(row, field):
             raise StoreError(
-                f"{self.root}: frame {self.tokens[row]} has no field {field!r}; the store holds {sorted(self._fields)}"
+                f"{self.root}: frame {self.token(row)} has no field {field!r}; the store holds {sorted(self._fields)}"
             )
-        shard = int(self.index.shard[row])
+        file = self.manifest.shards[int(self.index.shard[row])].file_of(position)
         offset, length = int(self.index.offset[row, position]), int(self.index.length[row, position])
-        with self._opened(shard) as descriptor:
-            data = os.pread(descriptor, length, offset) if self._inside(shard, offset, length) else b""
+        try:
+            # a damaged index must not make us allocate what the file cannot hold
+            data = self.root.read_range(file.name, offset, length) if offset + length <= file.size else b""
+        except FileNotFoundError:
+            raise CorruptError(
+                f"{self.root}/{file.name}: missing; restore it or run the caching command again"
+            ) from None
         if len(data) != length or google_crc32c.value(data) != int(self.index.crc32c[row, position]):
             found = "checksum differs" if len(data) == length else f"{len(data)} of {length} bytes"
             raise CorruptError(
-                f"{self._where(row, spec.member)}: {found}; delete that shard and run the caching command again"
+                f"{self._where(row, field)}: {found}; delete that file and run the caching command again"
             )
         return data
 
     def read(self, row: int, field: str) -> Any:
-        """The decoded field: an array, a dict, or JPEG bytes. Raises as `read_bytes`."""
+        """The decoded field: a read-only array, a dict, or JPEG bytes. Raises as `read_bytes`."""
         data = self.read_bytes(row, field)
         spec = self._fields[field][1]
-        return spec.decode(data, self._where(row, spec.member))
+        sizes = dict(zip(self.manifest.letters, self.index.sizes[row].tolist(), strict=True))
+        if self.manifest.format.name == "zarr":
+            return spec.decode_padded(data, sizes, self.manifest.format.capacity, self._where(row, field))
+        return spec.decode(data, sizes, self._where(row, field))
 
     def close(self) -> None:
-        """Closes the shards' descriptors; reading opens them again."""
-        with self._lock:
-            _close_all(self._descriptors)
+        """Lets go of open files; reading opens them again."""
+        self.root.close()
 
-    def _where(self, row: int, member: str) -> str:
-        return f"{self.root / self.manifest.shards[int(self.index.shard[row])].name}: {self.tokens[row]}.{member}"
-
-    def _inside(self, shard: int, offset: int, length: int) -> bool:
-        """A damaged index must not make us allocate what the shard cannot hold."""
-        return offset + length <= self.manifest.shards[shard].size
-
-    @contextlib.contextmanager
-    def _opened(self, shard: int) -> Iterator[int]:
-        """The shard's descriptor: kept for the first MAX_OPEN shards, so that no store exhausts the process's limit."""
-        with self._lock:
-            kept = self._descriptors.get(shard)
-            if kept is None and len(self._descriptors) < MAX_OPEN:
-                kept = self._descriptors[shard] = self._open(shard)
-        if kept is not None:
-            yield kept
-            return
-        descriptor = self._open(shard)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def _open(self, shard: int) -> int:
-        """Opens a shard; CorruptError where it is missing or has not the manifest's size."""
-        path, expected = self.root / self.manifest.shards[shard].name, self.manifest.shards[shard].size
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            raise CorruptError(f"{path}: missing; restore it or run the caching command again") from None
-        size = os.fstat(descriptor).st_size
-        if size != expected:
-            os.close(descriptor)
-            raise CorruptError(
-                f"{path}: {size} bytes, expected {expected}; restore it or run the caching command again"
-            )
-        return descriptor
+    def _where(self, row: int, field: str) -> str:
+        position, spec = self._fields[field]
+        file = self.manifest.shards[int(self.index.shard[row])].file_of(position)
+        return f"{self.root}/{file.name}: {self.token(row)}.{spec.member}"
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a Store holds open files; open it again from its root in each process")
-
-
-def _close_all(descriptors: dict[int, int]) -> None:
-    for descriptor in descriptors.values():
-        os.close(descriptor)
-    descriptors.clear()
 
 
 class FrameStore(Store):
@@ -231,21 +214,24 @@ class TeacherStore(Store):
     @property
     def selectors(self) -> list[str]:
         """Names of the columns of the cells' weights."""
-        return list(self.manifest.header["coverage"]["selectors"])
+        return list(self.coverage.names)
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        """Which cells the store holds."""
+        return Coverage.from_header(self.manifest.header["coverage"], f"{self.root}: header.coverage")
+
+    @cached_property
+    def bev(self) -> BevEncoding:
+        """How the BEV feature is stored."""
+        return BevEncoding.from_dict(self.manifest.header["bev"])
 
     def cells(self, row: int) -> Cells:
-        """The BEV feature at the stored cells. CorruptError where index, values and weights do not fit each other."""
-        index, values, weights = (self.read(row, name) for name in ("bev_index", "bev_values", "bev_weights"))
-        height, width = self.grid.shape
-        ascending = not (np.diff(index) <= 0).any() and (
-            not len(index) or (index[0] >= 0 and index[-1] < height * width)
-        )
-        if not ascending or not len(index) == len(values) == len(weights):
-            raise CorruptError(
-                f"{self._where(row, 'bev_index')}: {len(index)} cells, {len(values)} values, {len(weights)} weights, "
-                f"or a cell outside {height} x {width}; cache the teacher again"
-            )
-        return Cells(index, values, weights)
+        """The BEV feature at the covered cells, values as stored (u8 comes back as float32).
+
+        CorruptError where index, values and weights do not fit each other.
+        """
+        return self.bev.read(lambda name: self.read(row, name), lambda name: self._where(row, name))
 
     def detections(self, row: int) -> Detections:
         """The teacher's decoded boxes, canonical frame, scores descending."""
@@ -255,7 +241,8 @@ class TeacherStore(Store):
 def require_same_frames(frames: FrameStore, teacher: TeacherStore, rows: Sequence[int]) -> list[int]:
     """The teacher store's rows of the frame store's `rows`.
 
-    Raises FingerprintError where the identities differ (both values named), StoreError where frames are missing.
+    Raises FingerprintError where the identities differ (both values named) or a frame has other poses there, StoreError
+    where frames are missing.
     """
     for key, expected in frames.manifest.identity.items():
         found = teacher.manifest.identity.get(key)
@@ -264,10 +251,19 @@ def require_same_frames(frames: FrameStore, teacher: TeacherStore, rows: Sequenc
                 f"{teacher.root}: {key} = {found}, but {frames.root} has {expected}; "
                 "cache the teacher again on these frames"
             )
-    missing = [frames.tokens[row] for row in rows if frames.tokens[row] not in teacher._row]
-    if missing:
+    wanted = np.asarray(rows, np.int64)
+    there = teacher.index.rows_of(frames.index.token[wanted])
+    if (there < 0).any():
+        missing = wanted[there < 0]
         raise StoreError(
-            f"{teacher.root}: {len(missing)} of {len(rows)} frames are missing, the first {missing[0]}; "
-            "run cache-teacher again on this cache"
+            f"{teacher.root}: {len(missing)} of {len(rows)} frames are missing, the first "
+            f"{frames.token(missing[0])}; run cache-teacher again on this cache"
         )
-    return [teacher.row_of(frames.tokens[row]) for row in rows]
+    differs = (frames.index.digest[wanted] != teacher.index.digest[there]).any(axis=1)
+    if differs.any():
+        row, other = wanted[differs][0], there[differs][0]
+        raise FingerprintError(
+            f"{teacher.root}: frame {frames.token(row)} has pose digest {teacher.entry(other).digest}, but "
+            f"{frames.root} has {frames.entry(row).digest}; cache the teacher again on these frames"
+        )
+    return there.tolist()

@@ -74,6 +74,10 @@ class DetectorOutput:
     heads: list[dict[str, Tensor]]
     depth_logits: Tensor | None = None
 
+    def class_heat(self) -> Tensor:
+        """(B, classes, H, W) probabilities 0..1 of the heatmaps, task groups one after another."""
+        return torch.cat([head["heatmap"] for head in self.heads], dim=1).sigmoid()
+
 
 @dataclass(frozen=True)
 class LossPart:

@@ -1,59 +1,96 @@
-"""Coverage: which cells of a BEV field a teacher store keeps, with a weight per cell and selector.
+"""The weights of a coverage on one frame: one map a selector, from boxes, the teacher's heat and the cloud.
 
-Part of the store's header, so that training can refuse a term that the store cannot serve.
+`cache.coverage` describes a coverage, `pipeline.selectors` holds the selectors; a cell is stored where any of the maps
+is above zero. A few milliseconds a frame.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from cache.coverage import Coverage
 from cache.errors import ConfigError
 from cache.grid import BevGrid
+from cache.selectors import Selector
 from models.gaussian import foreground_mask
-
-SELECTORS = ("gaussian", "dense")
-COARSE_CELL_M = 1.2  # on such cells the literal gaussian is little more than each object's centre cell
+from pipeline.selectors.background import background_mask
+from pipeline.selectors.confident import confident_mask
+from pipeline.selectors.footprint import footprint_mask
+from pipeline.selectors.occupied import occupied_mask
 
 
 @dataclass(frozen=True)
-class Coverage:
-    """Selectors whose union is stored. gaussian: CornerNet gaussians of the annotated boxes (BEVDistill's mask), radius
-    grown by `dilate` cells; dense: every cell, weight 1.
+class Evidence:
+    """What selectors see of a frame, canonical.
+
+    boxes_lidar: (N, 9) annotated boxes x, y, z, l, w, h, yaw, vx, vy, or None on a frame without annotations; heat:
+    (C, H, W) the teacher's probabilities by class; cloud: (P, 5) the points that the teacher saw. Only what the
+    coverage's selectors read must be there.
     """
 
-    selectors: tuple[str, ...]
-    dilate: int
+    token: str
+    boxes_lidar: np.ndarray | None = None
+    heat: np.ndarray | None = None
+    cloud: np.ndarray | None = None
 
-    @classmethod
-    def parse(cls, text: str, dilate: int | None, grid: BevGrid) -> Coverage:
-        """From the command line: names joined by commas or plus signs; dilate None means 1 on coarse cells, else 0."""
-        names = tuple(name.strip() for name in text.replace("+", ",").split(",") if name.strip())
-        unknown = [name for name in names if name not in SELECTORS]
-        if unknown or not names or len(set(names)) != len(names):
-            raise ConfigError(
-                f"--coverage {text!r}: found {list(names)}, expected one or more of {', '.join(SELECTORS)}, each once"
-            )
-        if dilate is not None and dilate < 0:
-            raise ConfigError(f"--dilate {dilate} is negative, expected a number of cells, 0 or more")
-        return cls(names, int(grid.cell_m >= COARSE_CELL_M) if dilate is None else dilate)
 
-    def weights(self, boxes_lidar: np.ndarray | None, grid: BevGrid) -> np.ndarray:
-        """(S, H, W) float32, one map a selector. boxes_lidar is None on frames without annotations, whose gaussian map
-        is zero everywhere."""
-        maps = []
-        for name in self.selectors:
-            if name == "dense":
-                maps.append(np.ones(grid.shape, np.float32))
-            elif boxes_lidar is None:
-                maps.append(np.zeros(grid.shape, np.float32))
-            else:
-                maps.append(foreground_mask(boxes_lidar, grid, min_radius=1, dilate=self.dilate))
-        return np.stack(maps)
+def coverage_weights(coverage: Coverage, evidence: Evidence, grid: BevGrid) -> np.ndarray:
+    """(S, H, W) float32, one map a selector, in the coverage's order; equal inputs give equal bytes.
 
-    def header(self) -> dict[str, Any]:
-        """For the store's header, per kind of frame."""
-        unlabelled = [name for name in self.selectors if name == "dense"]
-        return {"selectors": list(self.selectors), "dilate_cells": self.dilate, "unlabelled": unlabelled}
+    Maps of annotated boxes are zero on a frame without annotations. Raises ConfigError where the evidence of a selector
+    is missing, and what the selectors raise.
+    """
+    coverage = coverage.resolved(grid)
+    maps = {s.name: _MAPS[s.name](s, evidence, grid) for s in coverage.selectors if s.name in _MAPS}
+    if "random" in coverage:
+        # not from what dense picks: beside it random would be left with nothing, and other columns should not change
+        picked = sum((weights for name, weights in maps.items() if name != "dense"), np.zeros(grid.shape, np.float32))
+        drawn = coverage["random"]
+        maps["random"] = background_mask(picked, evidence.token, drawn["cells"], drawn["seed"])
+    return np.stack([maps[name] for name in coverage.names])
+
+
+def reads_heat(coverage: Coverage) -> bool:
+    """Whether the evidence must hold the teacher's heat."""
+    return "confident" in coverage
+
+
+def _gaussian(selector: Selector, evidence: Evidence, grid: BevGrid) -> np.ndarray:
+    if evidence.boxes_lidar is None:
+        return np.zeros(grid.shape, np.float32)
+    return foreground_mask(evidence.boxes_lidar, grid, min_radius=1, dilate=selector["dilate"])
+
+
+def _footprint(selector: Selector, evidence: Evidence, grid: BevGrid) -> np.ndarray:
+    if evidence.boxes_lidar is None:
+        return np.zeros(grid.shape, np.float32)
+    return footprint_mask(evidence.boxes_lidar, grid, selector["margin"])
+
+
+def _confident(selector: Selector, evidence: Evidence, grid: BevGrid) -> np.ndarray:
+    if evidence.heat is None:
+        raise ConfigError("selector confident reads the teacher's heatmaps, which this teacher does not give; drop it")
+    return confident_mask(evidence.heat, grid, selector["threshold"])
+
+
+def _lidar(selector: Selector, evidence: Evidence, grid: BevGrid) -> np.ndarray:
+    if evidence.cloud is None:
+        raise ConfigError("selector lidar reads the frame's points, which are not given; drop it or give the points")
+    return occupied_mask(evidence.cloud, grid, selector["points"], selector["z_min"], selector["z_max"])
+
+
+def _dense(selector: Selector, evidence: Evidence, grid: BevGrid) -> np.ndarray:
+    return np.ones(grid.shape, np.float32)
+
+
+# All but random, which is drawn from what these leave.
+_MAPS: dict[str, Callable[[Selector, Evidence, BevGrid], np.ndarray]] = {
+    "gaussian": _gaussian,
+    "footprint": _footprint,
+    "confident": _confident,
+    "lidar": _lidar,
+    "dense": _dense,
+}

@@ -15,23 +15,22 @@ import cv2
 import numpy as np
 
 from cache.classes import DETECTION_CLASSES
-from cache.commit import StorePlan, begin, finish, shard_path, write_record
+from cache.commit import begin, finish
 from cache.errors import ConfigError, DataError
-from cache.fields import FieldSpec
-from cache.files import digest_of
 from cache.frame import CAMERA_CHANNELS, Camera, Frame
-from cache.geometry import boxes_to_lidar
-from cache.index import KIND_LABELLED, KIND_UNLABELLED
+from cache.frame_fields import frame_entry, frame_fields, frame_identity, frame_values
+from cache.layout import frames_place
 from cache.manifest import Manifest
+from cache.plan import ShardPlan, StorePlan
+from cache.roots import open_root
+from cache.shard_writer import open_shard
 from cache.store import pack_depth
-from cache.tar_writer import ShardWriter
 from pipeline.engine import run_shards
 from pipeline.images import read_jpeg_file, scaled_intrinsic, scaled_size, stored_image
 from pipeline.points import aggregate
 from pipeline.progress import FrameProgress
 from pipeline.tables import DataSet, FrameRecord, open_tables
 
-BOX_CONVENTION = "canonical x,y,z(centre),l,w,h,yaw(ccw from +x),vx,vy; global x,y,z,w,l,h,qw,qx,qy,qz,vx,vy"
 SHARD_BYTES = 256e6
 MIN_SHARDS = 16  # small data sets still spread over workers; a fixed number keeps the plan independent of the machine
 _MIN_DEPTH_M, _MAX_DEPTH_M = 1.0, 200.0  # a stray return beyond what the sensor can see is no label
@@ -53,37 +52,10 @@ class FrameOptions:
             raise ConfigError(f"--sweeps {self.sweeps} is negative, expected 0 or more")
 
 
-def frame_fields(options: FrameOptions) -> tuple[FieldSpec, ...]:
-    """The fields of a frame store, in the order of the index's columns."""
-    cameras = tuple(
-        FieldSpec(channel.lower(), "jpg", unit="JPEG", about=f"image of {channel}") for channel in CAMERA_CHANNELS
-    )
-    points = FieldSpec(
-        "points", "npy.zstd", "float32", ("P", "5"), "m, m, m, 0..255, s", "x, y, z, intensity, dt; canonical"
-    )
-    return (
-        FieldSpec("frame", "json", about="identity, poses, calibration"),
-        *cameras,
-        FieldSpec("gt_boxes", "npy", "float64", ("N", "12"), "m, quaternion, m/s", "global boxes of the ten classes"),
-        FieldSpec("gt_ids", "npy", "int32", ("N", "5"), "", "class, attribute, LiDAR points, radar points, visibility"),
-        FieldSpec("gt_lidar", "npy", "float32", ("N", "9"), "m, rad, m/s", "the same boxes, canonical frame"),
-        FieldSpec("racks", "npy", "float64", ("M", "10"), "m, quaternion", "bicycle racks, global"),
-        FieldSpec(
-            "depth",
-            "npy.zstd",
-            "uint16",
-            ("K", "4"),
-            "camera, px/32, px/32, cm",
-            "LiDAR returns of the key sweep in the images",
-        ),
-        *((points,) if options.points else ()),
-    )
-
-
 def cache_frames(
     data_root: Path,
     version: str,
-    cache: Path,
+    cache: str | Path,
     *,
     split: str | None = None,
     options: FrameOptions | None = None,
@@ -99,46 +71,38 @@ def cache_frames(
     data = open_tables(data_root, version, split, options.sweeps if options.points else 0)
     if not len(data):
         raise DataError(f"{data_root}: {version} has no key frame in split {split or 'any'}; choose another split")
-    root = cache / "frames"
-    shards = _plan_shards(data, options)
-    plan = _store_plan(data, options, shards)
-    todo = begin(root, plan)
-    scene_number = {scene.token: i for i, scene in enumerate(data.scenes)}
-    jobs = [(str(root), shard, plan.digest, shards[shard], scene_number, str(data_root), options) for shard in todo]
-    with FrameProgress("cache-frames", len(data), len(data) - sum(len(shards[s]) for s in todo)) as progress:
+    place = frames_place(cache)
+    shards = plan_shards(data, options)
+    plan = frame_plan(data, options, shards)
+    todo = begin(place, plan)
+    url = open_root(place).url
+    jobs = [(url, shard, shards[shard.number], str(data_root), options) for shard in todo]
+    with FrameProgress("cache-frames", len(data), len(data) - sum(len(job[2]) for job in jobs)) as progress:
         summaries = run_shards(write_frame_shard, jobs, workers=workers, scheduler=scheduler, progress=progress)
     if summaries and not any(summary["frames"] for summary in summaries) and len(todo) == len(shards):
         raise DataError(f"not one of {len(data)} frames could be read; the first: {summaries[0]['first_problem']}")
-    return finish(root, plan)
+    return finish(place, plan)
 
 
-def _store_plan(data: DataSet, options: FrameOptions, shards: Sequence[Sequence[FrameRecord]]) -> StorePlan:
-    records = [record for shard in shards for record in shard]
-    poses = [
-        [r.frame.token, r.frame.timestamp_us, r.frame.ego_to_global.to_dict(), r.frame.lidar_to_ego.to_dict()]
-        for r in records
-    ]
+def frame_plan(data: DataSet, options: FrameOptions, shards: Sequence[Sequence[FrameRecord]]) -> StorePlan:
+    """The store's plan for records that are already cut into shards."""
     return StorePlan(
         kind="frames",
-        identity={
-            "dataset_version": data.version,
-            "frames_digest": digest_of(sorted(poses, key=lambda p: str(p[0]))),
-            "classes": list(DETECTION_CLASSES),
-            "box_convention": BOX_CONVENTION,
-        },
+        identity=frame_identity(data.version, DETECTION_CLASSES),
         header={
             "annotated": data.annotated,
+            "cameras": list(CAMERA_CHANNELS),
             "image_scale": options.image_scale,
             "points": options.points,
             "sweeps": options.sweeps if options.points else 0,
         },
-        fields=frame_fields(options),
+        fields=frame_fields(CAMERA_CHANNELS, points=options.points),
         scenes=data.scenes,
         shards=tuple(tuple(record.frame.token for record in shard) for shard in shards),
     )
 
 
-def _plan_shards(data: DataSet, options: FrameOptions) -> list[list[FrameRecord]]:
+def plan_shards(data: DataSet, options: FrameOptions) -> list[list[FrameRecord]]:
     """Whole scenes in order, cut where a shard would pass its byte target or where the split changes."""
     frame_bytes = 1.0e6 * options.image_scale**2 + 1.2e5 + (0.5e6 * (1 + options.sweeps) if options.points else 0)
     target = min(SHARD_BYTES, max(1, len(data) // MIN_SHARDS) * frame_bytes)
@@ -157,67 +121,36 @@ def _plan_shards(data: DataSet, options: FrameOptions) -> list[list[FrameRecord]
 
 
 def write_frame_shard(
-    root: str,
-    shard: int,
-    plan_digest: str,
-    records: Sequence[FrameRecord],
-    scene_number: dict[str, int],
-    data_root: str,
-    options: FrameOptions,
+    url: str, shard: ShardPlan, records: Sequence[FrameRecord], data_root: str, options: FrameOptions
 ) -> dict[str, Any]:
     """One task: reads, checks and writes the frames of one shard, then its record. Returns counts only."""
     cv2.setNumThreads(1)
-    frames, quarantined = [], []
-    with ShardWriter(shard_path(Path(root), shard), {spec.name: spec for spec in frame_fields(options)}) as writer:
+    with open_shard(url, shard) as writer:
         for record in records:
             try:
-                values = frame_values(record, Path(data_root), options)
+                values = record_values(record, Path(data_root), options)
             except DataError as error:
-                quarantined.append({"token": record.frame.token, "reason": str(error)})
+                writer.quarantine(record.frame.token, str(error))
                 continue
-            members = writer.write(record.frame.token, values)
-            labels = record.truth.class_ids if record.truth else np.zeros(0, np.int32)
-            frames.append(
-                {
-                    "token": record.frame.token,
-                    "scene": scene_number[record.frame.scene_token],
-                    "timestamp_us": record.frame.timestamp_us,
-                    "kind": KIND_LABELLED if record.truth else KIND_UNLABELLED,
-                    "class_counts": np.bincount(labels, minlength=len(DETECTION_CLASSES)).tolist(),
-                    "members": {name: location.to_list() for name, location in members.items()},
-                }
-            )
-    return write_record(
-        Path(root), shard, plan_digest, size=writer.size, sha256=writer.sha256, frames=frames, quarantined=quarantined
-    )
+            writer.write(frame_entry(record.frame, record.truth, len(DETECTION_CLASSES)), values)
+    return writer.summary
 
 
-def frame_values(record: FrameRecord, data_root: Path, options: FrameOptions) -> dict[str, Any]:
+def record_values(record: FrameRecord, data_root: Path, options: FrameOptions) -> dict[str, Any]:
     """The fields of one frame by name. Raises DataError naming the file that is missing, truncated or not finite."""
     cameras: list[Camera] = []
-    values: dict[str, Any] = {}
+    images: dict[str, bytes] = {}
     for camera, path in zip(record.frame.cameras, record.image_paths, strict=True):
         size = (camera.width, camera.height)
         scaled = scaled_size(size, options.image_scale)
         jpeg = read_jpeg_file(data_root / path)
-        values[camera.channel.lower()] = stored_image(jpeg, options.image_scale, size, data_root / path)
+        images[camera.channel] = stored_image(jpeg, options.image_scale, size, data_root / path)
         intrinsic = scaled_intrinsic(camera.intrinsic, size, scaled)
         cameras.append(Camera(camera.channel, *scaled, camera.timestamp_us, intrinsic, camera.lidar_to_camera))
     frame = Frame(**{**record.frame.__dict__, "cameras": tuple(cameras)})
     cloud = aggregate(record.sweeps, data_root)
-    values["frame"] = frame.to_dict()
-    values["depth"] = depth_labels(cloud[cloud[:, 4] == 0], frame.cameras)
-    if options.points:
-        values["points"] = cloud
-    if record.truth is not None:
-        truth = record.truth
-        values["gt_boxes"] = truth.boxes_global
-        values["gt_ids"] = np.stack(
-            [truth.class_ids, truth.attribute_ids, truth.num_lidar_pts, truth.num_radar_pts, truth.visibility], axis=1
-        )
-        values["gt_lidar"] = boxes_to_lidar(truth.boxes_global, frame.lidar_to_global())
-        values["racks"] = truth.racks_global
-    return values
+    depth = depth_labels(cloud[cloud[:, 4] == 0], frame.cameras)
+    return frame_values(frame, images, record.truth, depth, cloud if options.points else None)
 
 
 def depth_labels(points: np.ndarray, cameras: Sequence[Camera]) -> np.ndarray:

@@ -18,7 +18,7 @@ from nuscenes.utils.splits import create_splits_scenes
 from cache.classes import ATTRIBUTES, BICYCLE_RACK, class_id
 from cache.errors import DataError
 from cache.frame import CAMERA_CHANNELS, Camera, Frame, GroundTruth, Pose
-from cache.manifest import Scene
+from cache.plan import Scene
 from pipeline.points import Sweep
 
 _TABLES = (

@@ -1,56 +1,64 @@
 """The teacher pass: a LiDAR detector runs once over every frame of a frame store, on Dask, into a teacher store.
 
-One task is one shard of the frame store: read clouds, batched forward, BEV feature at the covered cells, decoded boxes.
+The client fixes the plan (coverage, encoding, format, capacities); one task is one shard (`pipeline.teacher_shard`).
 The model is loaded once per process from a path and a digest; tasks carry no weights and return no tensors.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from cache.cells import gather_cells
-from cache.commit import StorePlan, begin, finish, shard_path, write_record
-from cache.errors import BevcaskError, ConfigError, DataError, StoreError
+from cache.bev import DTYPES, LAYOUTS, BevEncoding
+from cache.commit import begin, finish, read_plan
+from cache.coverage import Coverage
+from cache.errors import ConfigError, DataError, StoreError
 from cache.fields import FieldSpec
-from cache.files import file_sha256, read_json
-from cache.index import KIND_LABELLED
+from cache.files import file_sha256
+from cache.layout import frames_place, teacher_place
 from cache.manifest import Manifest
+from cache.plan import FORMATS, Format, StorePlan
+from cache.roots import open_root
 from cache.store import FrameStore
-from cache.tar_writer import ShardWriter
-from models.build import load_weights
-from models.detector import Batch, Detector
-from pipeline.coverage import Coverage
+from pipeline.capacity import capacities
 from pipeline.engine import run_shards
-from pipeline.points import Sweep, aggregate
+from pipeline.points import Sweep
 from pipeline.progress import FrameProgress
 from pipeline.tables import open_tables
+from pipeline.teacher_shard import BATCH, TeacherPass, load_teacher, write_teacher_shard
 
 SHIPPED_TEACHERS = {"demo": Path(__file__).parent.parent / "models" / "checkpoints" / "demo-teacher.safetensors"}
-BATCH = 4
 DEFAULT_SWEEPS = 9
 
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """coverage, dilate: see `pipeline.coverage`; dtype of the stored values; sweeps read with a data root (None: 9)."""
+    """coverage: see `cache.coverage`; encoding and dtype of the stored BEV feature, see `cache.bev`; format of the
+    store; capacity {letter: size} of a Zarr store's arrays, what is left out is measured first; sweeps read with a data
+    root (None: 9).
+    """
 
     coverage: str = "gaussian"
-    dilate: int | None = None
+    encoding: str = "cells"
     dtype: str = "float16"
+    format: str = "webdataset"
+    capacity: Mapping[str, int] = field(default_factory=dict)
     sweeps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("float16", "float32"):
-            raise ConfigError(f"--dtype {self.dtype!r} is unknown, expected float16 or float32")
+        for option, value, known in (
+            ("--dtype", self.dtype, DTYPES),
+            ("--encoding", self.encoding, LAYOUTS),
+            ("--format", self.format, FORMATS),
+        ):
+            if value not in known:
+                raise ConfigError(f"{option} {value!r} is unknown, expected one of {', '.join(known)}")
         if self.sweeps is not None and self.sweeps < 0:
             raise ConfigError(f"--sweeps {self.sweeps} is negative, expected 0 or more")
+        if self.capacity and self.format != "zarr":
+            raise ConfigError("--capacity is for --format zarr; leave it out, other formats hold any number")
 
 
 def resolve_checkpoint(teacher: str, checkpoint: Path | None) -> Path:
@@ -67,14 +75,9 @@ def resolve_checkpoint(teacher: str, checkpoint: Path | None) -> Path:
     return path
 
 
-def teacher_fields(channels: int, dtype: str) -> tuple[FieldSpec, ...]:
-    """The fields of a teacher store, in the order of the index's columns."""
+def detection_fields() -> tuple[FieldSpec, ...]:
+    """The fields of decoded boxes."""
     return (
-        FieldSpec("bev_index", "npy", "int32", ("K",), "cell", "flat cells row * W + col, ascending"),
-        FieldSpec(
-            "bev_values", "npy.zstd", dtype, ("K", str(channels)), "", "the teacher's BEV feature at those cells"
-        ),
-        FieldSpec("bev_weights", "npy", "float32", ("K", "S"), "0..1", "weight of each cell, one column a selector"),
         FieldSpec("boxes", "npy", "float32", ("N", "9"), "m, rad, m/s", "decoded boxes, canonical frame"),
         FieldSpec("scores", "npy", "float32", ("N",), "0..1", "scores, descending"),
         FieldSpec("labels", "npy", "int32", ("N",), "class id", "labels"),
@@ -82,7 +85,7 @@ def teacher_fields(channels: int, dtype: str) -> tuple[FieldSpec, ...]:
 
 
 def cache_teacher(
-    cache: Path,
+    cache: str | Path,
     name: str,
     *,
     teacher: str = "demo",
@@ -92,19 +95,19 @@ def cache_teacher(
     workers: int | None = None,
     scheduler: str | None = None,
 ) -> Manifest:
-    """Writes <cache>/teachers/<name> beside <cache>/frames; skips what an earlier run with the same settings committed.
+    """Writes <cache>/teachers/<name> beside <cache>/frames; skips what an earlier run with the same settings committed,
+    and goes on where the frame store has grown.
 
     Clouds come from the frame store where it holds points, else from data_root (the folder the frames came from).
     Returns the manifest. Raises ConfigError, StoreError, DataError or FingerprintError with the remedy.
     """
     options = options or TeacherOptions()
-    if not name or set(name) - set("abcdefghijklmnopqrstuvwxyz0123456789_-"):
-        raise ConfigError(f"--name {name!r}: expected lower-case letters, digits, '-' and '_'")
-    frames = FrameStore(cache / "frames")
+    place = teacher_place(cache, name)
+    frames = FrameStore(frames_place(cache))
     weights = resolve_checkpoint(teacher, checkpoint)
     digest = file_sha256(weights)
-    model = _teacher(str(weights), digest)
-    coverage = Coverage.parse(options.coverage, options.dilate, model.grid)
+    model = load_teacher(str(weights), digest)
+    coverage = Coverage.parse(options.coverage, model.grid)
     stored_sweeps = frames.manifest.header["sweeps"] if frames.manifest.header["points"] else None
     if stored_sweeps is not None and options.sweeps not in (None, stored_sweeps):
         raise ConfigError(
@@ -112,67 +115,69 @@ def cache_teacher(
             "or cache the frames with other sweeps"
         )
     count = DEFAULT_SWEEPS if options.sweeps is None else options.sweeps
-    plan = _store_plan(
-        frames, model, teacher, digest, options, coverage, count if stored_sweeps is None else stored_sweeps
-    )
     sweeps = _sweeps_from_tables(frames, data_root, count) if stored_sweeps is None else None
-    root = cache / "teachers" / name
-    todo = begin(root, plan)
-    known = set(frames.tokens)
-    rows = [[frames.row_of(token) for token in tokens if token in known] for tokens in plan.shards]
-    lost = [[token for token in tokens if token not in known] for tokens in plan.shards]
+    encoding = BevEncoding(model.bev_channels, *model.grid.shape, len(coverage.names), options.encoding, options.dtype)
+    header = {
+        "teacher": teacher,
+        "weights_sha256": digest,
+        "grid": model.grid.to_dict(),
+        "coverage": coverage.header(),
+        "bev": encoding.to_dict(),
+        "sweeps": count if stored_sweeps is None else stored_sweeps,
+        "batch": BATCH,
+    }
+    job = TeacherPass(
+        frames=frames.root.url,
+        data_root=str(data_root) if data_root else None,
+        weights=str(weights.resolve()),
+        digest=digest,
+        coverage=coverage,
+        encoding=encoding,
+    )
+    plan = _store_plan(frames, header, encoding, options, job, sweeps, read_plan(open_root(place)))
+    todo = begin(place, plan, grow=True)
+    url = open_root(place).url
     jobs = [
-        (
-            str(root),
-            str(cache),
-            shard,
-            plan.digest,
-            rows[shard],
-            lost[shard],
-            None if sweeps is None else [sweeps[frames.tokens[row]] for row in rows[shard]],
-            str(data_root) if data_root else None,
-            str(weights.resolve()),
-            digest,
-            coverage,
-            options.dtype,
-        )
+        (url, shard, job, None if sweeps is None else [sweeps.get(token, ()) for token in shard.tokens])
         for shard in todo
     ]
-    with FrameProgress("cache-teacher", len(frames), len(frames) - sum(len(rows[s]) for s in todo)) as progress:
+    total = sum(len(tokens) for tokens in plan.shards)
+    with FrameProgress("cache-teacher", total, total - sum(len(shard.tokens) for shard in todo)) as progress:
         summaries = run_shards(write_teacher_shard, jobs, workers=workers, scheduler=scheduler, progress=progress)
-    if summaries and not any(s["frames"] for s in summaries) and len(todo) == len(rows):
+    if summaries and not any(s["frames"] for s in summaries) and len(todo) == len(plan.shards):
         raise DataError(f"not one of {len(frames)} frames could be read; the first: {summaries[0]['first_problem']}")
-    return finish(root, plan)
+    return finish(place, plan)
 
 
 def _store_plan(
     frames: FrameStore,
-    model: Detector,
-    teacher: str,
-    digest: str,
+    header: dict[str, Any],
+    encoding: BevEncoding,
     options: TeacherOptions,
-    coverage: Coverage,
-    sweeps: int,
+    job: TeacherPass,
+    sweeps: Mapping[str, tuple[Sweep, ...]] | None,
+    earlier: StorePlan | None,
 ) -> StorePlan:
     """Teacher shards follow the frame store's plan, frames that it could not read included: once they are repaired
-    there, this pass adds them too."""
-    planned = read_json(frames.root / "plan.json", "the frame store's plan")["shards"]
+    there, this pass adds them too. A Zarr store's rows and capacities stay those it was begun with."""
+    planned = read_plan(frames.root)
+    if planned is None:
+        raise StoreError(f"{frames.root}: no plan.json, which says what the shards hold; restore it or cache again")
+    fields = (*encoding.fields(), *detection_fields())
+    layout = Format(options.format)
+    if options.format == "zarr" and earlier is not None and earlier.format.name == "zarr" and not options.capacity:
+        layout = earlier.format
+    elif options.format == "zarr":
+        rows = max(len(tokens) for tokens in planned.shards)
+        layout = Format("zarr", rows, capacities(frames, fields, job, sweeps, options.capacity))
     return StorePlan(
         kind="teacher",
         identity=frames.manifest.identity,
-        header={
-            "teacher": teacher,
-            "weights_sha256": digest,
-            "grid": model.grid.to_dict(),
-            "bev_channels": model.bev_channels,
-            "coverage": coverage.header(),
-            "dtype": options.dtype,
-            "sweeps": sweeps,
-            "batch": BATCH,
-        },
-        fields=teacher_fields(model.bev_channels, options.dtype),
-        scenes=frames.manifest.scenes,
-        shards=tuple(tuple(str(token) for token in tokens) for tokens in planned),
+        header=header,
+        fields=fields,
+        scenes=planned.scenes,
+        shards=planned.shards,
+        format=layout,
     )
 
 
@@ -191,125 +196,3 @@ def _sweeps_from_tables(frames: FrameStore, data_root: Path | None, count: int) 
             "give the data root that the frames came from"
         )
     return sweeps
-
-
-@functools.lru_cache(maxsize=2)
-def _teacher(path: str, digest: str) -> Detector:
-    """The model, once per process. The digest is checked so that every worker runs the very same weights."""
-    found = file_sha256(Path(path))
-    if found != digest:
-        raise BevcaskError(
-            f"{path}: sha256 {found[:16]} on this worker, the client has {digest[:16]}; copy the same file to all nodes"
-        )
-    model = load_weights(Path(path))
-    if model.modality != "lidar":
-        raise ConfigError(f"{path}: a {model.modality} model, expected a LiDAR teacher; choose another checkpoint")
-    return model.eval()
-
-
-def write_teacher_shard(
-    root: str,
-    cache: str,
-    shard: int,
-    plan_digest: str,
-    rows: Sequence[int],
-    lost: Sequence[str],
-    sweeps: Sequence[tuple[Sweep, ...]] | None,
-    data_root: str | None,
-    weights: str,
-    digest: str,
-    coverage: Coverage,
-    dtype: str,
-) -> dict[str, Any]:
-    """One task: the teacher over one shard's frames in fixed batches, written and committed. Returns counts only."""
-    torch.set_num_threads(1)
-    model = _teacher(weights, digest)
-    frames = FrameStore(Path(cache) / "frames")
-    specs = {spec.name: spec for spec in teacher_fields(model.bev_channels, dtype)}
-    written: list[dict[str, Any]] = []
-    quarantined = [{"token": token, "reason": "not in the frame store: repair it there first"} for token in lost]
-    try:
-        with ShardWriter(shard_path(Path(root), shard), specs) as writer:
-            for batch_rows, clouds in _batches(frames, rows, sweeps, data_root, quarantined):
-                for row, values in zip(
-                    batch_rows, run_teacher(model, frames, batch_rows, clouds, coverage, dtype), strict=True
-                ):
-                    members = writer.write(frames.tokens[row], values)
-                    written.append(
-                        {
-                            "token": frames.tokens[row],
-                            "scene": int(frames.index.scene[row]),
-                            "timestamp_us": int(frames.index.timestamp_us[row]),
-                            "kind": int(frames.index.kind[row]),
-                            "class_counts": frames.index.class_counts[row].tolist(),
-                            "members": {field: location.to_list() for field, location in members.items()},
-                        }
-                    )
-    finally:
-        frames.close()
-    return write_record(
-        Path(root), shard, plan_digest, size=writer.size, sha256=writer.sha256, frames=written, quarantined=quarantined
-    )
-
-
-def _batches(
-    frames: FrameStore,
-    rows: Sequence[int],
-    sweeps: Sequence[tuple[Sweep, ...]] | None,
-    data_root: str | None,
-    quarantined: list[dict[str, str]],
-) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-    """Fixed batches in shard order; frames whose clouds cannot be read go to `quarantined`."""
-    batch_rows: list[int] = []
-    clouds: list[np.ndarray] = []
-    for i, row in enumerate(rows):
-        try:
-            if sweeps is None:
-                cloud = frames.points(row)
-            else:
-                assert data_root is not None
-                cloud = aggregate(sweeps[i], Path(data_root))
-        except DataError as error:
-            quarantined.append({"token": frames.tokens[row], "reason": str(error)})
-            continue
-        batch_rows.append(row)
-        clouds.append(cloud)
-        if len(batch_rows) == BATCH:
-            yield batch_rows, clouds
-            batch_rows, clouds = [], []
-    if batch_rows:
-        yield batch_rows, clouds
-
-
-def run_teacher(
-    model: Detector,
-    frames: FrameStore,
-    rows: Sequence[int],
-    clouds: Sequence[np.ndarray],
-    coverage: Coverage,
-    dtype: str,
-) -> list[dict[str, np.ndarray]]:
-    """The teacher's fields of a batch of frames, by name. Runs in fp32 without gradients."""
-    batch = Batch(
-        points=[torch.from_numpy(np.array(cloud)) for cloud in clouds], tokens=[frames.tokens[row] for row in rows]
-    )
-    with torch.inference_mode():
-        output = model(batch)
-        decoded = model.decode(output)
-    bev = output.bev.float().numpy()
-    out = []
-    for i, row in enumerate(rows):
-        labelled = int(frames.index.kind[row]) == KIND_LABELLED
-        boxes = frames.boxes_lidar(row) if labelled else None
-        cells = gather_cells(bev[i], coverage.weights(boxes, model.grid), dtype)
-        out.append(
-            {
-                "bev_index": cells.index,
-                "bev_values": cells.values,
-                "bev_weights": cells.weights,
-                "boxes": decoded[i].boxes_lidar,
-                "scores": decoded[i].scores,
-                "labels": decoded[i].labels,
-            }
-        )
-    return out

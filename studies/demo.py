@@ -19,6 +19,7 @@ from rich.console import Console
 
 from cache.files import file_sha256, read_json, write_json
 from cache.frame import CAMERA_CHANNELS, Detections
+from cache.layout import frames_place, teacher_place
 from cache.store import FrameStore, TeacherStore
 from evaluation.draw import BoxLayer, decode_jpeg, detection_layer, draw_bev, draw_cameras, truth_layer
 from evaluation.official import Metrics
@@ -124,9 +125,9 @@ def run_demo(root: Path, console: Console, world: DemoWorld | None = None, steps
     stages.start("teacher", "the LiDAR detector runs once over every frame")
     teacher_name = _ensure_teacher(root, cache, console, length)
     stages.start("score the teacher", "from its store, before any student sees it")
-    store = FrameStore(cache / "frames")
+    store = FrameStore(frames_place(cache))
     rows = store.split_rows("val")
-    detections = {"teacher": teacher_detections(store, rows, cache / "teachers" / teacher_name)}
+    detections = {"teacher": teacher_detections(store, rows, teacher_place(cache, teacher_name))}
     metrics = {"teacher": score(store, rows, detections["teacher"])}
 
     stages.start("train the students", "the same student without and with distillation, side by side")
@@ -148,7 +149,7 @@ def run_demo(root: Path, console: Console, world: DemoWorld | None = None, steps
     result = DemoResult(metrics, shuffled, stages.seconds, root / "report.html")
     write_report(
         result.report,
-        _report(result, store, rows, TeacherStore(cache / "teachers" / teacher_name), detections, jobs, world),
+        _report(result, store, rows, TeacherStore(teacher_place(cache, teacher_name)), detections, jobs, world),
     )
     write_json(root / "result.json", _figures(result, world))
     rows_shown = [MetricsRow(name, metrics[name]) for name in ROWS]

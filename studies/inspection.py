@@ -11,9 +11,8 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from cache.cells import scatter_cells
-from cache.classes import DETECTION_CLASSES
 from cache.errors import StoreError
-from cache.frame import CAMERA_CHANNELS
+from cache.layout import frames_place, teacher_names, teacher_place
 from cache.manifest import Manifest
 from cache.store import FrameStore, Store, TeacherStore
 from evaluation.draw import BoxLayer, decode_jpeg, detection_layer, draw_frame, truth_layer, write_png
@@ -21,23 +20,22 @@ from evaluation.draw import BoxLayer, decode_jpeg, detection_layer, draw_frame, 
 SHOWN_QUARANTINED = 10
 
 
-def describe(cache: Path) -> list[RenderableType]:
+def describe(cache: str | Path) -> list[RenderableType]:
     """Tables of every store under `cache`. Raises StoreError where there is no frame store."""
-    frames = FrameStore(cache / "frames")
+    frames = FrameStore(frames_place(cache))
     out: list[RenderableType] = [_summary(frames, "frame store")]
     splits = Counter(frames.manifest.scenes[int(scene)].split for scene in frames.index.scene)
     out.append("splits: " + ", ".join(f"{name} {count} frames" for name, count in sorted(splits.items())))
     counts = np.asarray(frames.index.class_counts).sum(axis=0)
-    out.append("boxes: " + ", ".join(f"{name} {int(n)}" for name, n in zip(DETECTION_CLASSES, counts, strict=True)))
-    out.append(f"first token: {frames.tokens[0]}" if len(frames) else "no frames")
-    for root in sorted((cache / "teachers").glob("*/manifest.json")):
-        teacher = TeacherStore(root.parent)
-        out.append(_summary(teacher, f"teacher store {root.parent.name}"))
-        header = teacher.manifest.header
+    out.append("boxes: " + ", ".join(f"{name} {int(n)}" for name, n in zip(frames.classes, counts, strict=True)))
+    out.append(f"first token: {frames.token(0)}" if len(frames) else "no frames")
+    for name in teacher_names(cache):
+        teacher = TeacherStore(teacher_place(cache, name))
+        out.append(_summary(teacher, f"teacher store {name}"))
+        bev = teacher.bev
         out.append(
-            f"grid {teacher.grid}; {header['bev_channels']} channels as {header['dtype']}; coverage "
-            f"{'+'.join(teacher.selectors)} (dilated by {header['coverage']['dilate_cells']}); weights "
-            f"{header['weights_sha256'][:16]}"
+            f"grid {teacher.grid}; {bev.channels} channels, {bev.layout} in {bev.dtype}; coverage {teacher.coverage}; "
+            f"weights {teacher.manifest.header['weights_sha256'][:16]}"
         )
     return out
 
@@ -59,7 +57,8 @@ def _summary(store: Store, title: str) -> Table:
         )
     table.caption = (
         f"{len(store)} frames, {len(store.manifest.shards)} shards, {len(store.manifest.quarantined)} quarantined, "
-        f"data set {store.manifest.identity['dataset_version']}, digest {store.manifest.digest}"
+        f"{store.manifest.format.name}, data set {store.manifest.identity['dataset_version']}, "
+        f"digest {store.manifest.digest}"
     )
     return table
 
@@ -68,14 +67,14 @@ def closing_summary(manifest: Manifest) -> dict[str, Any]:
     """What a caching run wrote, as plain values."""
     return {
         "frames": sum(shard.frames for shard in manifest.shards),
-        "bytes": sum(shard.size for shard in manifest.shards),
+        "bytes": sum(file.size for shard in manifest.shards for file in shard.files),
         "shards": len(manifest.shards),
         "quarantined": len(manifest.quarantined),
         "digest": manifest.digest,
     }
 
 
-def closing_lines(kind: str, manifest: Manifest, root: Path) -> list[str]:
+def closing_lines(kind: str, manifest: Manifest, root: str | Path) -> list[str]:
     """The same for a person, with the first quarantined frames and why."""
     summary = closing_summary(manifest)
     return [
@@ -85,14 +84,9 @@ def closing_lines(kind: str, manifest: Manifest, root: Path) -> list[str]:
     ]
 
 
-def teacher_names(cache: Path) -> list[str]:
-    """Names of the committed teacher stores under `cache`."""
-    return sorted(path.parent.name for path in (cache / "teachers").glob("*/manifest.json"))
-
-
-def draw_token(cache: Path, token: str, teacher: str | None, out: Path | None) -> Path:
+def draw_token(cache: str | Path, token: str, teacher: str | None, out: Path | None) -> Path:
     """Draws one frame to a PNG and returns its path; the only teacher store is drawn too where none is named."""
-    frames = FrameStore(cache / "frames")
+    frames = FrameStore(frames_place(cache))
     row = frames.row_of(token)
     names = teacher_names(cache)
     if teacher is not None and teacher not in names:
@@ -100,7 +94,7 @@ def draw_token(cache: Path, token: str, teacher: str | None, out: Path | None) -
     if teacher is None and len(names) == 1:
         teacher = names[0]
     path = out or Path(f"{token}.png")
-    write_png(path, frame_picture(frames, row, TeacherStore(cache / "teachers" / teacher) if teacher else None))
+    write_png(path, frame_picture(frames, row, TeacherStore(teacher_place(cache, teacher)) if teacher else None))
     return path
 
 
@@ -109,7 +103,7 @@ def frame_picture(
 ) -> np.ndarray:
     """RGB picture of one frame with whatever the stores hold of it; `more` layers are drawn last."""
     frame = frames.frame(row)
-    images = [decode_jpeg(frames.image(row, channel)) for channel in CAMERA_CHANNELS]
+    images = [decode_jpeg(frames.image(row, camera.channel)) for camera in frame.cameras]
     layers: list[BoxLayer] = [truth_layer(frame, frames.truth(row))] if frames.is_labelled(row) else []
     grid = mask = None
     if teacher is not None:

@@ -24,6 +24,7 @@ from rich.console import Console
 from cache.errors import BevcaskError
 from cache.files import read_json, write_json
 from cache.geometry import points_in_boxes
+from cache.layout import frames_place
 from cache.store import FrameStore
 
 ROOT = Path(__file__).parent.parent
@@ -163,7 +164,7 @@ def real_keyframe_goes_through_every_task(work: Path) -> str:
         ["evaluate", "--cache", str(cache), "--teacher", "demo"],
     ):
         _timed_task(ROOT, *arguments)
-    store = FrameStore(cache / "frames")
+    store = FrameStore(frames_place(cache))
     truth, frame = store.truth(0), store.frame(0)
     counts = points_in_boxes(store.points(0)[:, :3], truth.boxes_global, frame.lidar_to_global())
     share = float((np.abs(counts - truth.num_lidar_pts) <= 1).mean())

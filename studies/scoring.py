@@ -14,6 +14,7 @@ from rich.console import RenderableType
 
 from cache.errors import ConfigError, StoreError
 from cache.frame import Detections, Frame
+from cache.layout import frames_place, teacher_place
 from cache.store import FrameStore, TeacherStore, require_same_frames
 from evaluation.control import shuffled_over_frames
 from evaluation.official import Metrics, evaluate, evaluate_submission
@@ -69,15 +70,15 @@ def score_shuffled(store: FrameStore, rows: Sequence[int], detections: Mapping[s
     return score(store, rows, shuffled_over_frames(detections, tokens, SHUFFLE_SEED, scene_of))
 
 
-def teacher_detections(store: FrameStore, rows: Sequence[int], teacher_root: Path) -> dict[str, Detections]:
+def teacher_detections(store: FrameStore, rows: Sequence[int], place: str | Path) -> dict[str, Detections]:
     """What a teacher store says of these frames."""
-    teacher = TeacherStore(teacher_root)
+    teacher = TeacherStore(place)
     teacher_rows = require_same_frames(store, teacher, rows)
     return {store.tokens[row]: teacher.detections(found) for row, found in zip(rows, teacher_rows, strict=True)}
 
 
 def evaluate_source(
-    cache: Path,
+    cache: str | Path,
     *,
     run: Path | None = None,
     teacher: str | None = None,
@@ -92,7 +93,7 @@ def evaluate_source(
     """
     if sum(source is not None for source in (run, teacher, submission)) != 1:
         raise ConfigError("give exactly one of --run, --teacher and --submission")
-    store = FrameStore(cache / "frames")
+    store = FrameStore(frames_place(cache))
     split = choose_split(store, split)
     rows = store.split_rows(split)
     frames = frames_of(store, rows)
@@ -117,7 +118,7 @@ def evaluate_source(
     else:
         if teacher is not None:
             name, modality = teacher, "lidar"
-            detections = teacher_detections(store, rows, cache / "teachers" / teacher)
+            detections = teacher_detections(store, rows, teacher_place(cache, teacher))
         else:
             assert run is not None
             model = load_run(run)

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cache.errors import BevcaskError
+from cache.roots import open_root
 from evaluation.curves import LossCurve
 from trainer.loop import train
 from trainer.metrics import read_metrics
@@ -27,7 +28,7 @@ from trainer.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 _POLL_S = 2.0
-# glibc gives large blocks back to the kernel at once and faults them in again at every step: keeping them saves 5 to 20 %
+# glibc gives large blocks back to the kernel and faults them in again at every step: keeping them saves 5 to 20 %
 _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 _CURVE_SKIPS = ("step", "epoch", "lr", "frames_per_s", "stall_share", "gradient_norm")
 
@@ -38,14 +39,14 @@ class TrainingJob:
 
     name: str
     recipe: str
-    cache: Path
+    cache: str | Path
     run: Path
     overrides: Mapping[str, Any]
 
 
 def train_run(
     recipe: str,
-    cache: Path,
+    cache: str | Path,
     run: Path,
     *,
     resume: bool = False,
@@ -95,7 +96,7 @@ def train_side_by_side(jobs: Sequence[TrainingJob], threads: int) -> None:
 
 def _start(job: TrainingJob, threads: int) -> subprocess.Popen[str]:
     job.run.mkdir(parents=True, exist_ok=True)
-    arguments = [job.recipe, str(job.cache.resolve()), str(job.run.resolve()), str(threads), json.dumps(job.overrides)]
+    arguments = [job.recipe, open_root(job.cache).url, str(job.run.resolve()), str(threads), json.dumps(job.overrides)]
     return subprocess.Popen(
         [sys.executable, "-m", "studies.training", *arguments],
         cwd=ROOT,
@@ -145,8 +146,6 @@ if __name__ == "__main__":
     _end_with_parent()
     _recipe, _cache, _run, _threads, _overrides = sys.argv[1:]
     try:
-        train_run(
-            _recipe, Path(_cache), Path(_run), resume=True, threads=int(_threads), overrides=json.loads(_overrides)
-        )
+        train_run(_recipe, _cache, Path(_run), resume=True, threads=int(_threads), overrides=json.loads(_overrides))
     except BevcaskError as _error:
         sys.exit(" ".join(str(_error).split()))

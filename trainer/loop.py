@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cache.errors import BevcaskError, ConfigError, StoreError
 from cache.files import read_json, write_json
 from cache.frame import CAMERA_CHANNELS
+from cache.layout import frames_place, teacher_place
 from cache.store import FrameStore, TeacherStore, require_same_frames
 from models.build import build_detector, save_weights
 from models.detector import Batch, Detector, total_of
@@ -79,7 +80,7 @@ class Plan:
 
 def train(
     recipe: Recipe,
-    cache_root: Path,
+    cache_root: str | Path,
     run_dir: Path,
     *,
     resume: bool = False,
@@ -143,9 +144,9 @@ def train(
     return result
 
 
-def make_plan(recipe: Recipe, cache_root: Path) -> Plan:
+def make_plan(recipe: Recipe, cache_root: str | Path) -> Plan:
     """Opens the stores and fixes the epoch's list: the labelled frames of the split, in store order."""
-    frames = FrameStore(cache_root / "frames")
+    frames = FrameStore(frames_place(cache_root))
     rows = [row for row in frames.split_rows(recipe.data.split) if frames.is_labelled(row)]
     if not rows:
         raise StoreError(
@@ -153,7 +154,7 @@ def make_plan(recipe: Recipe, cache_root: Path) -> Plan:
         )
     teacher, teacher_rows = None, []
     if recipe.data.teacher:
-        teacher = TeacherStore(cache_root / "teachers" / recipe.data.teacher)
+        teacher = TeacherStore(teacher_place(cache_root, recipe.data.teacher))
         teacher_rows = require_same_frames(frames, teacher, rows)
     config = recipe.train
     steps = config.steps or steps_per_epoch(len(rows), config.batch) * (config.epochs or 0)

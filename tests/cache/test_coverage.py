@@ -150,8 +150,3 @@ def test_any_header_reads_as_itself_or_is_corrupt(header: Any) -> None:
     except CorruptError:
         return
     assert coverage.header() == header
-
-
-def test_headers_from_before_selectors_had_options_still_read() -> None:
-    first = {"selectors": ["gaussian", "dense"], "dilate_cells": 1, "unlabelled": ["dense"]}
-    assert Coverage.from_header(first) == Coverage.parse("gaussian(dilate=1)+dense")

@@ -83,7 +83,7 @@ class BevDistillDense(nn.Module):
     ) -> BevDistillDense:
         """The term for a student and the frames it will be trained on."""
         statistics = channel_statistics(teacher, teacher_rows, options.selector) if options.standardise else None
-        channels = int(teacher.manifest.header["bev_channels"])
+        channels = teacher.bev.channels
         return cls(name, weight, options, model.bev_channels, channels, model, statistics)
 
     def forward(self, output: DetectorOutput, batch: Batch, cells: TeacherCells | None) -> dict[str, LossPart]:

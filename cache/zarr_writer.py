@@ -1,0 +1,111 @@
+"""Writes a shard of the Zarr format: one Zarr v3 shard file a field, one inner chunk a frame, rows in the plan's order.
+
+Frames are encoded one at a time, so a shard needs the memory of a frame. The bytes are those of the specification's
+`sharding_indexed` codec (chunks, then an index of offsets and lengths, then its crc32c), which the tests read with
+stock zarr. Unused rows of a shard are written too: zarr reads what is not there as zeros, silently.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from cache.errors import StoreError
+from cache.fields import FieldSpec
+from cache.manifest import StoredFile
+from cache.plan import FrameEntry
+from cache.shard_writer import HashedFile, ShardWriter, location
+
+FOLDER = "data.zarr"
+
+
+def side_fields(letters: tuple[str, ...]) -> tuple[FieldSpec, ...]:
+    """Arrays beside the fields, a value a row: whether it is a frame, which one, when, and the letters' sizes."""
+    return (
+        FieldSpec("valid", "npy", "bool"),
+        FieldSpec("token", "npy", "uint8", ("16",), about="the hex digits' bytes"),
+        FieldSpec("timestamp_us", "npy", "int64"),
+        *(FieldSpec(f"size_{letter.lower()}", "npy", "uint32") for letter in letters),
+    )
+
+
+class ZarrShardWriter(ShardWriter):
+    """One file for each field, and one for each side array."""
+
+    def _open(self) -> None:
+        self._arrays = {spec.name: _ShardFile(self._hashed(self._name(spec))) for spec in self._plan.fields}
+        self._letters = tuple(self._plan.format.capacity)
+
+    def _name(self, spec: FieldSpec) -> str:
+        return f"{FOLDER}/{spec.name}/c/{self._plan.number}" + "/0" * len(spec.shape)
+
+    def _append(self, entry: FrameEntry, values: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, list[int]]:
+        missing = sorted(set(self._fields) - set(values))
+        if missing:
+            raise StoreError(f"frame {entry.token}: {missing} are missing; in a Zarr store every frame has every field")
+        capacity = self._plan.format.capacity
+        return {
+            name: self._arrays[name].append(spec.encode_padded(values[name], capacity))
+            for name, spec in self._fields.items()
+        }
+
+    def _close(self) -> list[StoredFile]:
+        rows, used = self._plan.format.rows, len(self._frames)
+        for name, spec in self._fields.items():
+            empty = spec.encode_padded(
+                np.zeros(spec.shape_under(self._plan.format.capacity), spec.dtype), self._plan.format.capacity
+            )
+            for _ in range(rows - used):
+                self._arrays[name].append(empty)
+            self._arrays[name].close()
+        files = [self._arrays[spec.name].file.stored() for spec in self._plan.fields]
+        for spec in side_fields(self._letters):
+            column = np.zeros((rows, *spec.shape_under({})), np.dtype(spec.dtype).newbyteorder("<"))
+            if used:
+                column[:used] = self._side_column(spec.name)
+            file = self._hashed(self._name(spec))
+            data = column.tobytes()
+            file.write(data + checksum(data))
+            files.append(file.stored())
+        return files
+
+    def _abandon(self) -> None:
+        pass
+
+    def _side_column(self, name: str) -> Any:
+        if name == "valid":
+            return True
+        if name == "token":
+            return [list(bytes.fromhex(frame["token"])) for frame in self._frames]
+        if name == "timestamp_us":
+            return [frame["timestamp_us"] for frame in self._frames]
+        return [frame["sizes"].get(name.removeprefix("size_").upper(), 0) for frame in self._frames]
+
+
+class _ShardFile:
+    """A `sharding_indexed` file that grows chunk by chunk."""
+
+    def __init__(self, file: HashedFile) -> None:
+        self.file = file
+        self._index: list[tuple[int, int]] = []
+
+    def append(self, data: bytes) -> list[int]:
+        """Writes a chunk and its checksum; returns where the chunk's own bytes lie."""
+        offset = self.file.size
+        self.file.write(data + checksum(data))
+        self._index.append((offset, len(data) + 4))
+        return location(offset, data)
+
+    def close(self) -> None:
+        """Writes the index."""
+        index = b"".join(struct.pack("<QQ", *entry) for entry in self._index)
+        self.file.write(index + checksum(index))
+
+
+def checksum(data: bytes) -> bytes:
+    """What Zarr's crc32c codec appends."""
+    return struct.pack("<I", google_crc32c.value(data))

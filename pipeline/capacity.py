@@ -1,0 +1,73 @@
+"""How much room a Zarr store's arrays need: counted where annotations fix it, elsewhere probed with a margin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cache.coverage import Coverage
+from cache.errors import ConfigError, DataError
+from cache.fields import FieldSpec, letters_of
+from cache.store import FrameStore
+from pipeline.coverage import Evidence, coverage_weights
+from pipeline.points import Sweep
+from pipeline.teacher_shard import TeacherPass, load_teacher, read_cloud, run_teacher
+
+PROBED_FRAMES = 16
+MARGIN = 1.5  # of the largest probed frame; a frame above it fails its shard and names --capacity
+_FROM_ANNOTATIONS = {"gaussian", "footprint", "random", "dense"}
+
+
+def capacities(
+    frames: FrameStore,
+    fields: Sequence[FieldSpec],
+    job: TeacherPass,
+    sweeps: Mapping[str, tuple[Sweep, ...]] | None,
+    given: Mapping[str, int],
+) -> dict[str, int]:
+    """Sizes for all letters of `fields`; `given` ones are taken as they are. ConfigError for one that is no letter."""
+    letters = letters_of(fields)
+    unknown = sorted(set(given) - set(letters))
+    if unknown or any(size < 1 for size in given.values()):
+        raise ConfigError(f"--capacity {dict(given)}: expected sizes of 1 or more for some of {', '.join(letters)}")
+    out = dict(given)
+    if "K" in letters and "K" not in out and set(job.coverage.names) <= _FROM_ANNOTATIONS:
+        out["K"] = _most_cells(frames, job)
+    if set(letters) - set(out):
+        out = {**_probed(frames, fields, job, sweeps), **out}
+    return {letter: max(1, out[letter]) for letter in letters}
+
+
+def _most_cells(frames: FrameStore, job: TeacherPass) -> int:
+    """Cells of the fullest frame, by its annotations alone."""
+    coverage, grid = job.coverage, load_teacher(job.weights, job.digest).grid
+    if coverage.every_cell:
+        return grid.height * grid.width
+    return max((_count(frames, row, coverage, grid) for row in range(len(frames))), default=1)
+
+
+def _count(frames: FrameStore, row: int, coverage: Coverage, grid: object) -> int:
+    boxes = frames.boxes_lidar(row) if frames.is_labelled(row) else None
+    weights = coverage_weights(coverage, Evidence(frames.token(row), boxes_lidar=boxes), grid)  # type: ignore[arg-type]
+    return int((weights > 0).any(axis=0).sum())
+
+
+def _probed(
+    frames: FrameStore, fields: Sequence[FieldSpec], job: TeacherPass, sweeps: Mapping[str, tuple[Sweep, ...]] | None
+) -> dict[str, int]:
+    """Letters' largest sizes over a few frames spread over the store, with a margin."""
+    model = load_teacher(job.weights, job.digest)
+    most: dict[str, int] = {}
+    for row in np.unique(np.linspace(0, len(frames) - 1, min(len(frames), PROBED_FRAMES)).astype(int)).tolist():
+        try:
+            cloud = read_cloud(frames, row, None if sweeps is None else sweeps[frames.token(row)], job.data_root)
+        except DataError:
+            continue  # the pass itself quarantines it
+        values = run_teacher(model, frames, [row], [cloud], job)[0]
+        for spec in fields:
+            for letter, size in spec.sizes_to_write(values[spec.name]).items():
+                most[letter] = max(most.get(letter, 0), size)
+    if not most:
+        raise DataError(f"{frames.root}: no probed frame's cloud could be read; repair them or give --capacity")
+    return {letter: int(np.ceil(size * MARGIN)) for letter, size in most.items()}
