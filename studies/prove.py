@@ -212,7 +212,7 @@ def _run_apart(claim: Claim, work: Path) -> ClaimResult:
     command = [sys.executable, "-m", "studies.prove", claim.name, str(work)]
     try:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
         )
         out, err = process.communicate(timeout=claim.limit_s)
         lines = (out if process.returncode == 0 else err or out).strip().splitlines()
