@@ -1,4 +1,4 @@
-"""Where a store lies: a folder, or any fsspec URL (s3://, gs://, memory://), behind one small protocol of named objects.
+"""Where a store lies: a folder, or any fsspec URL (s3://, gs://, memory://), behind a small protocol of named objects.
 
 A local object appears by rename, a remote one by a single PUT, so no reader ever meets half of one. Names are relative,
 of plain characters and checked on every call: they come from manifests, which are never trusted as paths.
@@ -7,24 +7,29 @@ of plain characters and checked on every call: they come from manifests, which a
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
-import tempfile
-import threading
+import stat
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from cache.errors import ConfigError, StoreError
-from cache.files import PARTIAL, atomic_write, no_space_as_error
+from cache.errors import StoreError
+from cache.files import atomic_write
 
 MAX_OPEN = 256
+_LARGE = 16 << 20
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
 
 
 class Root(Protocol):
-    """Named objects under one place. Missing objects raise FileNotFoundError; what else goes wrong is a StoreError."""
+    """Named objects under one place. Missing objects raise FileNotFoundError; what else goes wrong is a StoreError.
+
+    Safe to share between threads, usable after a fork, and picklable: a worker process gets a root of its own.
+    """
 
     @property
     def url(self) -> str:
@@ -34,10 +39,13 @@ class Root(Protocol):
         """The whole object."""
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start`, fewer where the object ends before."""
+        """`length` bytes from `start`, fewer where the object ends before, none where it ends before `start`."""
 
     def size(self, name: str) -> int | None:
         """Bytes of the object, None where there is none."""
+
+    def version(self, name: str) -> str:
+        """A text that changes when the object is replaced by another (ETag, or time and size)."""
 
     def sizes(self) -> dict[str, int]:
         """Every object's name and bytes, other writers' partial files included."""
@@ -49,7 +57,10 @@ class Root(Protocol):
         """A binary file whose content becomes the object, at once, when the block ends without an error."""
 
     def put_new(self, name: str, data: bytes) -> None:
-        """Makes the object; FileExistsError where there is one already, which then stays as it is."""
+        """Makes the object; FileExistsError where there is one already, which then stays as it is.
+
+        Over a network the one already there may be ours, from a first try whose answer was lost: compare the bytes.
+        """
 
     def remove(self, name: str) -> None:
         """Removes the object if it is there."""
@@ -66,7 +77,12 @@ def open_root(place: str | Path | Root) -> Root:
     if isinstance(place, Path) or (isinstance(place, str) and "://" not in place):
         return LocalRoot(Path(place))
     if isinstance(place, str):
-        return LocalRoot(Path(place.removeprefix("file://"))) if place.startswith("file://") else FsspecRoot(place)
+        protocol, _, path = place.partition("://")
+        if protocol in ("file", "local"):
+            return LocalRoot(Path(path))
+        from cache.remote_root import FsspecRoot  # here: local stores, the common case, open without fsspec
+
+        return FsspecRoot(place)
     return place
 
 
@@ -84,17 +100,50 @@ def checked_name(name: str) -> str:
     return name
 
 
+def removable_name(name: str) -> str:
+    """`name` where it leads to something below a root: a damaged store's leftovers may have any name, but not `..`."""
+    if "\0" in name or {"", ".", ".."} & set(name.split("/")):
+        raise StoreError(f"object name {name!r} leads outside its root, so it is not removed")
+    return name
+
+
+class _Descriptor:
+    """An open file's number. It is closed when the last thread that holds it lets go, never under somebody's read: the
+    next file opened would take the number over, and the read give that one's bytes.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self, path: Path) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self, close: Any = os.close) -> None:
+        if self.number >= 0:
+            close(self.number)
+
+
+_ROOTS: weakref.WeakSet[LocalRoot] = weakref.WeakSet()
+
+
 class LocalRoot:
-    """A folder. Reads by pread on descriptors that stay open (the first MAX_OPEN); safe to share between threads."""
+    """A folder. Reads by pread on descriptors that stay open (the first MAX_OPEN). No lock on any path of reading.
+
+    What this root writes or removes is seen by its next read; what others replace is seen where the file is opened
+    again, and until then the old file is read, whole. Links to folders are not followed by `sizes`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._descriptors: dict[str, int] = {}
-        self._lock = threading.Lock()
-        weakref.finalize(self, _close_all, self._descriptors)  # a root that is dropped unclosed leaks nothing
+        self._kept: dict[str, _Descriptor] = {}
+        self._changes = 0
+        _ROOTS.add(self)
 
     def __str__(self) -> str:
         return str(self.folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LocalRoot, (self.folder,)
 
     @property
     def url(self) -> str:
@@ -104,27 +153,54 @@ class LocalRoot:
         return self.folder / checked_name(name)
 
     def read(self, name: str) -> bytes:
-        return self._path(name).read_bytes()
+        with self._told(name):
+            return self._path(name).read_bytes()
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        with self._lock:
-            descriptor = self._descriptors.get(name)
-            keep = descriptor is None and len(self._descriptors) < MAX_OPEN
-            if keep:
-                descriptor = self._descriptors[name] = os.open(self._path(name), os.O_RDONLY)
-        if descriptor is not None:
-            return os.pread(descriptor, length, start)
-        descriptor = os.open(self._path(name), os.O_RDONLY)
         try:
-            return os.pread(descriptor, length, start)
-        finally:
-            os.close(descriptor)
+            opened = self._kept.get(name) or self._open(name)
+            if length > _LARGE:  # a damaged length must not make pread allocate more than there is
+                length = max(0, min(length, os.fstat(opened.number).st_size - start))
+            data = os.pread(opened.number, length, start)
+            while len(data) < length and (more := os.pread(opened.number, length - len(data), start + len(data))):
+                data += more  # pread gives 2 GiB at most
+            return data
+        except (OSError, OverflowError) as error:
+            raise self._as_told(name, error) from error
+
+    def _open(self, name: str) -> _Descriptor:
+        """A descriptor, kept for the next read unless there are too many or the object was replaced meanwhile."""
+        changes = self._changes
+        try:
+            opened = _Descriptor(self._path(name))
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            for root in list(_ROOTS):  # the process may open no more: what all roots keep open is given back
+                root.close()
+            opened = _Descriptor(self._path(name))
+        if len(self._kept) < MAX_OPEN:
+            self._kept[name] = opened
+            if changes != self._changes:
+                self._kept.pop(name, None)
+        return opened
 
     def size(self, name: str) -> int | None:
         try:
-            return self._path(name).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
+            return self._stat(name).st_size
+        except FileNotFoundError:
             return None
+
+    def version(self, name: str) -> str:
+        found = self._stat(name)
+        return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+
+    def _stat(self, name: str) -> os.stat_result:
+        with self._told(name):
+            found = self._path(name).stat()
+            if not stat.S_ISREG(found.st_mode):
+                raise FileNotFoundError(name)
+            return found
 
     def sizes(self) -> dict[str, int]:
         found = {}
@@ -138,133 +214,68 @@ class LocalRoot:
     def local_path(self, name: str) -> Path | None:
         return self._path(name)
 
-    def write(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
-        self._forget(name)
-        return atomic_write(self._path(name))
+    @contextlib.contextmanager
+    def write(self, name: str) -> Iterator[BinaryIO]:
+        path = self._path(name)
+        in_block = False
+        try:
+            with atomic_write(path) as file:
+                in_block = True
+                yield file
+                in_block = False
+        except OSError as error:
+            if in_block:  # the caller's own
+                raise
+            raise StoreError(
+                f"{path}: {error.strerror or error}; cannot be written, check the folder and its rights"
+            ) from error
+        finally:
+            self._forget(name)
 
     def put_new(self, name: str, data: bytes) -> None:
         path = self._path(name)
         if path.exists():
             raise FileExistsError(name)
-        with atomic_write(path, replace=False) as file:
-            file.write(data)
+        try:
+            with atomic_write(path, replace=False) as file:
+                file.write(data)
+        except OSError as error:
+            if path.exists():
+                raise FileExistsError(name) from None
+            raise StoreError(
+                f"{path}: {error.strerror or error}; cannot be written, check the folder and its rights"
+            ) from error
 
     def remove(self, name: str) -> None:
-        self._forget(name)
-        # a damaged store's leftovers may have any name: what is removed must only lie inside the folder
-        path = self.folder / name
-        if (
-            self.folder.resolve() not in path.parent.resolve().parents
-            and self.folder.resolve() != path.parent.resolve()
-        ):
+        path = self.folder / removable_name(name)
+        folder = self.folder.resolve()
+        if folder != path.parent.resolve() and folder not in path.parent.resolve().parents:
             raise StoreError(f"{path}: lies outside {self.folder}, so it is not removed")
-        path.unlink(missing_ok=True)
+        with self._told(name), contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        self._forget(name)
 
     def close(self) -> None:
-        with self._lock:
-            _close_all(self._descriptors)
+        self._changes += 1
+        self._kept.clear()
 
     def _forget(self, name: str) -> None:
-        """A rewritten object is another file: its descriptor would go on showing the old one."""
-        with self._lock:
-            descriptor = self._descriptors.pop(name, None)
-            if descriptor is not None:
-                os.close(descriptor)
-
-
-def _close_all(descriptors: dict[str, int]) -> None:
-    for descriptor in descriptors.values():
-        os.close(descriptor)
-    descriptors.clear()
-
-
-class FsspecRoot:
-    """Any fsspec file system. Objects are written by one PUT from a local temporary file, and their size is checked.
-
-    Credentials and endpoints come from the environment, as each file system documents (AWS_ENDPOINT_URL for s3).
-    """
-
-    def __init__(self, url: str) -> None:
-        import fsspec  # here: local stores, the common case, open without it
-
-        self.url = url.rstrip("/")
-        try:
-            self._fs, self._base = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
-        except (ValueError, ImportError) as error:
-            raise ConfigError(f"{url}: {error}; install the package it names (s3: pip install 'bevcask[s3]')") from None
-
-    def __str__(self) -> str:
-        return self.url
-
-    def _object(self, name: str) -> str:
-        return f"{self._base}/{checked_name(name)}"
+        """A replaced object is another file: its descriptor would go on showing the old one."""
+        self._changes += 1  # first: who is just opening the old file then keeps it no longer than its own read
+        self._kept.pop(name, None)
 
     @contextlib.contextmanager
     def _told(self, name: str) -> Iterator[None]:
-        """File systems raise errors of many kinds: all but 'not there', 'there already' and ours become StoreError."""
         try:
             yield
-        except (FileNotFoundError, FileExistsError, StoreError):
-            raise
-        except Exception as error:
-            text = f"{type(error).__name__}: {error}"
-            raise StoreError(f"{self.url}/{name}: {text}; check the address, its credentials and network") from error
+        except OSError as error:
+            raise self._as_told(name, error) from error
 
-    def read(self, name: str) -> bytes:
-        with self._told(name):
-            return bytes(self._fs.cat_file(self._object(name)))
+    def _as_told(self, name: str, error: OSError | OverflowError) -> Exception:
+        if isinstance(error, _NOT_THERE):
+            return FileNotFoundError(errno.ENOENT, "no such object", f"{self.folder}/{name}")
+        return StoreError(f"{self.folder}/{name}: {error}; check the disk and the file's rights")
 
-    def read_range(self, name: str, start: int, length: int) -> bytes:
-        with self._told(name):
-            return bytes(self._fs.cat_file(self._object(name), start=start, end=start + length)) if length else b""
 
-    def size(self, name: str) -> int | None:
-        try:
-            with self._told(name):
-                return int(self._fs.info(self._object(name))["size"])
-        except FileNotFoundError:
-            return None
-
-    def sizes(self) -> dict[str, int]:
-        with self._told(""):
-            self._fs.invalidate_cache()
-            try:
-                found: dict[str, Any] = self._fs.find(self._base, detail=True)
-            except FileNotFoundError:
-                return {}
-        base = self._base.strip("/") + "/"
-        return {path.lstrip("/").removeprefix(base): int(about["size"]) for path, about in sorted(found.items())}
-
-    def local_path(self, name: str) -> Path | None:
-        return None
-
-    @contextlib.contextmanager
-    def write(self, name: str) -> Iterator[BinaryIO]:
-        path = self._object(name)
-        with tempfile.NamedTemporaryFile(prefix="bevcask-", suffix=PARTIAL) as file:
-            with no_space_as_error(Path(file.name)):
-                yield file  # type: ignore[misc]
-                file.flush()
-            size = file.tell()
-            with self._told(name):
-                self._fs.put_file(file.name, path)
-                self._fs.invalidate_cache(path)
-                found = int(self._fs.info(path)["size"])
-        if found != size:
-            raise StoreError(f"{self.url}/{name}: {found} of {size} bytes arrived; run the same command again")
-
-    def put_new(self, name: str, data: bytes) -> None:
-        with self._told(name):
-            try:
-                self._fs.pipe_file(self._object(name), data, mode="create")
-            except Exception as error:
-                if "PreconditionFailed" in str(error) or "ConditionalRequestConflict" in str(error):
-                    raise FileExistsError(name) from None
-                raise
-
-    def remove(self, name: str) -> None:
-        with self._told(name), contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(f"{self._base}/{name}")
-
-    def close(self) -> None:
-        """Nothing stays open."""
+def _unwritable(path: Path, error: OSError) -> StoreError:
+    return StoreError(f"{path}: cannot be written ({error.strerror or error}); check the folder's rights and the disk")

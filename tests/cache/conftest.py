@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.cache.s3_server import BUCKET, environment, serving
 from tests.cache.stores import frame_plan, teacher_plan, write_store
 
 # No test here fails for being slow on a busy machine; a failure prints what reproduces it.
@@ -43,3 +45,22 @@ def teacher_root(_quick_fsync: None, tmp_path_factory: pytest.TempPathFactory) -
 def damaged(frames_root: Path, tmp_path: Path) -> Path:
     """A copy of the frame store to do harm to."""
     return Path(shutil.copytree(frames_root, tmp_path / "damaged"))
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The endpoint of an S3 server with one bucket, in the environment of all that is started from here on."""
+    import s3fs
+
+    with serving() as endpoint, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(endpoint).items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem(skip_instance_cache=True).mkdir(BUCKET)
+        yield endpoint
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def s3_root(s3_endpoint: str) -> str:
+    """An s3:// URL with nothing below it yet."""
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
