@@ -75,8 +75,8 @@ class DetectorOutput:
     depth_logits: Tensor | None = None
 
     def class_heat(self) -> Tensor:
-        """(B, classes, H, W) probabilities 0..1 of the heatmaps, task groups one after another."""
-        return torch.cat([head["heatmap"] for head in self.heads], dim=1).sigmoid()
+        """(B, classes, H, W) float32 probabilities 0..1 of the heatmaps, task groups one after another."""
+        return torch.cat([maps["heatmap"].float().sigmoid() for maps in self.heads], dim=1)
 
 
 @dataclass(frozen=True)

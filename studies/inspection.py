@@ -114,5 +114,10 @@ def frame_picture(
 
 
 def foreground_of(teacher: TeacherStore, token: str) -> np.ndarray:
-    """(H, W) float32 mask of a frame on the teacher's grid: the selectors' weights, the largest where they overlap."""
-    return scatter_cells(teacher.cells(teacher.row_of(token)), teacher.grid.shape)[1].max(axis=0)
+    """(H, W) float32 mask of a frame on the teacher's grid: the selectors' weights, the largest where they overlap.
+
+    Without `dense`, which would hide the others, unless there is nothing else.
+    """
+    weights = scatter_cells(teacher.cells(teacher.row_of(token)), teacher.grid.shape)[1]
+    shown = [column for column, name in enumerate(teacher.selectors) if name != "dense"]
+    return weights[shown or slice(None)].max(axis=0)

@@ -1,52 +1,157 @@
-"""Coverage: which cells are kept, and refusal of what is not known."""
+"""A coverage's weights: one map a selector, a union that holds each part, nothing without its evidence."""
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from cache.cells import gather_cells
+from cache.coverage import Coverage
 from cache.errors import ConfigError
 from cache.grid import BevGrid
-from pipeline.coverage import Coverage
+from cache.selectors import SELECTORS
+from pipeline.coverage import Evidence, coverage_weights, reads_heat
+from pipeline.selectors.confident import confident_mask
+from pipeline.selectors.footprint import footprint_mask
+from pipeline.selectors.occupied import occupied_mask
+from tests.pipeline.selectors.scenes import GRID, SQUARE, random_boxes, turned, turned_map
 
-GRID = BevGrid(-8, 8, -8, 8, 1.0)
+UNIT = BevGrid(-8, 8, -8, 8, 1.0)
 BOX = np.array([[0.3, 0.2, 0, 1, 1, 1, 0, 0, 0]], np.float32)
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOKEN = hashlib.md5(b"a frame").hexdigest()
+DIGEST = """
+import hashlib
+from tests.pipeline.test_coverage import some_evidence, weights
+for row in weights("dense+random(cells=50,seed=5)+footprint+confident+lidar+gaussian", some_evidence(3)):
+    print(hashlib.sha256(row.tobytes()).hexdigest())
+"""
+
+
+def weights(text: str, evidence: Evidence, grid: BevGrid = GRID) -> np.ndarray:
+    return coverage_weights(Coverage.parse(text), evidence, grid)
+
+
+def some_evidence(seed: int, grid: BevGrid = GRID, boxes: int = 6) -> Evidence:
+    rng = np.random.default_rng(seed)
+    heat = rng.uniform(0, 1, (4, *grid.shape)).astype(np.float32) ** 40
+    cloud = rng.normal(0, 3, (300, 5)).astype(np.float32)
+    return Evidence(TOKEN, random_boxes(rng, boxes, reach=6), heat, cloud)
 
 
 def test_the_literal_gaussian_of_a_small_object_is_its_centre_and_eight_neighbours() -> None:
-    weights = Coverage(("gaussian",), dilate=0).weights(BOX, GRID)
-    rows, cols = np.nonzero(weights[0])
+    found = weights("gaussian(dilate=0)", Evidence(TOKEN, BOX), UNIT)
+    rows, cols = np.nonzero(found[0])
     assert sorted(zip(rows.tolist(), cols.tolist(), strict=True)) == [(r, c) for r in (7, 8, 9) for c in (7, 8, 9)]
-    assert weights[0, 8, 8] == 1 and weights[0, 8, 9] == pytest.approx(np.exp(-2), rel=1e-5)
+    assert found[0, 8, 8] == 1 and found[0, 8, 9] == pytest.approx(np.exp(-2), rel=1e-5)
 
 
-def test_dilation_adds_a_ring_of_cells() -> None:
-    assert (Coverage(("gaussian",), dilate=1).weights(BOX, GRID)[0] > 0).sum() == 25
+def test_dilation_adds_a_ring_of_cells_and_is_the_default_on_coarse_cells() -> None:
+    assert (weights("gaussian(dilate=1)", Evidence(TOKEN, BOX), UNIT)[0] > 0).sum() == 25
+    coarse = BevGrid(-16, 16, -16, 16, 1.6)
+    assert (weights("gaussian", Evidence(TOKEN, BOX), coarse)[0] > 0).sum() == 25
+    assert (weights("gaussian", Evidence(TOKEN, BOX), UNIT)[0] > 0).sum() == 9
 
 
-def test_dilation_is_the_default_on_coarse_cells_only() -> None:
-    assert Coverage.parse("gaussian", None, GRID).dilate == 0
-    assert Coverage.parse("gaussian", None, BevGrid(-16, 16, -16, 16, 1.6)).dilate == 1
-    assert Coverage.parse("gaussian", 0, BevGrid(-16, 16, -16, 16, 1.6)).dilate == 0
+def test_each_column_is_what_its_selector_alone_gives() -> None:
+    evidence = some_evidence(1)
+    assert evidence.boxes_lidar is not None and evidence.heat is not None and evidence.cloud is not None
+    found = weights(
+        "lidar(points=2)+gaussian+dense+confident(threshold=0.3)+footprint(margin=0.25)+random(cells=9)", evidence
+    )
+    assert found.shape == (6, *GRID.shape) and found.dtype == np.float32
+    np.testing.assert_array_equal(found[0], occupied_mask(evidence.cloud, GRID, 2))
+    np.testing.assert_array_equal(found[1], weights("gaussian", evidence)[0])
+    np.testing.assert_array_equal(found[2], np.ones(GRID.shape))
+    np.testing.assert_array_equal(found[3], confident_mask(evidence.heat, GRID, 0.3))
+    np.testing.assert_array_equal(found[4], footprint_mask(evidence.boxes_lidar, GRID, 0.25))
+    assert found[5].sum() == 9
 
 
-def test_a_union_has_one_weight_map_per_selector() -> None:
-    weights = Coverage.parse("gaussian+dense", 0, GRID).weights(BOX, GRID)
-    assert weights.shape == (2, 16, 16) and (weights[1] == 1).all() and (weights[0] > 0).sum() == 9
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from(list(SELECTORS)), min_size=1, unique=True), st.integers(0, 99))
+def test_stored_cells_hold_each_selectors_cells_with_its_weights(names: list[str], seed: int) -> None:
+    coverage, evidence = Coverage.parse("+".join(names)), some_evidence(seed)
+    found = coverage_weights(coverage, evidence, GRID)
+    bev = np.random.default_rng(seed).normal(size=(2, *GRID.shape)).astype(np.float32)
+    cells = gather_cells(bev, found)
+    assert len(cells) == (found > 0).any(axis=0).sum() and (cells.index < GRID.height * GRID.width).all()
+    for column, name in enumerate(coverage.names):
+        kept = cells.index[cells.weights[:, column] > 0]
+        np.testing.assert_array_equal(kept, np.flatnonzero(found[column]), err_msg=name)
 
 
-def test_a_frame_without_annotations_has_no_gaussian_and_the_header_says_so() -> None:
-    coverage = Coverage.parse("gaussian,dense", 0, GRID)
-    assert not coverage.weights(None, GRID)[0].any()
-    assert coverage.header()["unlabelled"] == ["dense"]
+def test_random_draws_from_what_the_others_leave_wherever_it_stands() -> None:
+    evidence = some_evidence(2)
+    last = weights("gaussian+footprint+confident+lidar+random(cells=60,seed=1)", evidence)
+    first = weights("random(cells=60,seed=1)+gaussian+footprint+confident+lidar", evidence)
+    np.testing.assert_array_equal(first[0], last[4])
+    assert last[4].sum() == 60 and not (last[4] * last[:4].sum(axis=0)).any()
 
 
-@pytest.mark.parametrize("text", ["", "gauss", "gaussian,gaussian", "gaussian,lidar"])
-def test_unknown_or_repeated_selectors_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="--coverage"):
-        Coverage.parse(text, None, GRID)
+def test_dense_changes_no_other_column() -> None:
+    evidence = some_evidence(3)
+    without = weights("gaussian+random(cells=30)", evidence)
+    np.testing.assert_array_equal(weights("dense+gaussian+random(cells=30)", evidence)[1:], without)
 
 
-def test_negative_dilation_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--dilate -1"):
-        Coverage.parse("gaussian", -1, GRID)
+def test_without_annotations_maps_of_boxes_are_empty_and_the_others_are_not() -> None:
+    known = some_evidence(4)
+    found = weights(
+        "gaussian+footprint+confident+lidar+random(cells=5)+dense", Evidence(TOKEN, None, known.heat, known.cloud)
+    )
+    assert [bool(part.any()) for part in found] == [False, False, True, True, True, True]
+    np.testing.assert_array_equal(found[2:4], weights("confident+lidar", known))
+
+
+def test_a_frame_without_objects_has_no_foreground() -> None:
+    assert not weights("gaussian+footprint", Evidence(TOKEN, np.zeros((0, 9), np.float32))).any()
+
+
+def test_boxes_with_nan_add_nothing() -> None:
+    evidence = some_evidence(5)
+    assert evidence.boxes_lidar is not None
+    more = np.concatenate([evidence.boxes_lidar, np.full((2, 9), np.nan, np.float32)])
+    np.testing.assert_array_equal(
+        weights("gaussian+footprint", Evidence(TOKEN, more)), weights("gaussian+footprint", evidence)
+    )
+
+
+def test_a_quarter_turn_of_the_scene_turns_every_map() -> None:
+    scene = some_evidence(6, SQUARE)
+    assert scene.boxes_lidar is not None and scene.heat is not None and scene.cloud is not None
+    scene.boxes_lidar[:, 3] = scene.boxes_lidar[:, 4] + 0.3
+    cloud = scene.cloud.copy()
+    cloud[:, 0], cloud[:, 1] = -scene.cloud[:, 1], scene.cloud[:, 0]
+    after = Evidence(TOKEN, turned(scene.boxes_lidar), turned_map(scene.heat), cloud)
+    text = "gaussian+footprint+confident+lidar+dense"
+    np.testing.assert_array_equal(weights(text, after, SQUARE), turned_map(weights(text, scene, SQUARE)))
+
+
+def test_another_process_computes_the_same_bytes() -> None:
+    text = "dense+random(cells=50,seed=5)+footprint+confident+lidar+gaussian"
+    here = [hashlib.sha256(row.tobytes()).hexdigest() for row in weights(text, some_evidence(3))]
+    done = subprocess.run(
+        [sys.executable, "-c", DIGEST],
+        env={"PYTHONHASHSEED": "5", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == here
+
+
+def test_missing_evidence_is_named() -> None:
+    with pytest.raises(ConfigError, match="confident reads the teacher's heatmaps"):
+        weights("confident", Evidence(TOKEN, BOX))
+    with pytest.raises(ConfigError, match="lidar reads the frame's points"):
+        weights("lidar", Evidence(TOKEN, BOX))
+    assert reads_heat(Coverage.parse("dense+confident")) and not reads_heat(Coverage.parse("dense+lidar"))
