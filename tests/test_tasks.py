@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,7 @@ def test_help_of_a_task_explains_it_and_runs_nothing(name: str, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Usage:")
     assert "Docstring:\n  none" not in done.stdout
+    assert re.findall(r"(?m)^  (?:-\w[^,\n]*, )?--\S+ *$", done.stdout) == [], "options without a help text"
     assert everything_below(tmp_path) == set()
     assert everything_below(ROOT / "runs") == runs
 

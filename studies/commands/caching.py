@@ -1,0 +1,112 @@
+"""Writing stores: the frame store, then what a teacher says of every frame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from invoke.context import Context
+
+from cache.layout import frames_place, teacher_place
+from studies.commands.command_line import cache_root, close_store, letter_sizes, need, next_step, path_of, task, whole
+
+
+@task(
+    help={
+        "data-root": "nuScenes folder (holds VERSION/, samples/, sweeps/)",
+        "version": "v1.0-trainval, v1.0-mini, v1.0-test, ...",
+        "cache": "folder of the stores; <cache>/frames is written",
+        "split": "one split, such as train or mini_val (default: all of the version)",
+        "points": "store the LiDAR clouds too, so that the teacher pass needs no data root",
+        "sweeps": "LiDAR sweeps before the key frame in a stored cloud",
+        "image-scale": "stored image size over file size, up to 1 (the files' own bytes)",
+        "workers": "processes (default: one per core)",
+        "scheduler": "a running Dask cluster, tcp://HOST:PORT",
+        "json": "print a last line of JSON",
+    }
+)
+def cache_frames(
+    c: Context,
+    data_root: str | None = None,
+    version: str | None = None,
+    cache: str | None = None,
+    split: str | None = None,
+    points: bool = False,
+    sweeps: int = 9,
+    image_scale: float = 1.0,
+    workers: str | None = None,
+    scheduler: str | None = None,
+    json: bool = False,
+) -> None:
+    """Write the frame store: images, calibration, poses, annotations, depth labels and, if asked, clouds."""
+    from pipeline.frames import FrameOptions
+    from pipeline.frames import cache_frames as run
+
+    root = cache_root(cache, "a folder or URL for the stores")
+    manifest = run(
+        Path(need(data_root, "--data-root", "a nuScenes folder")),
+        need(version, "--version", "a data set version such as v1.0-mini"),
+        root,
+        split=split,
+        options=FrameOptions(image_scale=image_scale, points=points, sweeps=sweeps),
+        workers=whole(workers, "--workers"),
+        scheduler=scheduler,
+    )
+    close_store("frame store", manifest, frames_place(root), json)
+    next_step(f"./bevcask cache-teacher --cache {root} --name demo" + ("" if points else f" --data-root {data_root}"))
+
+
+@task(
+    help={
+        "cache": "folder of the stores: needs <cache>/frames, writes <cache>/teachers/NAME",
+        "name": "name of the teacher store",
+        "teacher": "a shipped teacher",
+        "checkpoint": "weights of your own teacher, as `train` writes them",
+        "data-root": "nuScenes folder, needed where the frame store holds no points",
+        "coverage": "cells to keep, e.g. gaussian(dilate=1)+footprint+confident+lidar+random(cells=200)+dense",
+        "encoding": "cells (those of the coverage) or dense (every value)",
+        "dtype": "float16, float32 or u8 (a scale per frame and channel)",
+        "format": "webdataset or zarr",
+        "capacity": "zarr only: room in its arrays, e.g. K=900,N=300 (default: measured first)",
+        "sweeps": "LiDAR sweeps before the key frame, read from --data-root (default 9)",
+        "workers": "processes (default: one per core)",
+        "scheduler": "a running Dask cluster, tcp://HOST:PORT",
+        "json": "print a last line of JSON",
+    }
+)
+def cache_teacher(
+    c: Context,
+    cache: str | None = None,
+    name: str | None = None,
+    teacher: str = "demo",
+    checkpoint: str | None = None,
+    data_root: str | None = None,
+    coverage: str = "gaussian",
+    encoding: str = "cells",
+    dtype: str = "float16",
+    format: str = "webdataset",
+    capacity: str = "",
+    sweeps: str | None = None,
+    workers: str | None = None,
+    scheduler: str | None = None,
+    json: bool = False,
+) -> None:
+    """Run a LiDAR teacher once over every frame and keep what students need of it."""
+    from pipeline.teacher import TeacherOptions
+    from pipeline.teacher import cache_teacher as run
+
+    root = cache_root(cache, "what cache-frames wrote")
+    store = need(name, "--name", "a name for the teacher store")
+    manifest = run(
+        root,
+        store,
+        teacher=teacher,
+        checkpoint=path_of(checkpoint),
+        data_root=path_of(data_root),
+        options=TeacherOptions(
+            coverage, encoding, dtype, format, letter_sizes(capacity, "--capacity"), whole(sweeps, "--sweeps")
+        ),
+        workers=whole(workers, "--workers"),
+        scheduler=scheduler,
+    )
+    close_store("teacher store", manifest, teacher_place(root, store), json)
+    next_step(f"./bevcask evaluate --cache {root} --teacher {store}")

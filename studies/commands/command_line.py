@@ -1,0 +1,113 @@
+"""What every task shares: the decorator that turns errors into one line, option parsers, closing lines.
+
+Tasks stand in the modules beside this one; `tasks.py` at the top collects them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json as json_text
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from invoke.exceptions import Exit
+from invoke.tasks import task as invoke_task
+from rich.console import Console
+
+from cache.errors import BevcaskError, ConfigError, DataError
+from cache.manifest import Manifest
+
+console = Console(highlight=False)
+
+
+def task(body: Callable[..., Any] | None = None, *, help: Mapping[str, str] | None = None) -> Any:
+    """An invoke task whose BevcaskError becomes one red line and exit status 1, and Ctrl-C exit status 130.
+
+    help: option -> what it is, for `./bevcask TASK --help`.
+    """
+    if body is None:
+        return functools.partial(task, help=help)
+
+    @functools.wraps(body)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return body(*args, **kwargs)
+        except BevcaskError as error:
+            message = " ".join(str(error).split()) or type(error).__name__
+            # soft_wrap: a long path must stay one line that can be copied; markup off: a path may hold brackets
+            Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+            raise Exit(code=1) from error
+        except OSError as error:
+            message = (
+                f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the disk"
+            )
+            Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+            raise Exit(code=1) from error
+        except KeyboardInterrupt as error:
+            Console(stderr=True).print("interrupted; the same command goes on where it can", style="yellow")
+            raise Exit(code=130) from error
+
+    # positional=[]: invoke would make an argument without a default positional, and then --help runs the task
+    return invoke_task(guarded, positional=[], help=dict(help or {}))
+
+
+def need(value: str | None, option: str, what: str) -> str:
+    """Options are never positional, so a missing one is told here."""
+    if not value:
+        raise ConfigError(f"{option} is missing, expected {what}; `--help` lists the options")
+    return value
+
+
+def whole(value: str | None, option: str) -> int | None:
+    """invoke hands over a string for an option whose default is None."""
+    if value is None:
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise ConfigError(f"{option} {value!r} is not a whole number; `--help` lists the options") from None
+
+
+def letter_sizes(value: str, option: str) -> dict[str, int]:
+    """`K=900,N=300` as a dict."""
+    pairs = [part.partition("=") for part in value.split(",") if part]
+    if not all(letter.strip() and size.strip().isdecimal() for letter, _, size in pairs):
+        raise ConfigError(f"{option} {value!r}: expected LETTER=SIZE, with commas between")
+    return {letter.strip(): int(size) for letter, _, size in pairs}
+
+
+def path_of(value: str | None) -> Path | None:
+    """The path, None where the option was left out."""
+    return Path(value) if value else None
+
+
+def cache_root(value: str | None, what: str) -> str | Path:
+    """The folder of the stores, or its URL as it is."""
+    place = need(value, "--cache", what)
+    return place if "://" in place else Path(place)
+
+
+def print_json(value: Any) -> None:
+    """The last line that scripts read."""
+    print(json_text.dumps(value), flush=True)
+
+
+def next_step(text: str) -> None:
+    """Says what to do after a task that succeeded."""
+    console.print(f"[dim]next:[/dim] {text}", soft_wrap=True)
+
+
+def close_store(kind: str, manifest: Manifest, root: str | Path, as_json: bool) -> None:
+    """Ends a caching run; DataError, so exit status 1, where a frame could not be read."""
+    from studies.inspection import closing_lines, closing_summary
+
+    for line in closing_lines(kind, manifest, root):
+        console.print(line, style="red" if line.startswith("quarantined") else None, markup=False, soft_wrap=True)
+    if as_json:
+        print_json(closing_summary(manifest))
+    if manifest.quarantined:
+        raise DataError(
+            f"{len(manifest.quarantined)} frames could not be read and are not in the store; its manifest.json lists "
+            "them all: repair their files and run the same command again"
+        )

@@ -1,0 +1,75 @@
+"""Data before and after caching: a simulated world, and what a cache holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from invoke.context import Context
+
+from studies.commands.command_line import cache_root, console, need, next_step, path_of, task, whole
+
+
+@task(
+    help={
+        "out": "folder to write; must not exist, or be empty",
+        "scenes": "scenes of the train split; the only ones of a test version",
+        "val-scenes": "scenes of the val split (default: a quarter of --scenes)",
+        "frames": "key frames a scene, half a second apart",
+        "sweeps": "LiDAR sweeps before each key frame, 0 to 9",
+        "seed": "the world: equal seeds give equal bytes",
+        "version": "v1.0-trainval, v1.0-mini or v1.0-test",
+        "workers": "processes (default: one per core)",
+    }
+)
+def simulate(
+    c: Context,
+    out: str | None = None,
+    scenes: int = 8,
+    val_scenes: str | None = None,
+    frames: int = 4,
+    sweeps: int = 4,
+    seed: int = 0,
+    version: str = "v1.0-trainval",
+    workers: str | None = None,
+) -> None:
+    """Write a simulated world as a genuine nuScenes folder, which the unmodified devkit opens."""
+    from studies.simulation import simulate_with_progress, summary_line
+
+    folder = Path(need(out, "--out", "a folder for the simulated data set"))
+    val = whole(val_scenes, "--val-scenes")
+    summary = simulate_with_progress(
+        folder,
+        version=version,
+        train_scenes=scenes,
+        val_scenes=max(1, scenes // 4) if val is None else val,
+        frames=frames,
+        sweeps=sweeps,
+        seed=seed,
+        workers=whole(workers, "--workers"),
+    )
+    console.print(summary_line(summary), soft_wrap=True)
+    next_step(f"./bevcask cache-frames --data-root {folder} --version {version} --cache CACHE --points")
+
+
+@task(
+    help={
+        "cache": "folder of the stores",
+        "token": "one frame: draw it to a PNG",
+        "teacher": "the teacher store to draw, too (default: the only one)",
+        "out": "the PNG (default: TOKEN.png)",
+    }
+)
+def inspect(
+    c: Context, cache: str | None = None, token: str | None = None, teacher: str | None = None, out: str | None = None
+) -> None:
+    """Tell what a cache holds; with --token draw one frame: six cameras and the bird's-eye view."""
+    from studies.inspection import describe, draw_token
+
+    root = cache_root(cache, "a folder or URL of stores")
+    if token is None:
+        for renderable in describe(root):
+            console.print(renderable, soft_wrap=isinstance(renderable, str))
+        next_step(f"./bevcask inspect --cache {root} --token TOKEN")
+        return
+    console.print(f"drawn to {draw_token(root, token, teacher, path_of(out))}", soft_wrap=True)
+    next_step(f"./bevcask inspect --cache {root}")

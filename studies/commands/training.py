@@ -1,0 +1,90 @@
+"""From stores to figures: training, scoring, and the demo of the whole chain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from invoke.context import Context
+
+from studies.commands.command_line import cache_root, console, need, next_step, path_of, print_json, task, whole
+
+
+@task(
+    help={
+        "recipe": "a shipped recipe (demo-student, demo-distilled, demo-teacher) or a TOML file",
+        "cache": "folder of the stores",
+        "run": "folder of the run",
+        "resume": "go on from the run's last checkpoint",
+        "threads": "torch threads (default: all cores)",
+        "json": "print a last line of JSON",
+    }
+)
+def train(
+    c: Context,
+    recipe: str | None = None,
+    cache: str | None = None,
+    run: str | None = None,
+    resume: bool = False,
+    threads: str | None = None,
+    json: bool = False,
+) -> None:
+    """Train a detector from the stores as a recipe says: a teacher on points, a student on images."""
+    from studies.training import train_run
+
+    root, folder = cache_root(cache, "a folder or URL of stores"), Path(need(run, "--run", "a folder for the run"))
+    wanted = need(recipe, "--recipe", "a shipped recipe or a TOML file")
+    summary = train_run(wanted, root, folder, resume=resume, threads=whole(threads, "--threads"))
+    console.print(f"trained: {summary['steps']} steps, weights in {summary['weights']}", soft_wrap=True)
+    if json:
+        print_json(summary)
+    next_step(f"./bevcask evaluate --cache {root} --run {folder}")
+
+
+@task(
+    help={
+        "cache": "folder of the stores",
+        "run": "score a trained run",
+        "teacher": "score a teacher store, by name",
+        "submission": "score an official submission JSON",
+        "split": "the split (default: the validation split, or the only one)",
+        "export": "also write the predictions as an official submission JSON",
+        "json": "print a last line of JSON",
+    }
+)
+def evaluate(
+    c: Context,
+    cache: str | None = None,
+    run: str | None = None,
+    teacher: str | None = None,
+    submission: str | None = None,
+    split: str | None = None,
+    export: str | None = None,
+    json: bool = False,
+) -> None:
+    """Score a run, a teacher store or a submission with the official nuScenes metric, from the stores alone."""
+    from studies.scoring import evaluate_source
+
+    outcome = evaluate_source(
+        cache_root(cache, "a folder or URL of stores"),
+        run=path_of(run),
+        teacher=teacher,
+        submission=path_of(submission),
+        split=split,
+        export=path_of(export),
+    )
+    for renderable in outcome.renderables:
+        console.print(renderable)
+    next_step(outcome.next_step)
+    if json:
+        print_json(outcome.summary)
+
+
+@task(help={"run": "folder of the demo", "json": "print the table as the last line, as JSON"})
+def demo(c: Context, run: str = "runs/demo", json: bool = False) -> None:
+    """The whole chain on a simulated world: cache, teach, train with and without distillation, score, report."""
+    from studies.demo import run_demo
+
+    result = run_demo(Path(run), console)
+    next_step(f"open {result.report}; then your own data: ./bevcask cache-frames --help")
+    if json:
+        print_json(result.table())
