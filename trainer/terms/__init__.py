@@ -55,6 +55,6 @@ def build_terms(
         parsed = parse_options(name, options, "recipe")
         if teacher is None:
             raise ConfigError(f"term {name} needs a teacher store, but the recipe names none; set [data] teacher")
-        require_served(name, TERMS[name].needs(parsed), teacher, model)
+        require_served(name, TERMS[name].needs(parsed), teacher, model, teacher_rows)
         modules[name] = TERMS[name].build(name, weight, parsed, model, teacher, teacher_rows)
     return modules

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.errors import StoreError
+from cache.serving import NeededSelector
 from cache.store import TeacherStore
 from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
@@ -29,8 +30,9 @@ STATISTICS_FRAMES = 128  # enough for a channel's mean and deviation to 1 %; eve
 
 
 class BevDistillDenseOptions(Config):
-    """selector: whose weights; adaptor: conv1x1, or conv3x3 with norm and ReLU as released (for teacher maps that are
-    never negative); reduce: over channels (released: sum, with weight 0.01); standardise: teacher values by channel."""
+    """selector: whose weights, `NAME` or `NAME(option=value)`; adaptor: conv1x1, or conv3x3 with norm and ReLU as
+    released (for teacher maps that are never negative); reduce: over channels (released: sum, with weight 0.01);
+    standardise: teacher values by channel."""
 
     selector: str = "gaussian"
     adaptor: Literal["conv1x1", "conv3x3"] = "conv1x1"
@@ -58,7 +60,7 @@ class BevDistillDense(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.weight, self.options, self.grid = name, weight, options, model.grid
-        self.needs = needs_of(options)
+        self.needs, self.column = needs_of(options), _column(options)
         if options.adaptor == "conv1x1":
             self.adaptor: nn.Module = nn.Conv2d(student_channels, teacher_channels, 1)
         else:
@@ -82,7 +84,7 @@ class BevDistillDense(nn.Module):
         teacher_rows: Sequence[int],
     ) -> BevDistillDense:
         """The term for a student and the frames it will be trained on."""
-        statistics = channel_statistics(teacher, teacher_rows, options.selector) if options.standardise else None
+        statistics = channel_statistics(teacher, teacher_rows, _column(options)) if options.standardise else None
         channels = teacher.bev.channels
         return cls(name, weight, options, model.bev_channels, channels, model, statistics)
 
@@ -92,7 +94,7 @@ class BevDistillDense(nn.Module):
         with torch.autocast(output.bev.device.type, enabled=False):
             student = self.adaptor(_at_least_fp32(output.bev))  # (B, C, H, W)
             samples = cells.samples()
-            weights = cells.weights[:, cells.selectors.index(self.options.selector)]
+            weights = cells.weights[:, cells.selectors.index(self.column)]
             row, col = augmented_cells(cells.index, samples, batch.bev_augmentation, self.grid)
             kept = (weights > 0) & inside_grid(row, col, self.grid)
             samples, weights = samples[kept], weights[kept].to(student.dtype)
@@ -104,8 +106,12 @@ class BevDistillDense(nn.Module):
 
 
 def needs_of(options: BevDistillDenseOptions) -> TermNeeds:
-    """What the term reads under these options."""
-    return TermNeeds(("bev_index", "bev_values", "bev_weights"), (options.selector,), ("bev",))
+    """What the term reads under these options. Where the values lie is the store's affair: cells and dense will do."""
+    return TermNeeds(("bev_index", "bev_weights"), (options.selector,), ("bev",))
+
+
+def _column(options: BevDistillDenseOptions) -> str:
+    return NeededSelector.parse(options.selector).name
 
 
 def _at_least_fp32(values: Tensor) -> Tensor:

@@ -6,23 +6,34 @@ never exported. It gives numerators and normalisers apart (`LossPart`), as detec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
+from cache.coverage import FrameKind
 from cache.errors import ConfigError, StoreError
-from cache.grid import BevGrid
+from cache.index import KIND_LABELLED, KIND_UNLABELLED
+from cache.serving import Answer, NeededSelector, StoreOffer, TermNeed, serves
 from cache.store import TeacherStore
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.batches import TeacherCells
 
+_KINDS: dict[FrameKind, int] = {"labelled": KIND_LABELLED, "unlabelled": KIND_UNLABELLED}
+
 
 @dataclass(frozen=True)
 class TermNeeds:
-    """teacher_fields, selectors: of the teacher store; student: attributes of `DetectorOutput` that are read."""
+    """teacher_fields: of the teacher store; selectors: whose weights are read, `NAME` or `NAME(option=value,...)` where
+    an option must have that value; student: attributes of `DetectorOutput` that are read; every_cell: teacher values at
+    all cells are read, whatever their weights.
+    """
 
     teacher_fields: tuple[str, ...]
     selectors: tuple[str, ...]
     student: tuple[str, ...]
+    every_cell: bool = False
 
 
 class Term(Protocol):
@@ -37,34 +48,29 @@ class Term(Protocol):
         ...
 
 
-def require_served(name: str, needs: TermNeeds, teacher: TeacherStore, model: Detector) -> None:
-    """Raises, before any training, StoreError or ConfigError where `teacher` or `model` cannot serve the term `name`.
+def require_served(
+    name: str, needs: TermNeeds, teacher: TeacherStore, model: Detector, rows: Sequence[int] | None = None
+) -> dict[FrameKind, Answer]:
+    """What `cache.serving.serves` answers for the kinds of frames among the teacher's `rows` (None: all of them).
 
-    Every message names what was found, what the term needs, and how to get it.
+    Raises, before any training, StoreError or ConfigError where the store cannot serve the term `name` on one of them,
+    or where the term applies to none; every message says what was found, what the term needs, and how to get it. On
+    kinds that come back as skipped the term adds nothing, because the weights that it reads are zero there.
     """
-    fields = {spec.name for spec in teacher.manifest.fields}
-    for field in needs.teacher_fields:
-        if field not in fields:
-            raise StoreError(
-                f"term {name} reads the field {field!r}, but {teacher.root} holds {sorted(fields)}; run cache-teacher "
-                "again "
-                "with a teacher that gives it"
-            )
-    for selector in needs.selectors:
-        if selector not in teacher.selectors:
-            raise StoreError(
-                f"term {name} reads the cells of selector {selector!r}, but {teacher.root} covers "
-                f"{teacher.selectors}; run "
-                f"`cache-teacher --coverage {','.join([*teacher.selectors, selector])}` under another --name"
-            )
-    if needs.selectors:
-        _require_same_grid(name, teacher, model.grid)
-
-
-def _require_same_grid(name: str, teacher: TeacherStore, grid: BevGrid) -> None:
-    if teacher.grid != grid:
-        raise ConfigError(
-            f"term {name}: {teacher.root} is on the grid {teacher.grid}, the student's is {grid}; set the student's "
-            "grid to "
-            "the teacher's in [model], or run cache-teacher with a teacher on the student's grid"
+    wanted = tuple(NeededSelector.parse(text, f"term {name}: selector") for text in needs.selectors)
+    on_the_grid = bool(wanted) or needs.every_cell
+    need = TermNeed(needs.teacher_fields, wanted, needs.every_cell, model.grid if on_the_grid else None)
+    offer = StoreOffer(tuple(spec.name for spec in teacher.manifest.fields), teacher.grid, teacher.coverage)
+    found = np.unique(teacher.index.kind if rows is None else np.asarray(teacher.index.kind)[list(rows)])
+    kinds = [kind for kind, number in _KINDS.items() if number in found]
+    answers = {kind: serves(offer, need, kind) for kind in kinds}
+    for answer in answers.values():
+        if answer.verdict == "refused":
+            error = ConfigError if answer.about == "grid" else StoreError
+            raise error(f"term {name}: {teacher.root}: it {answer.reason}; {answer.remedy}")
+    if answers and not any(answer.served for answer in answers.values()):
+        raise StoreError(
+            f"term {name}: {teacher.root}: it {answers[kinds[0]].reason}, all of them; drop the term, or train on "
+            "annotated frames"
         )
+    return answers
