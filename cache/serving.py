@@ -98,7 +98,8 @@ def serves(offer: StoreOffer, need: TermNeed, frames: FrameKind = "labelled") ->
     every_cell. It does not stand in for another selector: the store holds no weights but its own column of ones, and
     a term that reads the weights of `gaussian` is refused by a `dense` store without them (`gaussian+dense` serves
     both). Nor does it change the rest: fields, grid and rounding are those of the store. No union of other selectors
-    counts as every cell, even where in some frame it happens to be.
+    counts as every cell, even where in some frame it happens to be; nor does a BEV field in the dense layout
+    (`cache.bev`), whose reader gives the covered cells: a term that reads the whole map names that field.
 
     Options that a term fixes must be equal, also where another value would keep more cells: the weights would differ,
     and with them the loss. Grids are equal when no border is off by more than a millionth of a cell.

@@ -1,7 +1,7 @@
 """random: background cells, drawn from those that are free by a hash of seed, token and cell.
 
 The draw is the same on every machine, in every process and with every version of numpy. One more cell asked for, or one
-free cell less, changes one cell of the draw. Under 1 ms on 128 x 128.
+free cell less, changes one cell of the draw. 1.5 ms on 128 x 128.
 """
 
 from __future__ import annotations
