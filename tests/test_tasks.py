@@ -60,6 +60,16 @@ def test_no_argument_is_positional_but_the_name_of_a_benchmark() -> None:
     assert positional <= {("bench", "name")}
 
 
+def test_bench_without_a_name_lists_the_benchmarks(tmp_path: Path) -> None:
+    done = invoke("bench", "--help", cwd=tmp_path)
+    assert "stream  frames per second" in done.stdout
+    unknown = invoke("bench", "no-such", "--option", "rounds=1", cwd=tmp_path)
+    assert unknown.returncode == 1 and "no benchmark 'no-such'" in unknown.stderr
+    wrong = invoke("bench", "stream", "--option", "turns=1", cwd=tmp_path)
+    assert wrong.returncode == 1 and "no option turns; it takes rounds" in wrong.stderr
+    assert everything_below(tmp_path) == set()
+
+
 def test_an_error_of_the_input_is_one_line_on_stderr_and_exit_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     message = "/data/[a]/00012.bin is truncated: " + "found 17 bytes, expected a multiple of 20; " * 6
 

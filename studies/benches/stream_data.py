@@ -24,9 +24,10 @@ from cache.bev import BevEncoding
 from cache.classes import DETECTION_CLASSES
 from cache.commit import begin, finish
 from cache.coverage import Coverage
-from cache.files import write_json
+from cache.files import digest_of, write_json
 from cache.grid import BevGrid
 from cache.index import KIND_LABELLED
+from cache.manifest import FORMAT_VERSION
 from cache.plan import FrameEntry, Scene, StorePlan
 from cache.shard_writer import open_shard
 from cache.store import FrameStore
@@ -69,8 +70,8 @@ class Data:
 
 
 def prepare(work: Path, world: World, console: Console, workers: int | None = None) -> Data:
-    """Makes what is not there yet under work/data-<digest of world>."""
-    digest = hashlib.sha256(json.dumps(asdict(world), sort_keys=True).encode()).hexdigest()[:8]
+    """Makes what is not there yet under work/data-<digest of world and store format>."""
+    digest = digest_of([asdict(world), FORMAT_VERSION])[:8]
     root = work / f"data-{digest}"
     data = Data(root / "full" / "frames", root / "scaled" / "frames", root / "teacher", root / "fields")
     if not (root / "simulated").is_dir():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json as json_text
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,20 @@ from cache.manifest import Manifest
 console = Console(highlight=False)
 
 
-def task(body: Callable[..., Any] | None = None, *, help: Mapping[str, str] | None = None) -> Any:
+def task(
+    body: Callable[..., Any] | None = None,
+    *,
+    help: Mapping[str, str] | None = None,
+    positional: Sequence[str] = (),
+    iterable: Sequence[str] = (),
+) -> Any:
     """An invoke task whose BevcaskError becomes one red line and exit status 1, and Ctrl-C exit status 130.
 
-    help: option -> what it is, for `./bevcask TASK --help`.
+    help: option -> what it is, for `./bevcask TASK --help`. positional: arguments given by place, only `bench` has one.
+    iterable: options that may be given more than once.
     """
     if body is None:
-        return functools.partial(task, help=help)
+        return functools.partial(task, help=help, positional=positional, iterable=iterable)
 
     @functools.wraps(body)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -48,8 +55,8 @@ def task(body: Callable[..., Any] | None = None, *, help: Mapping[str, str] | No
             Console(stderr=True).print("interrupted; the same command goes on where it can", style="yellow")
             raise Exit(code=130) from error
 
-    # positional=[]: invoke would make an argument without a default positional, and then --help runs the task
-    return invoke_task(guarded, positional=[], help=dict(help or {}))
+    # an empty list matters: invoke would make an argument without a default positional, and then --help runs the task
+    return invoke_task(guarded, positional=list(positional), iterable=list(iterable), help=dict(help or {}))
 
 
 def need(value: str | None, option: str, what: str) -> str:
