@@ -38,6 +38,7 @@ _COLUMNS: dict[str, tuple[str, str]] = {  # name -> dtype, what its second axis 
     "length": ("<u4", "fields"),
     "crc32c": ("<u4", "fields"),
 }
+COLUMN_FILES = tuple(f"{name}.npy" for name in _COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class FrameIndex:
         if not parts:
             raise ValueError("no records to make an index of")
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return cls(order=_order(columns["token"]), **columns)
+        return cls(order=order_of(columns["token"]), **columns)
 
     def write(self, root: Root) -> dict[str, dict[str, Any]]:
         """Writes the columns; returns {file name: {"size", "sha256"}} for the manifest."""
@@ -186,8 +187,8 @@ def _table(rows: list[list[int]], width: int, dtype: type[np.generic]) -> np.nda
     return np.array(rows, dtype).reshape(len(rows), width)
 
 
-def _order(token: np.ndarray) -> np.ndarray:
-    """Rows by rising token, (N,) uint32."""
+def order_of(token: np.ndarray) -> np.ndarray:
+    """The `order` column of tokens (N, 16): rows by rising token, (N,) uint32."""
     high, low = _halves(token)
     return np.lexsort((low, high)).astype(np.uint32)
 

@@ -16,8 +16,9 @@ import numpy as np
 from cache.bev import BevEncoding
 from cache.cells import Cells
 from cache.coverage import Coverage
+from cache.depth_labels import unpack_depth
 from cache.errors import CorruptError, FingerprintError, StoreError
-from cache.frame import CAMERA_CHANNELS, Detections, Frame, GroundTruth
+from cache.frame import Detections, Frame, GroundTruth
 from cache.grid import BevGrid
 from cache.index import FrameIndex
 from cache.manifest import Manifest
@@ -180,25 +181,8 @@ class FrameStore(Store):
         return self.read(row, "points")
 
     def depth(self, row: int) -> np.ndarray:
-        """(K, 4) float32: camera position in CAMERA_CHANNELS, u, v in pixels of the stored image, depth in metres."""
-        packed = self.read(row, "depth").astype(np.float32)
-        packed[:, 1:3] /= 32.0
-        packed[:, 3] /= 100.0
-        return packed
-
-
-def pack_depth(camera: np.ndarray, u: np.ndarray, v: np.ndarray, depth_m: np.ndarray) -> np.ndarray:
-    """(K, 4) uint16 of the `depth` field: camera position, u and v in 1/32 pixel, depth in cm. Inverse in `depth`.
-
-    Raises StoreError where a value does not fit: a camera that is none, pixels beyond 2047, depth beyond 655 m.
-    """
-    packed = np.stack([camera, np.round(u * 32), np.round(v * 32), np.round(depth_m * 100)], axis=1)
-    if not ((packed >= 0) & (packed < 2**16)).all() or (packed[:, 0] >= len(CAMERA_CHANNELS)).any():
-        raise StoreError(
-            "depth labels: a value is not finite or beyond 6 cameras, 2047 pixels, 655 m; "
-            "store images of at most 2047 pixels"
-        )
-    return packed.astype(np.uint16)
+        """(D, 4) float32: position in the frame's cameras, u, v in pixels of the stored image, depth in metres."""
+        return unpack_depth(self.read(row, "depth"))
 
 
 class TeacherStore(Store):

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 
 from cache.classes import DETECTION_CLASSES
 from cache.commit import begin, finish
+from cache.depth_labels import depth_labels
 from cache.errors import ConfigError, DataError
 from cache.frame import CAMERA_CHANNELS, Camera, Frame
 from cache.frame_fields import frame_entry, frame_fields, frame_identity, frame_values
@@ -24,7 +24,6 @@ from cache.manifest import Manifest
 from cache.plan import ShardPlan, StorePlan
 from cache.roots import open_root
 from cache.shard_writer import open_shard
-from cache.store import pack_depth
 from pipeline.engine import run_shards
 from pipeline.images import read_jpeg_file, scaled_intrinsic, scaled_size, stored_image
 from pipeline.points import aggregate
@@ -33,7 +32,6 @@ from pipeline.tables import DataSet, FrameRecord, open_tables
 
 SHARD_BYTES = 256e6
 MIN_SHARDS = 16  # small data sets still spread over workers; a fixed number keeps the plan independent of the machine
-_MIN_DEPTH_M, _MAX_DEPTH_M = 1.0, 200.0  # a stray return beyond what the sensor can see is no label
 
 
 @dataclass(frozen=True)
@@ -151,18 +149,3 @@ def record_values(record: FrameRecord, data_root: Path, options: FrameOptions) -
     cloud = aggregate(record.sweeps, data_root)
     depth = depth_labels(cloud[cloud[:, 4] == 0], frame.cameras)
     return frame_values(frame, images, record.truth, depth, cloud if options.points else None)
-
-
-def depth_labels(points: np.ndarray, cameras: Sequence[Camera]) -> np.ndarray:
-    """(K, 4) uint16 (see `cache.store.pack_depth`) of canonical points (P, 5) that fall into each image by at least a
-    pixel, through the camera's own pose at its own time. No occlusion test: who reads them keeps the nearest.
-    """
-    packed = []
-    for position, camera in enumerate(cameras):
-        xyz = points[:, :3].astype(np.float64) @ camera.lidar_to_camera[:3, :3].T + camera.lidar_to_camera[:3, 3]
-        xyz = xyz[(xyz[:, 2] > _MIN_DEPTH_M) & (xyz[:, 2] < _MAX_DEPTH_M)]
-        uvd = xyz @ camera.intrinsic.T
-        u, v = uvd[:, 0] / xyz[:, 2], uvd[:, 1] / xyz[:, 2]
-        keep = (u > 1) & (u < camera.width - 1) & (v > 1) & (v < camera.height - 1)
-        packed.append(pack_depth(np.full(int(keep.sum()), position), u[keep], v[keep], xyz[keep, 2]))
-    return np.concatenate(packed)

@@ -22,7 +22,7 @@ from cache.errors import ConfigError
 from cache.files import write_json
 from studies.benches.machine import machine
 
-BENCHES = {"stream": "studies.benches.stream"}  # name -> module
+BENCHES = {"scale": "studies.benches.scale", "stream": "studies.benches.stream"}  # name -> module
 
 
 class Bench(Protocol):
