@@ -13,7 +13,7 @@ from typing import Any
 from cache.errors import CorruptError, FingerprintError, StoreError
 from cache.files import PARTIAL, canonical_json, is_sealed, parse_json, seal, sha256
 from cache.index import FrameIndex
-from cache.manifest import MANIFEST, PLAN, Manifest, Shard, StoredFile
+from cache.manifest import MANIFEST, PLAN, Manifest, Shard, StoredFile, read_document
 from cache.plan import ShardPlan, StorePlan
 from cache.roots import Root, open_root
 
@@ -54,8 +54,8 @@ def begin(place: Any, plan: StorePlan, *, grow: bool = False) -> list[ShardPlan]
 def read_plan(root: Root) -> StorePlan | None:
     """The plan that a store was begun with, None where there is none; StoreError where it does not parse."""
     try:
-        data = root.read(PLAN)
-    except (FileNotFoundError, NotADirectoryError):
+        data = read_document(root, PLAN)
+    except FileNotFoundError:
         return None
     try:
         return StorePlan.from_dict(parse_json(data, f"{root}/{PLAN}", "a store plan"))
@@ -86,7 +86,7 @@ def committed_record(root: Root, shard: ShardPlan, sizes: Mapping[str, int]) -> 
     if shard.record not in sizes:
         return None
     try:
-        record = parse_json(root.read(shard.record), shard.record, "a shard record")
+        record = parse_json(read_document(root, shard.record), shard.record, "a shard record")
     except (StoreError, FileNotFoundError):
         return None
     if not is_sealed(record) or (record.get("shard"), record.get("plan")) != (shard.number, shard.digest):

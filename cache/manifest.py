@@ -21,6 +21,7 @@ FORMAT_NAME = "bevcask"
 FORMAT_VERSION = 1
 KINDS = ("frames", "teacher")
 MANIFEST, PLAN = "manifest.json", "plan.json"
+MAX_DOCUMENT_BYTES = 256 << 20  # several times a plan of a million frames
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ class Manifest:
     def read(cls, root: Root) -> Manifest:
         """Raises StoreError where there is no committed store, CorruptError where the manifest does not make sense."""
         try:
-            data = root.read(MANIFEST)
-        except (FileNotFoundError, NotADirectoryError):
+            data = read_document(root, MANIFEST)
+        except FileNotFoundError:
             state = "an unfinished caching run" if root.size(PLAN) is not None else "no store"
             raise StoreError(
                 f"{root}: {state} (no {MANIFEST}); run cache-frames or cache-teacher into it first"
@@ -183,6 +184,19 @@ class Manifest:
             quarantined=tuple(_object(row) for row in values["quarantined"]),
             digest=digest,
         )
+
+
+def read_document(root: Root, name: str) -> bytes:
+    """A JSON file of a store, whole. FileNotFoundError where it is missing, CorruptError where it is absurdly large."""
+    size = root.size(name)
+    if size is None:
+        raise FileNotFoundError(name)
+    if size > MAX_DOCUMENT_BYTES:
+        raise CorruptError(
+            f"{root}/{name}: {size} bytes, no store has more than {MAX_DOCUMENT_BYTES}; delete it and run the caching "
+            "command again"
+        )
+    return root.read(name)
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ stock zarr. Unused rows of a shard are written too: zarr reads what is not there
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import google_crc32c
@@ -64,26 +64,32 @@ class ZarrShardWriter(ShardWriter):
             self._arrays[name].close()
         files = [self._arrays[spec.name].file.stored() for spec in self._plan.fields]
         for spec in side_fields(self._letters):
-            column = np.zeros((rows, *spec.shape_under({})), np.dtype(spec.dtype).newbyteorder("<"))
-            if used:
-                column[:used] = self._side_column(spec.name)
             file = self._hashed(self._name(spec))
-            data = column.tobytes()
-            file.write(data + checksum(data))
+            file.write(side_chunk(spec, self._frames, rows))
             files.append(file.stored())
         return files
 
     def _abandon(self) -> None:
         pass
 
-    def _side_column(self, name: str) -> Any:
-        if name == "valid":
-            return True
-        if name == "token":
-            return [list(bytes.fromhex(frame["token"])) for frame in self._frames]
-        if name == "timestamp_us":
-            return [frame["timestamp_us"] for frame in self._frames]
-        return [frame["sizes"].get(name.removeprefix("size_").upper(), 0) for frame in self._frames]
+
+def side_chunk(spec: FieldSpec, frames: Sequence[Mapping[str, Any]], rows: int) -> bytes:
+    """A side array's only chunk of a shard, with its checksum. frames: as in the shard's record; rows: of the shard."""
+    column = np.zeros((rows, *spec.shape_under({})), np.dtype(spec.dtype).newbyteorder("<"))
+    if frames:
+        column[: len(frames)] = _side_values(spec.name, frames)
+    data = column.tobytes()
+    return data + checksum(data)
+
+
+def _side_values(name: str, frames: Sequence[Mapping[str, Any]]) -> Any:
+    if name == "valid":
+        return True
+    if name == "token":
+        return [list(bytes.fromhex(frame["token"])) for frame in frames]
+    if name == "timestamp_us":
+        return [frame["timestamp_us"] for frame in frames]
+    return [frame["sizes"].get(name.removeprefix("size_").upper(), 0) for frame in frames]
 
 
 class _ShardFile:
