@@ -10,42 +10,39 @@ from typing import Any
 
 import numpy as np
 
-from cache.cells import gather_cells
-from cache.commit import StorePlan, begin, finish, shard_path, write_record
+from cache.bev import BevEncoding
+from cache.classes import DETECTION_CLASSES
+from cache.commit import begin, finish
+from cache.coverage import Coverage
 from cache.fields import FieldSpec
 from cache.files import seal
-from cache.frame import CAMERA_CHANNELS, Camera, Frame, Pose
+from cache.frame import CAMERA_CHANNELS, Camera, Frame, GroundTruth, Pose
+from cache.frame_fields import frame_entry, frame_fields, frame_identity
 from cache.grid import BevGrid
-from cache.index import KIND_LABELLED, KIND_UNLABELLED
-from cache.manifest import Manifest, Scene
-from cache.tar_writer import ShardWriter
+from cache.manifest import Manifest
+from cache.npy import encode_npy
+from cache.plan import Format, FrameEntry, Scene, StorePlan
+from cache.roots import Root, open_root
+from cache.shard_writer import ShardWriter, open_shard
 
 GRID = BevGrid(-8.0, 8.0, -4.0, 4.0, 1.0)
-SELECTORS = ["foreground", "all"]
+COVERAGE = Coverage.parse("gaussian+random", GRID)
+ENCODING = BevEncoding(3, *GRID.shape, len(COVERAGE.names))
 SCENES = (Scene("a" * 32, "scene-0001", "train", "rain"), Scene("b" * 32, "scene-0002", "val"))
 TOKENS = [hashlib.md5(str(i).encode()).hexdigest() for i in range(6)]
 SHARDS = (tuple(TOKENS[0:2]), tuple(TOKENS[2:4]), tuple(TOKENS[4:6]))  # shard 2 is the val scene
 UNLABELLED = TOKENS[3]
 
-FRAME_FIELDS = (
-    FieldSpec("frame", "json", about="identity, poses, calibration"),
-    *(FieldSpec(channel.lower(), "jpg") for channel in CAMERA_CHANNELS),
-    FieldSpec("gt_boxes", "npy", "float64", ("N", "12"), "m"),
-    FieldSpec("gt_ids", "npy", "int32", ("N", "5")),
-    FieldSpec("gt_lidar", "npy", "float32", ("N", "9"), "m"),
-    FieldSpec("racks", "npy", "float64", ("M", "10"), "m"),
-    FieldSpec("depth", "npy.zstd", "uint16", ("K", "4")),
-    FieldSpec("points", "npy.zstd", "float32", ("P", "5"), "m"),
-)
-TEACHER_FIELDS = (
-    FieldSpec("bev_index", "npy", "int32", ("K",)),
-    FieldSpec("bev_values", "npy.zstd", "float16", ("K", "3")),
-    FieldSpec("bev_weights", "npy", "float32", ("K", "S")),
+WEBDATASET = Format()
+ZARR = Format("zarr", rows=3, capacity={"N": 6, "K": 90})  # a row more than frames in a shard, letters not sorted
+FORMATS = (WEBDATASET, ZARR)
+FRAME_FIELDS = frame_fields(CAMERA_CHANNELS, points=True)
+DETECTION_FIELDS = (
     FieldSpec("boxes", "npy", "float32", ("N", "9")),
     FieldSpec("scores", "npy", "float32", ("N",)),
     FieldSpec("labels", "npy", "int32", ("N",)),
 )
-IDENTITY = {"dataset_version": "v1.0-test", "frames_digest": "f00d"}
+IDENTITY = frame_identity("v1.0-test", DETECTION_CLASSES)
 
 
 def rng_of(token: str) -> np.random.Generator:
@@ -63,17 +60,8 @@ def frame_of(token: str) -> Frame:
         Camera(name, 32, 18, 1_500_000 + i, rng.normal(size=(3, 3)), rng.normal(size=(4, 4)))
         for i, name in enumerate(CAMERA_CHANNELS)
     )
-    scene = scene_of(token)
-    return Frame(
-        token,
-        SCENES[scene].token,
-        SCENES[scene].name,
-        SCENES[scene].split,
-        TOKENS.index(token),
-        pose(),
-        pose(),
-        cameras,
-    )
+    scene = SCENES[scene_of(token)]
+    return Frame(token, scene.token, scene.name, scene.split, TOKENS.index(token), pose(), pose(), cameras)
 
 
 def scene_of(token: str) -> int:
@@ -94,23 +82,44 @@ def frame_values(token: str) -> dict[str, Any]:
     if token != UNLABELLED:
         values["gt_boxes"] = rng.normal(size=(boxes, 12)) * 1e3
         values["gt_boxes"][:1, 10:] = np.nan
-        values["gt_ids"] = rng.integers(-1, 9, (boxes, 5)).astype(np.int32)
+        values["gt_ids"] = rng.integers(0, 9, (boxes, 5)).astype(np.int32)
         values["gt_lidar"] = rng.normal(size=(boxes, 9)).astype(np.float32)
         values["racks"] = rng.normal(size=(2, 10))
     return values
 
 
-def teacher_values(token: str) -> dict[str, Any]:
+def truth_of(token: str) -> GroundTruth | None:
+    """The annotations of `frame_values`."""
+    values = frame_values(token)
+    if "gt_ids" not in values:
+        return None
+    return GroundTruth(values["gt_boxes"], *np.ascontiguousarray(values["gt_ids"].T), values["racks"])
+
+
+def entry_of(token: str) -> FrameEntry:
+    """What the index says of the frame, in stores of either kind."""
+    return frame_entry(frame_of(token), truth_of(token), len(DETECTION_CLASSES))
+
+
+def bev_of(token: str) -> tuple[np.ndarray, np.ndarray]:
+    """A feature (3, H, W) float32, and weights (2, H, W) that keep about every third cell."""
     rng = rng_of(token)
     weights = rng.uniform(size=(2, *GRID.shape)) * (rng.uniform(size=(2, *GRID.shape)) < 0.2)
-    cells = gather_cells(rng.normal(size=(3, *GRID.shape)).astype(np.float32), weights)
+    return rng.normal(size=(3, *GRID.shape)).astype(np.float32), weights.astype(np.float32)
+
+
+def teacher_values(token: str, encoding: BevEncoding = ENCODING) -> dict[str, Any]:
+    """All fields of what a teacher says; of one frame it says nothing."""
+    rng = rng_of(token[::-1])
+    bev, weights = bev_of(token)
+    boxes = 4
+    if token == TOKENS[2]:
+        boxes, weights = 0, np.zeros_like(weights)
     return {
-        "bev_index": cells.index,
-        "bev_values": cells.values,
-        "bev_weights": cells.weights,
-        "boxes": rng.normal(size=(4, 9)).astype(np.float32),
-        "scores": np.sort(rng.uniform(size=4).astype(np.float32))[::-1],
-        "labels": rng.integers(0, 10, 4).astype(np.int32),
+        **encoding.encode(bev, weights),
+        "boxes": rng.normal(size=(boxes, 9)).astype(np.float32),
+        "scores": np.ascontiguousarray(np.sort(rng.uniform(size=boxes).astype(np.float32))[::-1]),
+        "labels": rng.integers(0, 10, boxes).astype(np.int32),
     }
 
 
@@ -126,65 +135,105 @@ def frame_plan(**changes: Any) -> StorePlan:
     return StorePlan(**(values | changes))
 
 
-def teacher_plan(**changes: Any) -> StorePlan:
+def teacher_plan(encoding: BevEncoding = ENCODING, **changes: Any) -> StorePlan:
     values: dict[str, Any] = {
         "kind": "teacher",
         "identity": IDENTITY,
-        "header": {"grid": GRID.to_dict(), "coverage": {"selectors": SELECTORS}},
-        "fields": TEACHER_FIELDS,
+        "header": {"grid": GRID.to_dict(), "coverage": COVERAGE.header(), "bev": encoding.to_dict()},
+        "fields": (*encoding.fields(), *DETECTION_FIELDS),
         "scenes": SCENES,
         "shards": SHARDS,
     }
     return StorePlan(**(values | changes))
 
 
-def values_of(plan: StorePlan) -> Callable[[str], dict[str, Any]]:
-    return frame_values if plan.kind == "frames" else teacher_values
+def plan_of(kind: str, layout: Format = WEBDATASET) -> StorePlan:
+    """The plan of a kind of store in a format; frame stores are webdataset."""
+    return frame_plan() if kind == "frames" else teacher_plan(format=layout)
 
 
-def write_shard(root: Path, plan: StorePlan, shard: int, quarantine: Collection[str] = (), commit: bool = True) -> None:
-    """One shard as the pipeline writes it; `quarantine` are tokens whose raw data cannot be read today."""
-    frames = []
-    with ShardWriter(shard_path(root, shard), {spec.name: spec for spec in plan.fields}) as writer:
-        for token in plan.shards[shard]:
+KINDS = (("frames", WEBDATASET), ("teacher", WEBDATASET), ("teacher", ZARR))
+
+
+def values_of(plan: StorePlan, token: str) -> dict[str, Any]:
+    """All fields of a frame in a store of that plan."""
+    if plan.kind == "frames":
+        return frame_values(token)
+    return teacher_values(token, BevEncoding.from_dict(plan.header["bev"]))
+
+
+def write_shard(
+    place: Any, plan: StorePlan, number: int, quarantine: Collection[str] = (), commit: bool = True
+) -> ShardWriter:
+    """One shard as the pipeline writes it; `quarantine` are tokens whose raw data cannot be read today; commit: False
+    for a writer that was killed between its files and its record."""
+    shard = plan.shard_plans()[number]
+    with open_shard(place, shard) as writer:
+        for token in shard.tokens:
             if token in quarantine:
-                continue
-            members = writer.write(token, values_of(plan)(token))
-            labelled = token != UNLABELLED
-            frames.append(
-                {
-                    "token": token,
-                    "scene": scene_of(token),
-                    "timestamp_us": TOKENS.index(token),
-                    "kind": KIND_LABELLED if labelled else KIND_UNLABELLED,
-                    "class_counts": list(range(10)),
-                    "members": {name: location.to_list() for name, location in members.items()},
-                }
-            )
-    if commit:
-        bad = [{"token": token, "reason": "a.bin: truncated"} for token in plan.shards[shard] if token in quarantine]
-        write_record(root, shard, plan.digest, size=writer.size, sha256=writer.sha256, frames=frames, quarantined=bad)
+                writer.quarantine(token, "a.bin: truncated")
+            else:
+                writer.write(entry_of(token), values_of(plan, token))
+    if not commit:
+        open_root(place).remove(shard.record)
+    return writer
 
 
-def write_store(root: Path, plan: StorePlan, quarantine: Collection[str] = ()) -> Manifest:
+def todo(place: Any, plan: StorePlan, **options: Any) -> list[int]:
+    """Numbers of the shards that are still to be written."""
+    return [shard.number for shard in begin(place, plan, **options)]
+
+
+def write_store(place: Any, plan: StorePlan, quarantine: Collection[str] = (), **options: Any) -> Manifest:
     """A whole store, or the rest of one."""
-    for shard in begin(root, plan):
-        write_shard(root, plan, shard, quarantine)
-    return finish(root, plan)
+    for number in todo(place, plan, **options):
+        write_shard(place, plan, number, quarantine)
+    return finish(place, plan)
 
 
-def tree(root: Path) -> dict[str, bytes]:
-    """Every file under `root` and its bytes."""
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+def tree(place: Any) -> dict[str, bytes]:
+    """Every file of a store and its bytes."""
+    if isinstance(place, Path):  # also what no root would name
+        return {str(path.relative_to(place)): path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()}
+    root: Root = open_root(place)
+    return {name: root.read(name) for name in root.sizes()}
 
 
-def forge_manifest(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def shard_files(place: Path, plan: StorePlan, number: int) -> list[Path]:
+    """The files of a shard in a store's folder, by their names."""
+    if plan.format.name == "webdataset":
+        return [place / f"shards/{number:05d}.tar"]
+    return sorted(place.glob(f"data.zarr/*/c/{number}/**/*")) + sorted(place.glob(f"data.zarr/*/c/{number}"))
+
+
+def tar_path(place: Path, number: int) -> Path:
+    return place / f"shards/{number:05d}.tar"
+
+
+def record_path(place: Path, number: int) -> Path:
+    return place / f"records/{number:05d}.json"
+
+
+def forge_manifest(place: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Edits manifest.json as an attacker would: the digest is made to agree with the change."""
-    path = root / "manifest.json"
+    path = place / "manifest.json"
     values = json.loads(path.read_bytes())
     del values["digest"]
     change(values)
     path.write_text(json.dumps(seal(values)))
+
+
+def forge_column(place: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Another column, and a manifest that agrees with it."""
+    path = place / "index" / f"{name}.npy"
+    forge_file(place, path, encode_npy(change(np.load(path, allow_pickle=False))))
+
+
+def forge_file(place: Path, column: Path, data: bytes) -> None:
+    """Other bytes for a column, and a manifest that agrees with them."""
+    column.write_bytes(data)
+    row = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    forge_manifest(place, lambda values: values["index"].update({column.name: row}))
 
 
 def assert_equal(found: Any, expected: Any) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache.commit import record_path
 from cache.errors import DataError
 from cache.store import FrameStore
 from pipeline.frames import FrameOptions, cache_frames
@@ -90,7 +89,7 @@ def test_two_workers_write_the_same_bytes_as_one(simulated_root: Path, tmp_path:
     assert one.digest == two.digest
     for path in (tmp_path / "one").rglob("*.tar"):
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
-    assert len(json.loads(record_path(tmp_path / "one" / "frames", 0).read_text())["frames"]) > 0
+    assert len(json.loads((tmp_path / "one" / "frames" / "records" / "00000.json").read_text())["frames"]) > 0
 
 
 def test_only_the_split_asked_for_is_cached(simulated_root: Path, tmp_path: Path) -> None:
@@ -108,7 +107,7 @@ def test_stock_webdataset_iterates_and_decodes_the_shards(simulated_root: Path, 
     store = FrameStore(tmp_path / "frames")
     seen = []
     for shard in store.manifest.shards:
-        for sample in wds.WebDataset(str(store.root / shard.name), shardshuffle=False).decode("rgb8"):
+        for sample in wds.WebDataset(str(tmp_path / "frames" / shard.files[0].name), shardshuffle=False).decode("rgb8"):
             row = store.row_of(sample["__key__"])
             assert sample["frame.json"]["token"] == sample["__key__"]
             assert sample["cam_front.jpg"].shape == (90, 160, 3)

@@ -77,7 +77,8 @@ def test_clouds_from_the_data_root_give_the_same_bytes_as_stored_points(
         tmp_path, "t", teacher="own", checkpoint=weights, data_root=simulated_root, options=options, workers=1
     )
     for shard in TeacherStore(tmp_path / "teachers" / "t").manifest.shards:
-        a, b = tmp_path / "teachers" / "t" / shard.name, cached / "teachers" / "t" / shard.name
+        name = shard.files[0].name
+        a, b = tmp_path / "teachers" / "t" / name, cached / "teachers" / "t" / name
         assert a.read_bytes() == b.read_bytes()
 
 
@@ -126,7 +127,7 @@ def test_missing_or_foreign_checkpoints_are_named(tmp_path: Path, cached: Path) 
 
 @pytest.mark.parametrize("name", ["", "../up", "Upper", "a/b", "a.b"])
 def test_a_store_name_is_never_a_path(cached: Path, weights: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="--name"):
+    with pytest.raises(ConfigError, match="teacher store"):
         cache_teacher(cached, name, teacher="own", checkpoint=weights, workers=1)
 
 
@@ -173,7 +174,7 @@ def test_sweeps_that_the_stored_clouds_do_not_have_are_refused(cached: Path, wei
 
 def test_a_corrupt_frame_store_stops_the_pass_by_name(cached: Path, weights: Path, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(cached, tmp_path / "c"))
-    shard = cache / "frames" / FrameStore(cache / "frames").manifest.shards[0].name
+    shard = cache / "frames" / FrameStore(cache / "frames").manifest.shards[0].files[0].name
     shard.chmod(0o644)
     data = bytearray(shard.read_bytes())
     data[len(data) // 2 :: 997] = b"\x5a" * len(data[len(data) // 2 :: 997])

@@ -26,5 +26,5 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six frames with points, and the teacher `demo` on them with the selectors gaussian and dense."""
     root = tmp_path_factory.mktemp("trainer") / "cache"
     write_frames(root, boxes=BOXES)
-    write_teacher(root, boxes=BOXES, selectors=("gaussian", "dense"))
+    write_teacher(root, boxes=BOXES, coverage="gaussian(dilate=0)+dense")
     return root

@@ -12,16 +12,20 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cache.cells import gather_cells
+from cache.bev import BevEncoding
 from cache.classes import DETECTION_CLASSES
-from cache.commit import StorePlan, begin, finish, shard_path, write_record
+from cache.commit import begin, finish
+from cache.coverage import Coverage
+from cache.depth_labels import pack_depth
 from cache.fields import FieldSpec
+from cache.files import digest_of
 from cache.frame import CAMERA_CHANNELS, Camera, Frame, Pose
+from cache.frame_fields import frame_fields, frame_identity
 from cache.grid import BevGrid
-from cache.manifest import Scene
-from cache.store import pack_depth
-from cache.tar_writer import ShardWriter
+from cache.plan import Format, FrameEntry, Scene, StorePlan
+from cache.shard_writer import open_shard
 from models.gaussian import foreground_mask
+from pipeline.teacher import detection_fields
 
 GRID = BevGrid(-51.2, 51.2, -51.2, 51.2, 6.4)
 CAMERA_YAW_DEG = (145.0, 90.0, 35.0, -35.0, -90.0, -145.0)  # of the optical axis in the canonical frame
@@ -61,31 +65,6 @@ def make_camera(channel: str, yaw_deg: float, size: tuple[int, int]) -> Camera:
     focal = size[0] / 2 / np.tan(np.deg2rad(35))
     intrinsic = np.array([[focal, 0, size[0] / 2 - 0.5], [0, focal, size[1] / 2 - 0.5], [0, 0, 1]])
     return Camera(channel, size[0], size[1], 0, intrinsic, matrix)
-
-
-def frame_fields(points: bool) -> tuple[FieldSpec, ...]:
-    cloud = FieldSpec("points", "npy.zstd", "float32", ("P", "5"))
-    return (
-        FieldSpec("frame", "json"),
-        *(FieldSpec(channel.lower(), "jpg") for channel in CAMERA_CHANNELS),
-        FieldSpec("gt_boxes", "npy", "float64", ("N", "12")),
-        FieldSpec("gt_ids", "npy", "int32", ("N", "5")),
-        FieldSpec("gt_lidar", "npy", "float32", ("N", "9")),
-        FieldSpec("racks", "npy", "float64", ("M", "10")),
-        FieldSpec("depth", "npy.zstd", "uint16", ("K", "4")),
-        *((cloud,) if points else ()),
-    )
-
-
-def teacher_fields(channels: int) -> tuple[FieldSpec, ...]:
-    return (
-        FieldSpec("bev_index", "npy", "int32", ("K",)),
-        FieldSpec("bev_values", "npy.zstd", "float16", ("K", str(channels))),
-        FieldSpec("bev_weights", "npy", "float32", ("K", "S")),
-        FieldSpec("boxes", "npy", "float32", ("N", "9")),
-        FieldSpec("scores", "npy", "float32", ("N",)),
-        FieldSpec("labels", "npy", "int32", ("N",)),
-    )
 
 
 def frame_values(number: int, size: tuple[int, int], points: bool, boxes: int, split: str, seed: int) -> dict[str, Any]:
@@ -151,7 +130,7 @@ def write_frames(
     seed: int = 0,
 ) -> None:
     """<cache>/frames in two shards; `boxes`: per frame, repeated."""
-    fields = frame_fields(points)
+    fields = frame_fields(CAMERA_CHANNELS, points=points)
     rows = [frame_values(i, size, points, boxes[i % len(boxes)], split, seed) for i in range(frames)]
     _write(cache / "frames", "frames", fields, rows, {"points": points, "sweeps": 0}, frames, split, seed)
 
@@ -164,12 +143,17 @@ def write_teacher(
     channels: int = 5,
     boxes: Sequence[int] = (5,),
     grid: BevGrid = GRID,
-    selectors: Sequence[str] = ("gaussian",),
+    coverage: str = "gaussian(dilate=0)",
+    layout: str = "cells",
+    dtype: str = "float16",
+    store_format: str = "webdataset",
     split: str = "train",
     seed: int = 0,
     world: int = 0,
 ) -> None:
     """<cache>/teachers/<name> on the same frames: a random map whose values are higher at objects."""
+    parsed = Coverage.parse(coverage, grid)
+    encoding = BevEncoding(channels, *grid.shape, len(parsed.names), layout, dtype)
     rows = []
     for number in range(frames):
         rng = np.random.default_rng((seed, 77, number))
@@ -177,24 +161,20 @@ def write_teacher(
         mask = foreground_mask(gt, grid, min_radius=1)
         maps = {"gaussian": mask, "dense": np.ones(grid.shape, np.float32)}
         bev = rng.normal(0, 1, (channels, *grid.shape)).astype(np.float32) + 3 * mask
-        cells = gather_cells(bev, np.stack([maps[selector] for selector in selectors]))
         rows.append(
             {
-                "bev_index": cells.index,
-                "bev_values": cells.values,
-                "bev_weights": cells.weights,
+                **encoding.encode(bev, np.stack([maps[selector] for selector in parsed.names])),
                 "boxes": gt,
                 "scores": np.linspace(1, 0.1, len(gt)).astype(np.float32),
                 "labels": np.zeros(len(gt), np.int32),
             }
         )
-    header = {
-        "grid": grid.to_dict(),
-        "coverage": {"selectors": list(selectors)},
-        "bev_channels": channels,
-        "seed": seed,
-    }
-    _write(cache / "teachers" / name, "teacher", teacher_fields(channels), rows, header, frames, split, world)
+    header = {"grid": grid.to_dict(), "coverage": parsed.header(), "bev": encoding.to_dict(), "seed": seed}
+    fields = (*encoding.fields(), *detection_fields())
+    place = Format()
+    if store_format == "zarr":
+        place = Format("zarr", -(-frames // 2), {"K": grid.height * grid.width, "N": max(*boxes, 1)})
+    _write(cache / "teachers" / name, "teacher", fields, rows, header, frames, split, world, place)
 
 
 def _write(
@@ -206,36 +186,24 @@ def _write(
     frames: int,
     split: str,
     world: int,
+    store_format: Format = Format(),  # noqa: B008 (frozen)
 ) -> None:
     half = -(-frames // 2)
     shards = tuple(tuple(token_of(i) for i in part) for part in (range(half), range(half, frames)) if part)
     plan = StorePlan(
         kind=kind,
-        identity={
-            "dataset_version": "v1.0-synthetic",
-            "frames_digest": f"{frames}-{world}",
-            "classes": list(DETECTION_CLASSES),
-        },
+        identity=frame_identity(f"v1.0-synthetic-{world}", DETECTION_CLASSES),
         header=header,
         fields=fields,
         scenes=(Scene(token_of(900), "scene-0001", split),),
         shards=shards,
+        format=store_format,
     )
-    begin(root, plan)
-    for shard, tokens in enumerate(shards):
-        records = []
-        with ShardWriter(shard_path(root, shard), {spec.name: spec for spec in fields}) as writer:
-            for token in tokens:
-                members = writer.write(token, rows[int(token, 16)])
-                records.append(
-                    {
-                        "token": token,
-                        "scene": 0,
-                        "timestamp_us": 1000 + int(token, 16),
-                        "kind": 0,
-                        "class_counts": [0] * len(DETECTION_CLASSES),
-                        "members": {field: location.to_list() for field, location in members.items()},
-                    }
-                )
-        write_record(root, shard, plan.digest, size=writer.size, sha256=writer.sha256, frames=records, quarantined=[])
+    for shard in begin(root, plan):
+        with open_shard(root, shard) as writer:
+            for token in shard.tokens:
+                number = int(token, 16)
+                digest = digest_of([token, world])[:16]
+                entry = FrameEntry(token, token_of(900), 1000 + number, 0, (0,) * len(DETECTION_CLASSES), digest)
+                writer.write(entry, rows[number])
     finish(root, plan)

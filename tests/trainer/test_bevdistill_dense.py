@@ -246,9 +246,9 @@ def test_channel_statistics_are_those_of_the_selected_cells(cache: Path) -> None
 
 def test_a_store_without_the_selector_is_refused_with_the_remedy(tmp_path: Path) -> None:
     write_frames(tmp_path, frames=2)
-    write_teacher(tmp_path, frames=2, selectors=("dense",))
+    write_teacher(tmp_path, frames=2, coverage="dense")
     model, teacher = build_detector(TINY_STUDENT), TeacherStore(tmp_path / "teachers" / "demo")
-    with pytest.raises(StoreError, match=r"'gaussian'.*covers \['dense'\].*--coverage dense,gaussian"):
+    with pytest.raises(StoreError, match=r"gaussian, the store covers dense; .*'dense\+gaussian\(dilate=1\)'"):
         build_terms([("bevdistill_dense", 1.0, {})], model, teacher, [0, 1])
 
 
@@ -263,7 +263,7 @@ def test_a_store_on_another_grid_is_refused_with_both_grids(tmp_path: Path) -> N
 
 def test_a_teacher_that_marked_nothing_is_refused(tmp_path: Path) -> None:
     write_frames(tmp_path, frames=2, boxes=(0,))
-    write_teacher(tmp_path, frames=2, boxes=(0,), selectors=("gaussian", "dense"))
+    write_teacher(tmp_path, frames=2, boxes=(0,), coverage="gaussian(dilate=0)+dense")
     with pytest.raises(StoreError, match="nothing to distil"):
         channel_statistics(TeacherStore(tmp_path / "teachers" / "demo"), [0, 1], "gaussian")
 

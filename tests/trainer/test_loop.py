@@ -219,9 +219,13 @@ def test_what_the_stores_cannot_serve_is_refused_before_training(tmp_path: Path,
     elsewhere = chosen.model_copy(update={"data": chosen.data.model_copy(update={"split": "val"})})
     with pytest.raises(StoreError, match=r"no split 'val'; it has \['train'\]"):
         train(elsewhere, cache, tmp_path / "run", progress=quiet)
-    write_teacher(tmp_path / "bare", frames=4, boxes=BOXES)
-    with pytest.raises(FingerprintError, match=r"frames_digest = 4-0.*has 6-0"):
+    write_teacher(tmp_path / "bare", boxes=BOXES, world=1)
+    with pytest.raises(FingerprintError, match=r"dataset_version = v1\.0-synthetic-1, but .* has v1\.0-synthetic-0"):
         train(recipe(), tmp_path / "bare", tmp_path / "run", progress=quiet)
+    write_teacher(tmp_path / "bare", name="few", frames=4, boxes=BOXES)
+    few = recipe().model_copy(update={"data": recipe().data.model_copy(update={"teacher": "few"})})
+    with pytest.raises(StoreError, match=r"2 of 6 frames are missing, the first .*; run cache-teacher again"):
+        train(few, tmp_path / "bare", tmp_path / "run", progress=quiet)
     assert not (tmp_path / "run" / CHECKPOINT).exists()
 
 
