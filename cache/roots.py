@@ -47,6 +47,9 @@ class Root(Protocol):
     def version(self, name: str) -> str:
         """A text that changes when the object is replaced by another (ETag, or time and size)."""
 
+    def modified(self, name: str) -> float:
+        """When the object was last written, seconds since 1970; inf where nobody says."""
+
     def sizes(self) -> dict[str, int]:
         """Every object's name and bytes, other writers' partial files included."""
 
@@ -107,6 +110,16 @@ def removable_name(name: str) -> str:
     return name
 
 
+def read_at(descriptor: int, start: int, length: int) -> bytes:
+    """`length` bytes from `start` of an open file, fewer where it ends before. Raises OSError, OverflowError."""
+    if length > _LARGE:  # a damaged length must not make pread allocate more than there is
+        length = max(0, min(length, os.fstat(descriptor).st_size - start))
+    data = os.pread(descriptor, length, start)
+    while len(data) < length and (more := os.pread(descriptor, length - len(data), start + len(data))):
+        data += more  # pread gives 2 GiB at most
+    return data
+
+
 class _Descriptor:
     """An open file's number. It is closed when the last thread that holds it lets go, never under somebody's read: the
     next file opened would take the number over, and the read give that one's bytes.
@@ -159,12 +172,7 @@ class LocalRoot:
     def read_range(self, name: str, start: int, length: int) -> bytes:
         try:
             opened = self._kept.get(name) or self._open(name)
-            if length > _LARGE:  # a damaged length must not make pread allocate more than there is
-                length = max(0, min(length, os.fstat(opened.number).st_size - start))
-            data = os.pread(opened.number, length, start)
-            while len(data) < length and (more := os.pread(opened.number, length - len(data), start + len(data))):
-                data += more  # pread gives 2 GiB at most
-            return data
+            return read_at(opened.number, start, length)
         except (OSError, OverflowError) as error:
             raise self._as_told(name, error) from error
 
@@ -194,6 +202,10 @@ class LocalRoot:
     def version(self, name: str) -> str:
         found = self._stat(name)
         return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+
+    def modified(self, name: str) -> float:
+        found = self._stat(name)
+        return max(found.st_mtime, found.st_ctime)  # a new hard link to an old file is new, too
 
     def _stat(self, name: str) -> os.stat_result:
         with self._told(name):

@@ -415,7 +415,7 @@ def test_a_dead_endpoint_is_told_soon(answers: bool, monkeypatch: pytest.MonkeyP
             with pytest.raises(StoreError, match="check the address") as caught:
                 call()
             assert "s3://bucket/store" in str(caught.value) and "\n" not in str(caught.value)
-        assert time.monotonic() - began < 20  # left to themselves the libraries try for minutes
+        assert time.monotonic() - began < 60  # left to themselves the libraries try for minutes
 
 
 def test_a_bucket_that_is_not_there_is_named(s3_endpoint: str) -> None:
