@@ -52,6 +52,8 @@ class BevEncoding:
             channels, height, width, selectors = (
                 int(values[name]) for name in ("channels", "height", "width", "selectors")
             )
+            if min(channels, height, width, selectors) < 1 or max(channels, height, width, selectors) >= 10**9:
+                raise ValueError("a size is out of range")
             return cls(channels, height, width, selectors, str(values["layout"]), str(values["dtype"]))
         except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise CorruptError(f"header: bev is {values!r:.80} ({error}); the store is damaged, run verify") from None

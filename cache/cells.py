@@ -52,7 +52,7 @@ def cell_weights(bev: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.n
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
     """`values` as float16 or float32. StoreError where one is not finite or does not fit float16."""
-    require_finite(values)
+    require_finite(np.asarray(values, np.float32))
     if dtype == "float16" and values.size and float(np.abs(values).max()) > FP16_MAX:
         raise StoreError(
             f"a BEV feature reaches {float(np.abs(values).max()):g}, above float16's {FP16_MAX:g}; use --dtype float32"

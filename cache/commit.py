@@ -31,13 +31,14 @@ def begin(place: Any, plan: StorePlan, *, grow: bool = False) -> list[ShardPlan]
         raise StoreError(
             f"{root}: holds a manifest but no {PLAN}; it can be read but not continued, choose another folder"
         )
-    if earlier is not None and earlier != plan and not (grow and _grows(earlier, plan)):
+    same = earlier is not None and _as_json(earlier) == _as_json(plan)
+    if earlier is not None and not same and not (grow and _grows(earlier, plan)):
         name, found, expected = first_difference(_as_json(earlier), _as_json(plan))
         raise FingerprintError(
             f"{root}: was begun with {name} = {found}, this run asks for {expected}; "
             "use the same settings, another store name, or remove that folder"
         )
-    if earlier != plan:
+    if not same:
         with root.write(PLAN) as file:
             file.write(canonical_json(plan.to_dict()))
     sizes = root.sizes()
@@ -57,9 +58,10 @@ def read_plan(root: Root) -> StorePlan | None:
         data = read_document(root, PLAN)
     except FileNotFoundError:
         return None
+    values = parse_json(data, f"{root}/{PLAN}", "a store plan")
     try:
-        return StorePlan.from_dict(parse_json(data, f"{root}/{PLAN}", "a store plan"))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return StorePlan.from_dict(values)
+    except (KeyError, TypeError, ValueError, AttributeError, StoreError) as error:
         raise StoreError(
             f"{root}/{PLAN}: not a store plan ({type(error).__name__}: {error}); remove that store"
         ) from None
@@ -108,25 +110,12 @@ def commit_shard(
     frames: per frame the entry's values, sizes {letter: size}, members {field: [offset, length, crc32c]}. Raises
     StoreError where another run has committed this shard with other bytes: the plan was not all that fixed them.
     """
-    record = {
-        "shard": shard.number,
-        "plan": shard.digest,
-        "files": [file.to_list() for file in files],
-        "frames": list(frames),
-        "quarantined": list(quarantined),
-    }
-    data = canonical_json(seal(record))
+    data = _record_bytes(shard, files, frames, quarantined)
     try:
         root.put_new(shard.record, data)
     except FileExistsError:
-        existing = root.read(shard.record)
-        if existing != data:
-            record_there = committed_record(root, shard, root.sizes())
-            if record_there is not None and not record_there["quarantined"]:
-                raise StoreError(
-                    f"{root}/{shard.record}: another run has committed this shard with other bytes; let one run at a "
-                    "time write a store, on one kind of device"
-                ) from None
+        if root.read(shard.record) != data:
+            _refuse_committed(root, shard)
             with root.write(shard.record) as file:
                 file.write(data)
     return {
@@ -135,6 +124,48 @@ def commit_shard(
         "quarantined": len(quarantined),
         "first_problem": quarantined[0]["reason"] if quarantined else "",
     }
+
+
+def refuse_other_bytes(
+    root: Root,
+    shard: ShardPlan,
+    *,
+    files: Sequence[StoredFile],
+    frames: Sequence[Mapping[str, Any]],
+    quarantined: Sequence[Mapping[str, str]],
+) -> None:
+    """Before files take the place of those that another run committed: StoreError where theirs are others."""
+    try:
+        existing = root.read(shard.record)
+    except FileNotFoundError:
+        return
+    if existing != _record_bytes(shard, files, frames, quarantined):
+        _refuse_committed(root, shard)
+
+
+def _refuse_committed(root: Root, shard: ShardPlan) -> None:
+    there = committed_record(root, shard, root.sizes())
+    if there is not None and not there["quarantined"]:
+        raise StoreError(
+            f"{root}/{shard.record}: another run has committed this shard with other bytes; let one run at a time "
+            "write a store, on one kind of device"
+        )
+
+
+def _record_bytes(
+    shard: ShardPlan,
+    files: Sequence[StoredFile],
+    frames: Sequence[Mapping[str, Any]],
+    quarantined: Sequence[Mapping[str, str]],
+) -> bytes:
+    record = {
+        "shard": shard.number,
+        "plan": shard.digest,
+        "files": [file.to_list() for file in files],
+        "frames": list(frames),
+        "quarantined": list(quarantined),
+    }
+    return canonical_json(seal(record))
 
 
 def finish(place: Any, plan: StorePlan) -> Manifest:

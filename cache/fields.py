@@ -113,13 +113,15 @@ class FieldSpec:
     def encode(self, value: Any) -> bytes:
         """The tar member's bytes; deterministic. Arrays must match dtype and shape (StoreError otherwise)."""
         if self.ext == "jpg":
+            if not isinstance(value, bytes | bytearray | memoryview):
+                raise StoreError(f"field {self.name}: found a {type(value).__name__}, expected the image file's bytes")
             return bytes(value)
         if self.ext == "json":
             try:
                 return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-            except ValueError as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise StoreError(
-                    f"field {self.name}: a value is not finite ({error}); check the data it comes from"
+                    f"field {self.name}: a value is not finite or not JSON's ({error}); check the data it comes from"
                 ) from None
         self.sizes_to_write(value)
         return compress(self.codec, encode_npy(value))
@@ -139,6 +141,8 @@ class FieldSpec:
 
     def sizes_to_write(self, value: Any) -> dict[str, int]:
         """The letters' sizes in an array that is to be stored; StoreError where it does not fit the declaration."""
+        if not isinstance(value, np.ndarray):
+            raise StoreError(f"field {self.name}: found a {type(value).__name__}, expected an array")
         try:
             sizes = self.sizes_of(value, f"field {self.name}")
         except CorruptError as error:

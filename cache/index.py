@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from cache.errors import CorruptError
+from cache.errors import CorruptError, StoreError
+from cache.fields import TOKEN_PATTERN
 from cache.files import file_sha256, sha256
 from cache.npy import decode_npy, encode_npy
 from cache.plan import FrameEntry
@@ -69,10 +70,9 @@ class FrameIndex:
 
     def row_of(self, token: str) -> int | None:
         """Row of a token, None where it is not there; 20 comparisons for a million frames."""
-        try:
-            wanted = bytes.fromhex(token)
-        except ValueError:
+        if not TOKEN_PATTERN.fullmatch(token):
             return None
+        wanted = bytes.fromhex(token)
         at = bisect.bisect_left(self.order, wanted, key=lambda row: self.token[row].tobytes())
         if at < len(self) and self.token[self.order[at]].tobytes() == wanted:
             return int(self.order[at])
@@ -95,11 +95,20 @@ class FrameIndex:
         scene_tokens: Sequence[str],
         num_classes: int,
     ) -> FrameIndex:
-        """Columns from shard records (`cache.commit`), frames in shard order; one record at a time is held."""
+        """Columns from shard records (`cache.commit`), frames in shard order; one record at a time is held.
+
+        Raises StoreError for a frame of no known scene or with counts of another number of classes.
+        """
         scene_number = {token: number for number, token in enumerate(scene_tokens)}
         parts = []
         for record in records:
             frames = record["frames"]
+            for frame in frames:
+                if frame["scene"] not in scene_number or len(frame["class_counts"]) != num_classes:
+                    raise StoreError(
+                        f"frame {frame['token']}: scene {frame['scene']} with counts of {len(frame['class_counts'])} "
+                        f"classes; expected one of {len(scene_number)} planned scenes, and {num_classes} classes"
+                    )
             members = np.array(
                 [[frame["members"].get(name, (0, 0, 0)) for name in field_names] for frame in frames], np.uint64
             ).reshape(len(frames), len(field_names), 3)
@@ -169,7 +178,7 @@ class FrameIndex:
             "letters": num_letters,
             "fields": num_fields,
         }
-        rows = len(columns["token"])
+        rows = columns["token"].size // TOKEN_BYTES
         for name, (dtype, second) in _COLUMNS.items():
             expected = (rows, widths[second]) if second else (rows,)
             if columns[name].dtype != np.dtype(dtype) or columns[name].shape != expected:
@@ -216,7 +225,7 @@ def _open_column(root: Root, name: str, expected: dict[str, Any] | None) -> np.n
         else:
             data = root.read(name)
             size, digest = len(data), sha256(data)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise CorruptError(f"{root}/{name}: missing; the store is damaged, run the caching command again") from None
     if size != expected["size"] or digest != expected["sha256"]:
         raise CorruptError(
@@ -227,6 +236,8 @@ def _open_column(root: Root, name: str, expected: dict[str, Any] | None) -> np.n
 
 def _map_column(path: Path) -> np.ndarray:
     """The column over the mapped file: pages are read when rows are, and the mapping outlives the descriptor."""
+    if not path.stat().st_size:
+        raise CorruptError(f"{path}: no bytes, expected a column; run the caching command again")
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return decode_npy(memoryview(mapped), str(path))

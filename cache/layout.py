@@ -27,4 +27,5 @@ def teacher_place(cache: str | Path, name: str) -> str | Path:
 def teacher_names(cache: str | Path) -> list[str]:
     """Names of the committed teacher stores, sorted."""
     stored = (name.split("/") for name in open_root(join(cache, "teachers")).sizes())
-    return sorted({parts[0] for parts in stored if len(parts) == 2 and parts[1] == MANIFEST})
+    found = {parts[0] for parts in stored if len(parts) == 2 and parts[1] == MANIFEST}
+    return sorted(name for name in found if TEACHER_NAME.fullmatch(name))

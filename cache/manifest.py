@@ -13,7 +13,7 @@ from typing import Any
 
 from cache.errors import CorruptError, StoreError
 from cache.fields import FieldSpec, letters_of
-from cache.files import canonical_json, is_sealed, parse_json, seal, sha256
+from cache.files import canonical_json, has_valid_seal, parse_json, seal, sha256
 from cache.plan import Format, Scene
 from cache.roots import Root, checked_name
 
@@ -132,12 +132,17 @@ class Manifest:
         except StoreError as error:
             raise CorruptError(f"{error}; run the caching command again") from None
         try:
-            if values["format"] != FORMAT_NAME or values["version"] != FORMAT_VERSION:
-                raise StoreError(
-                    f"{where}: {values['format']} version {values['version']}, expected {FORMAT_NAME} version "
-                    f"{FORMAT_VERSION}; read it with the release that wrote it, or cache again"
-                )
-            if not is_sealed(values):
+            known = (values["format"], values["version"]) == (FORMAT_NAME, FORMAT_VERSION)
+            found = f"{values['format']!s:.40} version {values['version']!s:.40}"
+        except (KeyError, TypeError) as error:
+            raise CorruptError(f"{where}: not a valid manifest ({type(error).__name__}: {error})") from None
+        if not known:
+            raise StoreError(
+                f"{where}: {found}, expected {FORMAT_NAME} version {FORMAT_VERSION}; read it with the release that "
+                "wrote it, or cache again"
+            )
+        try:
+            if not has_valid_seal(data):
                 raise CorruptError(f"{where}: its content does not match its own digest; run the caching command again")
             if values["kind"] not in KINDS:
                 raise ValueError(f"kind {values['kind']!r}, expected one of {KINDS}")
@@ -145,8 +150,6 @@ class Manifest:
         except CorruptError:
             raise
         except StoreError as error:  # of a name or field that no writer makes
-            if values.get("version") != FORMAT_VERSION:
-                raise
             raise CorruptError(f"{where}: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptError(f"{where}: not a valid manifest ({type(error).__name__}: {error})") from None
@@ -165,18 +168,20 @@ class Manifest:
         layout = Format.from_dict(values["layout"])
         if layout.name == "zarr" and any(len(shard.files) < len(fields) for shard in shards):
             raise ValueError("a Zarr shard has fewer files than the store has fields")
+        if layout.name == "webdataset" and any(len(shard.files) > 1 for shard in shards):
+            raise ValueError("a WebDataset shard has more than one file")
         if layout.name == "zarr" and any(letter not in layout.capacity for letter in letters_of(fields)):
             raise ValueError("a letter without a capacity")
         return cls(
             kind=values["kind"],
             format=layout,
-            identity=_object(values["identity"]),
+            identity=_identity(values["identity"]),
             header=_object(values["header"]),
             fields=fields,
             scenes=tuple(Scene.from_dict(row) for row in values["scenes"]),
             shards=shards,
             index={
-                str(name): {"size": int(row["size"]), "sha256": str(row["sha256"])}
+                checked_name(str(name)): {"size": int(row["size"]), "sha256": str(row["sha256"])}
                 for name, row in values["index"].items()
             },
             plan=StoredFile.from_list(values["plan"]),
@@ -197,6 +202,13 @@ def read_document(root: Root, name: str) -> bytes:
             "command again"
         )
     return root.read(name)
+
+
+def _identity(value: Any) -> dict[str, Any]:
+    classes = _object(value)["classes"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise TypeError(f"found classes {classes!r:.40}, expected a list of names")
+    return value
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -6,16 +6,19 @@ keep their bytes when a store grows or is merged with another.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from cache.errors import CorruptError, StoreError
-from cache.fields import FieldSpec, letters_of
+from cache.fields import TOKEN_PATTERN, FieldSpec, letters_of
 from cache.files import digest_of
 
 FORMATS = ("webdataset", "zarr")
+DIGEST_PATTERN = re.compile(r"[0-9a-f]{16}")
+_BESIDE = re.compile(r"valid|token|timestamp_us|size_[a-z]")  # `cache.zarr_writer.side_fields`
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,10 @@ class Format:
     name: str = "webdataset"
     rows: int = 0
     capacity: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # sorted as it reads back: a run that goes on by the plan's file names a shard's files in the same order
+        object.__setattr__(self, "capacity", dict(sorted(self.capacity.items())))
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "rows": self.rows, "capacity": dict(self.capacity)}
@@ -62,7 +69,7 @@ class Scene:
 class FrameEntry:
     """What the index says of a frame beside its fields. token: 32 hex digits; scene: the scene's token; kind: see
     `cache.index`; class_counts: annotated boxes by class of the store's list; digest: 16 hex digits over token, time
-    and poses, equal in all stores that hold this frame.
+    and poses, equal in all stores that hold this frame. StoreError for what the index cannot hold.
     """
 
     token: str
@@ -71,6 +78,16 @@ class FrameEntry:
     kind: int
     class_counts: tuple[int, ...]
     digest: str
+
+    def __post_init__(self) -> None:
+        if not TOKEN_PATTERN.fullmatch(self.token):
+            raise StoreError(f"frame token {self.token!r} is not 32 lower-case hex digits")
+        fits = self.kind in (0, 1) and abs(self.timestamp_us) < 2**63 and DIGEST_PATTERN.fullmatch(self.digest)
+        if not fits or any(not 0 <= count < 2**16 for count in self.class_counts):
+            raise StoreError(
+                f"frame {self.token}: kind {self.kind}, time {self.timestamp_us}, digest {self.digest!r} or class "
+                f"counts {self.class_counts} do not fit the index; see docs/format.md, 4"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return {**self.__dict__, "class_counts": list(self.class_counts)}
@@ -116,14 +133,29 @@ class StorePlan:
             raise StoreError(
                 f"frame {twice} is planned twice; a store holds a frame once, check the tables for doubles"
             )
+        names, scenes = [spec.name for spec in self.fields], [scene.token for scene in self.scenes]
+        if not self.shards or len(set(names)) < len(names) or len(set(scenes)) < len(scenes):
+            raise StoreError(
+                f"a store with {len(self.shards)} shards, fields {names} and {len(scenes)} scenes; expected one shard "
+                "or more, and no field or scene twice"
+            )
         if self.format.name == "zarr":
-            others = [spec.name for spec in self.fields if not spec.is_array]
-            short = [letter for letter in letters_of(self.fields) if letter not in self.format.capacity]
-            if others or short or any(len(tokens) > self.format.rows for tokens in self.shards):
-                raise StoreError(
-                    f"zarr: fields {others} are no arrays, letters {short} have no capacity, or a shard has more than "
-                    f"{self.format.rows} frames; write such a store as webdataset"
-                )
+            self._check_zarr()
+
+    def _check_zarr(self) -> None:
+        others = [spec.name for spec in self.fields if not spec.is_array or "0" in spec.shape]
+        short = [letter for letter in letters_of(self.fields) if self.format.capacity.get(letter, 0) < 1]
+        if others or short or not all(len(tokens) <= self.format.rows for tokens in self.shards):
+            raise StoreError(
+                f"zarr: fields {others} are no arrays with values, letters {short} have no capacity, or a shard has "
+                f"more than {self.format.rows} frames; write such a store as webdataset"
+            )
+        taken = [spec.name for spec in self.fields if _BESIDE.fullmatch(spec.name)]
+        if taken or self.format.rows < 1:
+            raise StoreError(
+                f"zarr: {self.format.rows} rows a shard, fields named {taken}; expected 1 row or more, and names that "
+                "the arrays beside the fields do not have"
+            )
 
     @property
     def letters(self) -> tuple[str, ...]:

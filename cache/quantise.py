@@ -16,8 +16,9 @@ def quantise_u8(values: np.ndarray, channel_axis: int) -> tuple[np.ndarray, np.n
 
     Raises StoreError where a value is not finite. A frame without values gives offsets and steps of 0.
     """
+    values = np.asarray(values, np.float32)
     require_finite(values)
-    moved = np.moveaxis(np.asarray(values, np.float32), channel_axis, -1)
+    moved = np.moveaxis(values, channel_axis, -1)
     flat = moved.reshape(-1, moved.shape[-1])
     if not len(flat):
         return np.zeros(values.shape, np.uint8), np.zeros((2, moved.shape[-1]), np.float32)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Self
 
 import google_crc32c
 
-from cache.commit import commit_shard
+from cache.commit import commit_shard, refuse_other_bytes
 from cache.errors import StoreError
 from cache.fields import TOKEN_PATTERN, FieldSpec
 from cache.manifest import StoredFile
@@ -119,12 +119,14 @@ class ShardWriter(ABC):
                 if self._left:
                     raise StoreError(f"shard {self._plan.number}: {len(self._left)} planned frames were not written")
                 files = self._close()
+                position = {token: i for i, token in enumerate(self._plan.tokens)}
+                quarantined = sorted(self._quarantined, key=lambda row: position[row["token"]])
+                content: dict[str, Any] = {"files": files, "frames": self._frames, "quarantined": quarantined}
+                refuse_other_bytes(self._root, self._plan, **content)
             except BaseException:
                 self._abandon()
                 raise
-        position = {token: i for i, token in enumerate(self._plan.tokens)}
-        quarantined = sorted(self._quarantined, key=lambda row: position[row["token"]])
-        self.summary = commit_shard(self._root, self._plan, files=files, frames=self._frames, quarantined=quarantined)
+        self.summary = commit_shard(self._root, self._plan, **content)
 
     def _hashed(self, name: str) -> HashedFile:
         """A new file of the shard."""

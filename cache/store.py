@@ -17,7 +17,7 @@ from cache.bev import BevEncoding
 from cache.cells import Cells
 from cache.coverage import Coverage
 from cache.depth_labels import unpack_depth
-from cache.errors import CorruptError, FingerprintError, StoreError
+from cache.errors import ConfigError, CorruptError, FingerprintError, StoreError
 from cache.frame import Detections, Frame, GroundTruth
 from cache.grid import BevGrid
 from cache.index import FrameIndex
@@ -193,7 +193,10 @@ class TeacherStore(Store):
     @property
     def grid(self) -> BevGrid:
         """Grid of the BEV fields."""
-        return BevGrid.from_dict(self.manifest.header["grid"])
+        try:
+            return BevGrid.from_dict(self.manifest.header["grid"])
+        except (KeyError, TypeError, ConfigError) as error:
+            raise CorruptError(f"{self.root}: header.grid: {error}; the store is damaged, run verify") from None
 
     @property
     def selectors(self) -> list[str]:
@@ -203,12 +206,20 @@ class TeacherStore(Store):
     @cached_property
     def coverage(self) -> Coverage:
         """Which cells the store holds."""
-        return Coverage.from_header(self.manifest.header["coverage"], f"{self.root}: header.coverage")
+        return Coverage.from_header(self.manifest.header.get("coverage"), f"{self.root}: header.coverage")
 
     @cached_property
     def bev(self) -> BevEncoding:
-        """How the BEV feature is stored."""
-        return BevEncoding.from_dict(self.manifest.header["bev"])
+        """How the BEV feature is stored; CorruptError where the header contradicts fields, grid or coverage."""
+        bev = BevEncoding.from_dict(self.manifest.header.get("bev", {}))
+        declared = {name: (spec.dtype, spec.shape) for name, (_, spec) in self._fields.items()}
+        fits = ((bev.height, bev.width), bev.selectors) == (self.grid.shape, len(self.selectors))
+        if not fits or any(declared.get(spec.name) != (spec.dtype, spec.shape) for spec in bev.fields()):
+            raise CorruptError(
+                f"{self.root}: header.bev {bev.to_dict()} does not fit the fields, the grid or the coverage; "
+                "the store is damaged, run verify"
+            )
+        return bev
 
     def cells(self, row: int) -> Cells:
         """The BEV feature at the covered cells, values as stored (u8 comes back as float32).

@@ -48,10 +48,9 @@ class ZarrShardWriter(ShardWriter):
         if missing:
             raise StoreError(f"frame {entry.token}: {missing} are missing; in a Zarr store every frame has every field")
         capacity = self._plan.format.capacity
-        return {
-            name: self._arrays[name].append(spec.encode_padded(values[name], capacity))
-            for name, spec in self._fields.items()
-        }
+        # all first, so that a field that is refused leaves no other array a frame ahead
+        encoded = {name: spec.encode_padded(values[name], capacity) for name, spec in self._fields.items()}
+        return {name: self._arrays[name].append(data) for name, data in encoded.items()}
 
     def _close(self) -> list[StoredFile]:
         rows, used = self._plan.format.rows, len(self._frames)
