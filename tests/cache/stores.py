@@ -15,7 +15,7 @@ from cache.classes import DETECTION_CLASSES
 from cache.commit import begin, finish
 from cache.coverage import Coverage
 from cache.fields import FieldSpec
-from cache.files import seal
+from cache.files import canonical_json, seal
 from cache.frame import CAMERA_CHANNELS, Camera, Frame, GroundTruth, Pose
 from cache.frame_fields import frame_entry, frame_fields, frame_identity
 from cache.grid import BevGrid
@@ -199,11 +199,9 @@ def tree(place: Any) -> dict[str, bytes]:
     return {name: root.read(name) for name in root.sizes()}
 
 
-def shard_files(place: Path, plan: StorePlan, number: int) -> list[Path]:
-    """The files of a shard in a store's folder, by their names."""
-    if plan.format.name == "webdataset":
-        return [place / f"shards/{number:05d}.tar"]
-    return sorted(place.glob(f"data.zarr/*/c/{number}/**/*")) + sorted(place.glob(f"data.zarr/*/c/{number}"))
+def shard_files(place: Path, number: int) -> list[Path]:
+    """The files of a committed shard."""
+    return [place / name for name, _, _ in json.loads(record_path(place, number).read_bytes())["files"]]
 
 
 def tar_path(place: Path, number: int) -> Path:
@@ -220,7 +218,7 @@ def forge_manifest(place: Path, change: Callable[[dict[str, Any]], object]) -> N
     values = json.loads(path.read_bytes())
     del values["digest"]
     change(values)
-    path.write_text(json.dumps(seal(values)))
+    path.write_bytes(canonical_json(seal(values)))
 
 
 def forge_column(place: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:

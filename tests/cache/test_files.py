@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import math
 import os
 import resource
@@ -23,6 +24,7 @@ from cache.files import (
     canonical_json,
     digest_of,
     file_sha256,
+    has_valid_seal,
     is_sealed,
     read_json,
     seal,
@@ -284,3 +286,17 @@ def test_a_seal_holds_for_the_values_it_was_put_on_and_for_no_others() -> None:
         {"a": math.nan},
     ):
         assert not is_sealed(broken)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["a", "digesz", "z", 'di"gest']), st.text() | st.lists(st.just({"digest": "0" * 64}))
+    )
+)
+def test_the_seal_of_bytes_is_the_seal_of_values(values: dict[str, Any]) -> None:
+    data = canonical_json(seal({**values, "files": []}))
+    assert has_valid_seal(data) and is_sealed(json.loads(data))
+    for position in range(0, len(data), 7):
+        broken = data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+        assert not has_valid_seal(broken)
+    assert not has_valid_seal(b"{}\n") and not has_valid_seal(canonical_json({**values, "files": []}))
