@@ -5,6 +5,10 @@ Ids in every store are positions in these tuples; a store's header repeats the l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from cache.errors import ConfigError
+
 DETECTION_CLASSES: tuple[str, ...] = (
     "car",
     "truck",
@@ -54,3 +58,12 @@ def class_id(category: str) -> int:
     """Detection class id of a nuScenes category name, or -1 where the metric does not score it."""
     name = CATEGORY_TO_CLASS.get(category)
     return -1 if name is None else DETECTION_CLASSES.index(name)
+
+
+def require_detection_classes(found: Sequence[str], where: str) -> None:
+    """Raises ConfigError where a store's classes are not nuScenes' ten, of which detectors and the metric speak."""
+    if tuple(found) != DETECTION_CLASSES:
+        raise ConfigError(
+            f"{where}: its classes are {', '.join(found)}; detectors and metric are for "
+            f"{', '.join(DETECTION_CLASSES)}: write the frames under these names"
+        )

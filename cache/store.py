@@ -145,8 +145,9 @@ class Store:
         file = self.manifest.shards[int(self.index.shard[row])].file_of(position)
         return f"{self.root}/{file.name}: {self.token(row)}.{spec.member}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        raise TypeError("a Store holds open files; open it again from its root in each process")
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Opens the store anew where a process is handed one (a DataLoader's workers): open files do not travel."""
+        return type(self), (self.root,)
 
 
 class FrameStore(Store):

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from cache.classes import require_detection_classes
 from cache.errors import ConfigError, StoreError
 from cache.frame import Detections, Frame
 from cache.layout import frames_place, teacher_place
@@ -94,6 +95,7 @@ def evaluate_source(
     if sum(source is not None for source in (run, teacher, submission)) != 1:
         raise ConfigError("give exactly one of --run, --teacher and --submission")
     store = FrameStore(frames_place(cache))
+    require_detection_classes(store.classes, str(store.root))
     split = choose_split(store, split)
     rows = store.split_rows(split)
     frames = frames_of(store, rows)

@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from cache.classes import require_detection_classes
 from cache.errors import BevcaskError, ConfigError, StoreError
 from cache.files import read_json, write_json
 from cache.frame import CAMERA_CHANNELS
@@ -147,6 +148,7 @@ def train(
 def make_plan(recipe: Recipe, cache_root: str | Path) -> Plan:
     """Opens the stores and fixes the epoch's list: the labelled frames of the split, in store order."""
     frames = FrameStore(frames_place(cache_root))
+    require_detection_classes(frames.classes, str(frames.root))
     rows = [row for row in frames.split_rows(recipe.data.split) if frames.is_labelled(row)]
     if not rows:
         raise StoreError(
