@@ -7,6 +7,7 @@ first pixel spans 0..1), so that a feature cell of stride s spans s whole pixels
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -84,18 +85,35 @@ def draw_picture(jpeg: bytes, geometry: PictureGeometry, out: np.ndarray, where:
             f"{where}: decodes to {decoded.shape[1]}x{decoded.shape[0]} pixels, its calibration says "
             f"{geometry.decoded[0]}x{geometry.decoded[1]}; cache the frames again"
         )
+    (x, y), (width, height) = geometry.crop, geometry.size
     if decoded.shape[1::-1] != geometry.resized:
         shrinks = geometry.resized[0] < decoded.shape[1]
-        decoded = cv2.resize(decoded, geometry.resized, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    (x, y), (width, height) = geometry.crop, geometry.size
+        skipped, rows = _rows_to_skip(decoded.shape[0], geometry.resized[1], y) if shrinks else (0, 0)
+        decoded = cv2.resize(
+            decoded[skipped:],
+            (geometry.resized[0], geometry.resized[1] - rows),
+            interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
+        )
+        y -= rows
     window = decoded[max(y, 0) : y + height, max(x, 0) : x + width]
     top, left = max(-y, 0), max(-x, 0)
     if window.shape[:2] != (height, width):
         out[:] = 0
-    target = out[top : top + window.shape[0], left : left + window.shape[1]]
-    target[:] = window[:, :, ::-1]
+    # in OpenCV: numpy takes 60 times as long over an axis of 3 that runs backwards
+    cv2.cvtColor(window, cv2.COLOR_BGR2RGB, dst=out[top : top + window.shape[0], left : left + window.shape[1]])
     if geometry.flip:
-        out[:] = out[:, ::-1].copy()
+        out[:] = cv2.flip(out, 1)
+
+
+def _rows_to_skip(decoded: int, resized: int, crop: int) -> tuple[int, int]:
+    """How many decoded rows, and the resized rows they make, need no resizing because the crop drops them.
+
+    As many as fall on whole pixels of both, so that area averaging gives the same values for the rest. At test time,
+    1600 x 900 to 704 x 256, that is a third of the work.
+    """
+    step = math.gcd(decoded, resized)
+    units = max(crop, 0) * step // resized
+    return units * decoded // step, units * resized // step
 
 
 def normalisation(augments: list[ImageAugment]) -> tuple[np.ndarray, np.ndarray]:

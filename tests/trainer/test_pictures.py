@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import itertools
 
 import cv2
@@ -63,6 +64,32 @@ def test_decoding_is_reduced_only_where_enough_pixels_remain() -> None:
         w: picture_geometry((w, w * 9 // 16), (256, 96), ImageAugment()).reduction for w in (256, 400, 512, 1600, 4096)
     }
     assert reductions == {256: 1, 400: 1, 512: 2, 1600: 4, 4096: 8}
+
+
+def drawn_slowly(data: bytes, stored: tuple[int, int], size: tuple[int, int], augment: ImageAugment) -> np.ndarray:
+    """The obvious way: all of it decoded, resized, flipped to RGB, cut, mirrored."""
+    geometry = picture_geometry(stored, size, augment)
+    flags = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags[geometry.reduction])
+    shrinks = geometry.resized[0] < picture.shape[1]
+    picture = cv2.resize(picture, geometry.resized, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    room = [[size[1]] * 2, [size[0]] * 2, [0, 0]]
+    picture = np.pad(picture[:, :, ::-1], room)
+    x, y = geometry.crop[0] + room[1][0], geometry.crop[1] + room[0][0]
+    picture = picture[y : y + size[1], x : x + size[0]]
+    return picture[:, ::-1] if augment.flip else picture
+
+
+@functools.cache
+def noisy_jpeg(stored: tuple[int, int]) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (stored[1] // 5, stored[0] // 5, 3)).astype(np.uint8)
+    return jpeg(cv2.resize(noise, stored, interpolation=cv2.INTER_NEAREST))
+
+
+@pytest.mark.parametrize(("stored", "size", "augment"), CASES[4::6] + CASES[5::12], ids=str)
+def test_drawing_equals_the_obvious_way(stored: tuple[int, int], size: tuple[int, int], augment: ImageAugment) -> None:
+    expected = drawn_slowly(noisy_jpeg(stored), stored, size, augment)
+    assert np.abs(render(noisy_jpeg(stored), stored, size, augment).astype(int) - expected).max() <= 1
 
 
 def test_what_the_image_does_not_cover_is_black() -> None:
