@@ -73,16 +73,20 @@ def lint(c: Context, fix: bool = False) -> None:
 
 @task(
     help={
-        "part": "only one part (1: the main job)",
+        "part": "only one part (1: the main job, 2: the cache)",
+        "claim": "only this claim; may be given more than once",
         "run": "folder for the work; claims that held at this commit are not run again",
         "json": "print a last line of JSON",
-    }
+    },
+    iterable=["claim"],
 )
-def prove(c: Context, part: str | None = None, run: str = "runs/prove", json: bool = False) -> None:
+def prove(
+    c: Context, part: str | None = None, claim: list[str] | None = None, run: str = "runs/prove", json: bool = False
+) -> None:
     """Run every slow claim of the project for real: resumable, each with a time limit."""
     from studies.prove import run_claims
 
-    results = run_claims(Path(run), whole(part, "--part"), console)
+    results = run_claims(Path(run), whole(part, "--part"), console, claim or [])
     if json:
         print_json([result.to_dict() for result in results])
     failed = [result.name for result in results if not result.held]
