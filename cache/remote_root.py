@@ -8,10 +8,12 @@ many minutes at an address that accepts connections and never answers.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -123,6 +125,18 @@ class FsspecRoot:
         if found is None:
             raise FileNotFoundError(f"{self.url}/{name}")
         return "-".join(str(found[key]) for key in sorted(found))
+
+    def modified(self, name: str) -> float:
+        found = self._info(name)
+        if found is None:
+            raise FileNotFoundError(f"{self.url}/{name}")
+        times = (found.get(key) for key in ("LastModified", "last_modified", "updated", "mtime", "created"))
+        when = next((time for time in times if time is not None), math.inf)
+        if isinstance(when, str):
+            when = datetime.fromisoformat(when)
+        if isinstance(when, datetime):
+            return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+        return float(when)
 
     def sizes(self) -> dict[str, int]:
         with self._told(""):

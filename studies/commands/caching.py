@@ -7,7 +7,18 @@ from pathlib import Path
 from invoke.context import Context
 
 from cache.layout import frames_place, teacher_place
-from studies.commands.command_line import cache_root, close_store, letter_sizes, need, next_step, path_of, task, whole
+from studies.commands.command_line import (
+    cache_root,
+    close_store,
+    console,
+    letter_sizes,
+    need,
+    next_step,
+    path_of,
+    print_json,
+    task,
+    whole,
+)
 
 
 @task(
@@ -51,8 +62,8 @@ def cache_frames(
         workers=whole(workers, "--workers"),
         scheduler=scheduler,
     )
-    close_store("frame store", manifest, frames_place(root), json)
-    next_step(f"./bevcask cache-teacher --cache {root} --name demo" + ("" if points else f" --data-root {data_root}"))
+    then = f"./bevcask cache-teacher --cache {root} --name demo" + ("" if points else f" --data-root {data_root}")
+    close_store("frame store", manifest, frames_place(root), json, [then])
 
 
 @task(
@@ -108,5 +119,68 @@ def cache_teacher(
         workers=whole(workers, "--workers"),
         scheduler=scheduler,
     )
-    close_store("teacher store", manifest, teacher_place(root, store), json)
-    next_step(f"./bevcask evaluate --cache {root} --teacher {store}")
+    then = f"./bevcask evaluate --cache {root} --teacher {store}"
+    close_store("teacher store", manifest, teacher_place(root, store), json, [then])
+
+
+@task(
+    help={
+        "data-root": "nuScenes folder (holds VERSION/, samples/, sweeps/)",
+        "version": "v1.0-trainval, v1.0-mini, v1.0-test, ...",
+        "split": "one split, such as train or mini_val (default: all of the version)",
+        "points": "as for cache-frames: store the LiDAR clouds too",
+        "image-scale": "as for cache-frames: stored image size over file size",
+        "sweeps": "LiDAR sweeps before the key frame, for stored clouds and for the teacher",
+        "teacher": "also estimate a teacher store: a shipped teacher",
+        "checkpoint": "also estimate a teacher store: weights of your own teacher",
+        "coverage": "as for cache-teacher",
+        "encoding": "as for cache-teacher",
+        "dtype": "as for cache-teacher",
+        "format": "as for cache-teacher",
+        "workers": "processes that the run would have (default: one per core)",
+        "json": "print a last line of JSON",
+    }
+)
+def plan(
+    c: Context,
+    data_root: str | None = None,
+    version: str | None = None,
+    split: str | None = None,
+    points: bool = False,
+    image_scale: float = 1.0,
+    sweeps: int = 9,
+    teacher: str | None = None,
+    checkpoint: str | None = None,
+    coverage: str = "gaussian",
+    encoding: str = "cells",
+    dtype: str = "float16",
+    format: str = "webdataset",
+    workers: str | None = None,
+    json: bool = False,
+) -> None:
+    """What a caching run would cost before it runs: frames, shards, bytes by field, time, from a short probe."""
+    from pipeline.cost import estimate
+    from pipeline.frames import FrameOptions
+    from pipeline.teacher import TeacherOptions
+    from studies.upkeep import cost_tables
+
+    root = Path(need(data_root, "--data-root", "a nuScenes folder"))
+    wanted = need(version, "--version", "a data set version such as v1.0-mini")
+    cost = estimate(
+        root,
+        wanted,
+        split=split,
+        options=FrameOptions(image_scale=image_scale, points=points, sweeps=sweeps),
+        teacher=teacher,
+        checkpoint=path_of(checkpoint),
+        teacher_options=TeacherOptions(coverage, encoding, dtype, format),
+        workers=whole(workers, "--workers"),
+    )
+    for renderable in cost_tables(cost):
+        console.print(renderable)
+    chosen = f" --split {split}" if split else ""
+    chosen += f" --points --sweeps {sweeps}" if points else ""
+    chosen += f" --image-scale {image_scale:g}" if image_scale != 1 else ""
+    next_step(f"./bevcask cache-frames --data-root {root} --version {wanted} --cache CACHE{chosen}")
+    if json:
+        print_json(cost.to_dict())

@@ -105,14 +105,26 @@ def next_step(text: str) -> None:
     console.print(f"[dim]next:[/dim] {text}", soft_wrap=True)
 
 
-def close_store(kind: str, manifest: Manifest, root: str | Path, as_json: bool) -> None:
-    """Ends a caching run; DataError, so exit status 1, where a frame could not be read."""
+def close_store(
+    kind: str,
+    manifest: Manifest,
+    root: str | Path,
+    as_json: bool,
+    then: Sequence[str],
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Ends a run that wrote a store; DataError, so exit status 1, where a frame could not be read.
+
+    then: the next steps of a run that succeeded; more: what the JSON says beside the store's own figures.
+    """
     from studies.inspection import closing_lines, closing_summary
 
     for line in closing_lines(kind, manifest, root):
         console.print(line, style="red" if line.startswith("quarantined") else None, markup=False, soft_wrap=True)
+    for command in () if manifest.quarantined else then:
+        next_step(command)
     if as_json:
-        print_json(closing_summary(manifest))
+        print_json({**closing_summary(manifest), **(more or {})})
     if manifest.quarantined:
         raise DataError(
             f"{len(manifest.quarantined)} frames could not be read and are not in the store; its manifest.json lists "
