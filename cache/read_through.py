@@ -93,19 +93,17 @@ class ReadThrough:
             self._wanted.pop(name, None)
 
     def read(self, name: str) -> bytes:
-        with self._opened(name) as descriptor:
-            return read_at(descriptor, 0, os.fstat(descriptor).st_size)
+        return self._read(name, 0, None)
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        with self._opened(name) as descriptor:
-            return read_at(descriptor, start, length)
+        return self._read(name, start, length)
 
     def local_path(self, name: str) -> Path:
         """The local file, fetched if need be. To be opened at once: it may be evicted later, which an open file or a
         memory map outlives.
         """
-        with self._opened(name):
-            return self.files.path((self._wanted.get(name) or self._look_up(name)).key)
+        os.close(self._descriptor(name))
+        return self.files.path((self._wanted.get(name) or self._look_up(name)).key)
 
     def discard(self, name: str) -> None:
         """Forgets the local copy (of which some checksum failed); the next read fetches it again."""
@@ -154,11 +152,10 @@ class ReadThrough:
                 f"give --local-cache-limit at least {size}, better several times as much"
             )
 
-    @contextlib.contextmanager
-    def _opened(self, name: str) -> Iterator[int]:
+    def _read(self, name: str, start: int, length: int | None) -> bytes:
         descriptor = self._descriptor(name)
         try:
-            yield descriptor
+            return read_at(descriptor, start, os.fstat(descriptor).st_size if length is None else length)
         except (OSError, OverflowError) as error:
             if isinstance(error, OSError) and error.errno == errno.EIO:
                 self.discard(name)

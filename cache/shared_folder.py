@@ -223,8 +223,10 @@ def _list(folder: Path) -> dict[str, os.stat_result]:
 
 def _mark_used(descriptor: int) -> None:
     now = time.time_ns()  # finer than the kernel's own 'now', a tick of 4 ms
-    with contextlib.suppress(PermissionError):  # another user's file
+    try:
         os.utime(descriptor, ns=(now, now))
+    except PermissionError:  # another user's file
+        return
 
 
 def _try_lock(descriptor: int) -> bool:
