@@ -115,7 +115,7 @@ def cache_teacher(
             "or cache the frames with other sweeps"
         )
     count = DEFAULT_SWEEPS if options.sweeps is None else options.sweeps
-    sweeps = _sweeps_from_tables(frames, data_root, count) if stored_sweeps is None else None
+    sweeps = sweeps_from_tables(frames, data_root, count) if stored_sweeps is None else None
     encoding = BevEncoding(model.bev_channels, *model.grid.shape, len(coverage.names), options.encoding, options.dtype)
     header = {
         "teacher": teacher,
@@ -181,7 +181,8 @@ def _store_plan(
     )
 
 
-def _sweeps_from_tables(frames: FrameStore, data_root: Path | None, count: int) -> dict[str, tuple[Sweep, ...]]:
+def sweeps_from_tables(frames: FrameStore, data_root: Path | None, count: int) -> dict[str, tuple[Sweep, ...]]:
+    """The sweeps of every frame of a store, by token, from the raw data's tables; DataError where one is missing."""
     if data_root is None:
         raise StoreError(
             f"{frames.root}: holds no points; give --data-root (the nuScenes folder), or cache the frames with --points"

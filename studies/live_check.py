@@ -1,0 +1,136 @@
+"""`./bevcask verify --live N`: a teacher run again on a few frames and compared with what its store holds.
+
+Whole batches of the pass are repeated for the frames asked for, so that on the device and libraries that wrote the
+store every byte comes out again. Elsewhere sums run in other orders: values may then differ by `TOLERANCE` of their
+channel's spread, and `CELLS` of the cells may, at a selector's threshold. Costs the pass's own time for N batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.cells import Cells
+from cache.errors import ConfigError
+from cache.layout import frames_place, teacher_names, teacher_place
+from cache.store import FrameStore, TeacherStore
+from pipeline.points import Sweep
+from pipeline.teacher import resolve_checkpoint, sweeps_from_tables
+from pipeline.teacher_shard import TeacherPass, load_teacher, read_cloud, run_teacher
+
+TOLERANCE = {"float16": 2e-3, "float32": 1e-3, "u8": 5e-2}  # u8: a value may fall into the next of its 255 steps
+CELLS = 1e-2
+
+
+@dataclass(frozen=True)
+class LiveCheck:
+    """identical: frames of which every field has the same bytes; cells: largest share of a frame's cells that only one
+    of the two has; worst: largest difference of a stored value, over its channel's spread in the frame."""
+
+    store: str
+    frames: int
+    identical: int
+    cells: float
+    worst: float
+    tolerance: float
+
+    @property
+    def held(self) -> bool:
+        """Whether the store says what the teacher says."""
+        return self.cells <= CELLS and self.worst <= self.tolerance
+
+    @property
+    def line(self) -> str:
+        """One line for a person."""
+        return (
+            f"{self.store}: the teacher again on {self.frames} frames: {self.identical} with the same bytes, largest "
+            f"difference {self.worst:.2g} of a channel's spread (tolerance {self.tolerance:g}), cells that differ "
+            f"{self.cells:.2g} (tolerance {CELLS:g})" + ("" if self.held else "; cache the teacher again")
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for --json."""
+        return {**self.__dict__, "held": self.held}
+
+
+def run_live(
+    cache: str | Path, teacher: str | None, count: int, *, checkpoint: Path | None = None, data_root: Path | None = None
+) -> list[LiveCheck]:
+    """Runs the teacher of one store, or of every teacher store, again on `count` frames spread over the store.
+
+    checkpoint: the weights, needed where the teacher is not a shipped one; data_root: needed where the frame store
+    holds no points. Raises ConfigError where the weights are not those that the store was made with.
+    """
+    if count < 1:
+        raise ConfigError(f"--live {count}: expected 1 frame or more")
+    names = [teacher] if teacher is not None else teacher_names(cache)
+    return [_live(cache, name, count, checkpoint, data_root) for name in names]
+
+
+def _live(cache: str | Path, name: str, count: int, checkpoint: Path | None, data_root: Path | None) -> LiveCheck:
+    store, frames = TeacherStore(teacher_place(cache, name)), FrameStore(frames_place(cache))
+    header = store.manifest.header
+    job = TeacherPass(
+        frames=frames.root.url,
+        data_root=str(data_root) if data_root else None,
+        weights=str(resolve_checkpoint(str(header["teacher"]), checkpoint)),
+        digest=str(header["weights_sha256"]),
+        coverage=store.coverage,
+        encoding=store.bev,
+    )
+    model = load_teacher(job.weights, job.digest)
+    sweeps = None
+    if not frames.manifest.header["points"]:
+        sweeps = sweeps_from_tables(frames, data_root, int(header["sweeps"]))
+    wanted = set(np.linspace(0, len(store) - 1, min(count, len(store))).round().astype(int).tolist())
+    identical, cells, worst = 0, 0.0, 0.0
+    for batch in _batches(store, int(header["batch"])):
+        if not wanted & set(batch):
+            continue
+        rows = [frames.row_of(store.token(row)) for row in batch]
+        clouds = [read_cloud(frames, row, _sweeps_of(sweeps, frames, row), job.data_root) for row in rows]
+        for row, values in zip(batch, run_teacher(model, frames, rows, clouds, job), strict=True):
+            if row in wanted:
+                identical += all(_same(values[name], store.read(row, name)) for name in values)
+                found, stored = store.bev.read(values.__getitem__, str), store.cells(row)
+                cells = max(cells, _cells_apart(found, stored))
+                worst = max(worst, _values_apart(found, stored))
+    return LiveCheck(f"teachers/{name}", len(wanted), identical, cells, worst, TOLERANCE[store.bev.dtype])
+
+
+def _batches(store: TeacherStore, size: int) -> list[list[int]]:
+    """Rows by the batches in which the pass ran them: in a shard's order, never across shards."""
+    out = []
+    for number in range(len(store.manifest.shards)):
+        rows = np.flatnonzero(store.index.shard == number).tolist()
+        out += [rows[start : start + size] for start in range(0, len(rows), size)]
+    return out
+
+
+def _sweeps_of(sweeps: Mapping[str, Sequence[Sweep]] | None, frames: FrameStore, row: int) -> tuple[Sweep, ...] | None:
+    return None if sweeps is None else tuple(sweeps[frames.token(row)])
+
+
+def _same(found: np.ndarray, stored: np.ndarray) -> bool:
+    return found.dtype == stored.dtype and found.shape == stored.shape and found.tobytes() == stored.tobytes()
+
+
+def _cells_apart(found: Cells, stored: Cells) -> float:
+    """The share of all cells that only one of the two has."""
+    union = np.union1d(found.index, stored.index)
+    return 1.0 - len(np.intersect1d(found.index, stored.index)) / len(union) if len(union) else 0.0
+
+
+def _values_apart(found: Cells, stored: Cells) -> float:
+    """Largest difference at cells that both have, over the channel's standard deviation there."""
+    _, mine, theirs = np.intersect1d(found.index, stored.index, return_indices=True)
+    if not len(mine):
+        return 0.0
+    one, other = found.values[mine].astype(np.float64), stored.values[theirs].astype(np.float64)
+    spread = one.std(axis=0)
+    # a channel that is nearly constant has no spread of its own to measure by
+    return float((np.abs(one - other) / np.maximum(spread, 1e-3 * max(spread.max(), 1e-12))).max())
