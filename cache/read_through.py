@@ -105,11 +105,12 @@ class ReadThrough:
         os.close(self._descriptor(name))
         return self.files.path((self._wanted.get(name) or self._look_up(name)).key)
 
-    def discard(self, name: str) -> None:
-        """Forgets the local copy (of which some checksum failed); the next read fetches it again."""
+    def discard(self, name: str) -> bool:
+        """Forgets the local copy, of which some checksum failed; the next read fetches it again."""
         wanted = self._wanted.pop(name, None)
         if wanted is not None:
             self.files.discard(wanted.key)
+        return wanted is not None
 
     def size(self, name: str) -> int | None:
         return self.root.size(name)

@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -191,6 +191,12 @@ class FsspecRoot:
         path = f"{self._base}/{removable_name(name)}"
         with self._told(name), contextlib.suppress(FileNotFoundError):
             self._call("rm_file", path)
+
+    def expect(self, objects: Mapping[str, tuple[int, str]]) -> None:
+        """No copies are kept."""
+
+    def discard(self, name: str) -> bool:
+        return False
 
     def close(self) -> None:
         """Nothing stays open."""

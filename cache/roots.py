@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -67,6 +67,14 @@ class Root(Protocol):
 
     def remove(self, name: str) -> None:
         """Removes the object if it is there."""
+
+    def expect(self, objects: Mapping[str, tuple[int, str]]) -> None:
+        """Says what a manifest promises of objects, {name: (size, sha256)}, to a root that keeps checked copies."""
+
+    def discard(self, name: str) -> bool:
+        """Drops the root's own copy of an object of which a checksum failed; whether there was one, so that reading
+        again may help.
+        """
 
     def close(self) -> None:
         """Lets go of open files; the next read opens them again."""
@@ -267,6 +275,12 @@ class LocalRoot:
         with self._told(name), contextlib.suppress(FileNotFoundError):
             path.unlink()
         self._forget(name)
+
+    def expect(self, objects: Mapping[str, tuple[int, str]]) -> None:
+        """No copies are kept."""
+
+    def discard(self, name: str) -> bool:
+        return False
 
     def close(self) -> None:
         self._changes += 1

@@ -211,6 +211,13 @@ def test_nonsense_ranges_are_errors(root: Root) -> None:
             root.read_range("a", start, length)
 
 
+def test_a_root_without_copies_has_none_to_discard(root: Root) -> None:
+    put(root, "a", b"1")
+    root.expect({"a": (1, "0" * 64)})
+    assert root.discard("a") is False
+    assert root.read("a") == b"1"
+
+
 def test_threads_share_a_root(root: Root) -> None:
     data = {f"{i}.tar": random.Random(i).randbytes(2_000) for i in range(5)}
     for name, content in data.items():
