@@ -55,7 +55,7 @@ class BevEncoding:
             if min(channels, height, width, selectors) < 1 or max(channels, height, width, selectors) >= 10**9:
                 raise ValueError("a size is out of range")
             return cls(channels, height, width, selectors, str(values["layout"]), str(values["dtype"]))
-        except (KeyError, TypeError, ValueError, ConfigError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
             raise CorruptError(f"header: bev is {values!r:.80} ({error}); the store is damaged, run verify") from None
 
     def fields(self) -> tuple[FieldSpec, ...]:

@@ -51,7 +51,9 @@ def cell_weights(bev: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
-    """`values` as float16 or float32. StoreError where one is not finite or does not fit float16."""
+    """`values` as float16 or float32. StoreError for another dtype, where one is not finite or does not fit float16."""
+    if dtype not in ("float16", "float32"):
+        raise StoreError(f"BEV values as {dtype}: expected float16 or float32; u8 has a scale, see cache.quantise")
     require_finite(np.asarray(values, np.float32))
     if dtype == "float16" and values.size and float(np.abs(values).max()) > FP16_MAX:
         raise StoreError(

@@ -33,7 +33,7 @@ def begin(place: Any, plan: StorePlan, *, grow: bool = False) -> list[ShardPlan]
         )
     same = earlier is not None and _as_json(earlier) == _as_json(plan)
     if earlier is not None and not same and not (grow and _grows(earlier, plan)):
-        name, found, expected = first_difference(_as_json(earlier), _as_json(plan))
+        name, found, expected = _difference(_as_json(earlier), _as_json(plan))
         raise FingerprintError(
             f"{root}: was begun with {name} = {found}, this run asks for {expected}; "
             "use the same settings, another store name, or remove that folder"
@@ -61,7 +61,7 @@ def read_plan(root: Root) -> StorePlan | None:
     values = parse_json(data, f"{root}/{PLAN}", "a store plan")
     try:
         return StorePlan.from_dict(values)
-    except (KeyError, TypeError, ValueError, AttributeError, StoreError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, StoreError) as error:
         raise StoreError(
             f"{root}/{PLAN}: not a store plan ({type(error).__name__}: {error}); remove that store"
         ) from None
@@ -74,6 +74,14 @@ def _grows(earlier: StorePlan, plan: StorePlan) -> bool:
         and plan.scenes[: len(earlier.scenes)] == earlier.scenes
         and plan.shards[: len(earlier.shards)] == earlier.shards
     )
+
+
+def _difference(earlier: dict[str, Any], plan: dict[str, Any]) -> tuple[str, Any, Any]:
+    """The first one, settings before scenes: other scenes may be no more than growth."""
+    for part in ("settings", "scenes", "shards"):
+        if earlier[part] != plan[part]:
+            break
+    return first_difference(earlier[part], plan[part], part)
 
 
 def _as_json(plan: StorePlan) -> Any:
@@ -126,7 +134,7 @@ def commit_shard(
     }
 
 
-def refuse_other_bytes(
+def make_way(
     root: Root,
     shard: ShardPlan,
     *,
@@ -134,13 +142,17 @@ def refuse_other_bytes(
     frames: Sequence[Mapping[str, Any]],
     quarantined: Sequence[Mapping[str, str]],
 ) -> None:
-    """Before files take the place of those that another run committed: StoreError where theirs are others."""
+    """Called before a shard's files take their names: removes a record that they would make untrue.
+
+    Raises StoreError where another run has committed the shard with other bytes, whose files then stay.
+    """
     try:
         existing = root.read(shard.record)
     except FileNotFoundError:
         return
     if existing != _record_bytes(shard, files, frames, quarantined):
         _refuse_committed(root, shard)
+        root.remove(shard.record)
 
 
 def _refuse_committed(root: Root, shard: ShardPlan) -> None:

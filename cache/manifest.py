@@ -151,7 +151,7 @@ class Manifest:
             raise
         except StoreError as error:  # of a name or field that no writer makes
             raise CorruptError(f"{where}: {error}") from None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CorruptError(f"{where}: not a valid manifest ({type(error).__name__}: {error})") from None
 
     @classmethod

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Self
 
 import google_crc32c
 
-from cache.commit import commit_shard, refuse_other_bytes
+from cache.commit import commit_shard, make_way
 from cache.errors import StoreError
 from cache.fields import TOKEN_PATTERN, FieldSpec
 from cache.manifest import StoredFile
@@ -48,6 +48,10 @@ class HashedFile:
         self._file.write(data)
         return len(data)
 
+    def flush(self) -> None:
+        """Hands what was written to the system, which may have no room for it."""
+        self._file.flush()
+
     def stored(self) -> StoredFile:
         """Name, size and digest of what was written."""
         return StoredFile(self._name, self.size, self._digest.hexdigest())
@@ -63,6 +67,7 @@ class ShardWriter(ABC):
         self._quarantined: list[dict[str, str]] = []
         self._left = list(plan.tokens)
         self._files = contextlib.ExitStack()
+        self._hashed_files: list[HashedFile] = []
         self.summary: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -122,7 +127,9 @@ class ShardWriter(ABC):
                 position = {token: i for i, token in enumerate(self._plan.tokens)}
                 quarantined = sorted(self._quarantined, key=lambda row: position[row["token"]])
                 content: dict[str, Any] = {"files": files, "frames": self._frames, "quarantined": quarantined}
-                refuse_other_bytes(self._root, self._plan, **content)
+                for file in self._hashed_files:
+                    file.flush()  # a disk that is full now leaves none of several files behind
+                make_way(self._root, self._plan, **content)
             except BaseException:
                 self._abandon()
                 raise
@@ -130,7 +137,9 @@ class ShardWriter(ABC):
 
     def _hashed(self, name: str) -> HashedFile:
         """A new file of the shard."""
-        return HashedFile(name, self._files.enter_context(self._root.write(name)))
+        file = HashedFile(name, self._files.enter_context(self._root.write(name)))
+        self._hashed_files.append(file)
+        return file
 
     @abstractmethod
     def _open(self) -> None:
