@@ -1,4 +1,4 @@
-"""Run as a process that a test kills: writes the frame store of `tests.cache.stores`, and gets stuck on the way."""
+"""Run as a process that a test kills: writes a store of `tests.cache.stores`, and gets stuck on the way."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import sys
 import time
 from pathlib import Path
 
-from cache import tar_writer
-from tests.cache.stores import frame_plan, write_store
+from cache.shard_writer import HashedFile
+from tests.cache.stores import plan_of, write_store
 
 
 def main(root: Path, writes: int) -> None:
     """Says `stuck` and waits for its end before write number `writes`."""
-    write = tar_writer._HashingFile.write
+    write = HashedFile.write
 
-    def slow_write(self: tar_writer._HashingFile, data: bytes) -> int:
+    def slow_write(self: HashedFile, data: bytes) -> int:
         nonlocal writes
         if writes == 0:
             print("stuck", flush=True)
@@ -23,12 +23,12 @@ def main(root: Path, writes: int) -> None:
         writes -= 1
         time.sleep(0.02)
         written = write(self, data)
-        self._file.flush()
+        self.flush()
         return written
 
     os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote; only a power cut does
-    tar_writer._HashingFile.write = slow_write  # type: ignore[method-assign]
-    write_store(root, frame_plan())
+    HashedFile.write = slow_write  # type: ignore[method-assign]
+    write_store(root, plan_of("frames"))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from cache.classes import DETECTION_CLASSES
 from cache.commit import begin, finish
 from cache.coverage import Coverage
 from cache.fields import FieldSpec
-from cache.files import canonical_json, seal
 from cache.frame import CAMERA_CHANNELS, Camera, Frame, GroundTruth, Pose
 from cache.frame_fields import frame_entry, frame_fields, frame_identity
 from cache.grid import BevGrid
@@ -218,7 +217,13 @@ def forge_manifest(place: Path, change: Callable[[dict[str, Any]], object]) -> N
     values = json.loads(path.read_bytes())
     del values["digest"]
     change(values)
-    path.write_bytes(canonical_json(seal(values)))
+    digest = hashlib.sha256(json_bytes(values)).hexdigest()
+    path.write_bytes(json_bytes({**values, "digest": digest}))
+
+
+def json_bytes(values: dict[str, Any]) -> bytes:
+    """A store's JSON, also of values that no writer would write: NaN and infinities."""
+    return (json.dumps(values, sort_keys=True, indent=1) + "\n").encode()
 
 
 def forge_column(place: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -76,7 +76,7 @@ def test_any_float64_survives_the_json_field(
     pose = Pose(translation, rotation)
     camera = Camera("CAM_BACK", 1600, 900, 2**52 + 1, np.stack(intrinsic), np.stack(extrinsic))
     frame = Frame("f" * 32, "e" * 32, "scene-0916", "val", 1_533_201_470_448_696, pose, pose, (camera,))
-    again = Frame.from_dict(FRAME_FIELD.decode(FRAME_FIELD.encode(frame.to_dict()), "test"))
+    again = Frame.from_dict(FRAME_FIELD.decode(FRAME_FIELD.encode(frame.to_dict()), {}, "test"))
     for found in (again.ego_to_global, again.lidar_to_ego):
         assert same_bits(found.translation, translation) and same_bits(found.rotation, rotation)
     assert same_bits(again.cameras[0].intrinsic, camera.intrinsic)

@@ -11,11 +11,12 @@ import cv2
 import numpy as np
 import pytest
 
+from cache.depth_labels import depth_labels
 from cache.errors import ConfigError, DataError, FingerprintError, StoreError
 from cache.frame import CAMERA_CHANNELS
 from cache.geometry import points_in_boxes
 from cache.store import FrameStore
-from pipeline.frames import FrameOptions, cache_frames, depth_labels
+from pipeline.frames import FrameOptions, cache_frames
 from tests.pipeline.real_data import REAL_ROOT, needs_real_data
 
 pytestmark = needs_real_data

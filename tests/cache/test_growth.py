@@ -1,0 +1,155 @@
+"""Growing a store: what is committed stays, what does not grow is refused, and readers go on while it grows."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cache.commit import begin, finish
+from cache.errors import FingerprintError
+from cache.plan import Format, Scene, StorePlan
+from cache.store import Store
+from tests.cache.stores import (
+    FORMATS,
+    SCENES,
+    SHARDS,
+    TOKENS,
+    WEBDATASET,
+    ZARR,
+    assert_equal,
+    plan_of,
+    record_path,
+    shard_files,
+    teacher_plan,
+    todo,
+    tree,
+    values_of,
+    write_shard,
+    write_store,
+)
+
+LAYOUTS = pytest.mark.parametrize("layout", FORMATS, ids=[layout.name for layout in FORMATS])
+
+
+def small(layout: Format, **changes: Any) -> StorePlan:
+    """The first scene's shards only."""
+    return teacher_plan(format=layout, scenes=SCENES[:1], shards=SHARDS[:2], **changes)
+
+
+def assert_reads(store: Store, tokens: list[str], plan: StorePlan) -> None:
+    assert store.tokens == tokens
+    for row, token in enumerate(tokens):
+        for name, value in values_of(plan, token).items():
+            assert_equal(store.read(row, name), value)
+
+
+@LAYOUTS
+def test_added_scenes_and_shards_keep_the_committed_ones(tmp_path: Path, layout: Format) -> None:
+    first, grown = small(layout), teacher_plan(format=layout)
+    write_store(tmp_path, first)
+    kept = {path: path.read_bytes() for number in (0, 1) for path in shard_files(tmp_path, number)}
+    times = {path: path.stat().st_mtime_ns for path in (*kept, record_path(tmp_path, 0), record_path(tmp_path, 1))}
+    assert todo(tmp_path, grown, grow=True) == [2]
+    write_store(tmp_path, grown, grow=True)
+    assert all(path.read_bytes() == data for path, data in kept.items())
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    assert_reads(Store(tmp_path), TOKENS, grown)
+
+
+def test_a_grown_store_is_the_store_written_at_once(tmp_path: Path, plan: StorePlan, whole: Path) -> None:
+    first = dataclasses.replace(plan, scenes=plan.scenes[:1], shards=plan.shards[:2])
+    write_store(tmp_path, first)
+    write_store(tmp_path, plan, grow=True)
+    assert tree(tmp_path) == tree(whole)
+
+
+@LAYOUTS
+def test_the_old_manifest_is_read_while_the_growth_is_under_way(tmp_path: Path, layout: Format) -> None:
+    first, grown = small(layout), teacher_plan(format=layout)
+    digest = write_store(tmp_path, first).digest
+    opened = Store(tmp_path)
+    for step in (lambda: begin(tmp_path, grown, grow=True), lambda: write_shard(tmp_path, grown, 2)):
+        step()
+        fresh = Store(tmp_path)
+        assert fresh.manifest.digest == digest
+        assert_reads(fresh, TOKENS[:4], first)
+        assert_reads(opened, TOKENS[:4], first)
+    finish(tmp_path, grown)
+    assert_reads(opened, TOKENS[:4], first)  # a training that began before
+    assert_reads(Store(tmp_path), TOKENS, grown)
+
+
+@LAYOUTS
+def test_growth_that_was_killed_goes_on(tmp_path: Path, layout: Format) -> None:
+    grown = teacher_plan(format=layout)
+    write_store(tmp_path / "once", grown)
+    write_store(tmp_path / "killed", small(layout))
+    begin(tmp_path / "killed", grown, grow=True)
+    write_shard(tmp_path / "killed", grown, 2, commit=False)
+    assert todo(tmp_path / "killed", grown) == [2]  # its plan is the store's by now
+    write_store(tmp_path / "killed", grown)
+    assert tree(tmp_path / "killed") == tree(tmp_path / "once")
+
+
+@LAYOUTS
+def test_quarantined_frames_of_the_old_part_are_tried_again(tmp_path: Path, layout: Format) -> None:
+    write_store(tmp_path, small(layout), quarantine={TOKENS[1]})
+    grown = teacher_plan(format=layout)
+    assert todo(tmp_path, grown, grow=True) == [0, 2]
+    write_store(tmp_path, grown, grow=True)
+    assert_reads(Store(tmp_path), TOKENS, grown)
+
+
+@LAYOUTS
+def test_without_grow_an_extended_plan_is_refused_and_changes_nothing(tmp_path: Path, layout: Format) -> None:
+    write_store(tmp_path, small(layout))
+    before = tree(tmp_path)
+    with pytest.raises(FingerprintError, match=r"number of scenes = 1, this run asks for 2"):
+        begin(tmp_path, teacher_plan(format=layout))
+    assert tree(tmp_path) == before
+
+
+OTHER_SCENE = Scene("c" * 32, "scene-0003", "train")
+HEADER = teacher_plan().header
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"header": {**HEADER, "sweeps": 3}}, r"settings\.header\.sweeps = \(absent\), .* 3"),
+        ({"fields": teacher_plan().fields[:-1]}, r"number of settings\.fields = 6, .* 5"),
+        ({"format": ZARR}, r"format\.capacity\.K = \(absent\), .* 90"),
+        ({"identity": {**teacher_plan().identity, "classes": ["car"]}}, r"number of settings\.identity\.classes = 10"),
+        ({"scenes": SCENES[::-1]}, r"number of scenes = 1, .* 2"),
+        ({"scenes": (OTHER_SCENE, SCENES[0])}, r"number of scenes = 1, .* 2"),
+        ({"shards": (SHARDS[1], SHARDS[0], SHARDS[2])}, r"number of (scenes|shards) = "),
+        ({"shards": ((*SHARDS[0], *SHARDS[1]), SHARDS[2])}, r"= "),
+        ({"shards": (SHARDS[0],), "scenes": SCENES[:1]}, r"number of shards = 2, .* 1"),
+        ({"shards": (SHARDS[0], (*SHARDS[1], TOKENS[4])), "scenes": SCENES[:1]}, r"number of shards\[1\] = 2, .* 3"),
+    ],
+)
+def test_what_is_more_than_growth_is_refused_and_changes_nothing(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    write_store(tmp_path, small(WEBDATASET))
+    before = tree(tmp_path)
+    with pytest.raises(FingerprintError, match=f"was begun with .*{named}"):
+        begin(tmp_path, teacher_plan(**changes), grow=True)
+    assert tree(tmp_path) == before
+
+
+def test_scenes_alone_may_be_added(tmp_path: Path) -> None:
+    """As where a scene's frames could not be planned yet."""
+    write_store(tmp_path, small(WEBDATASET))
+    plan = small(WEBDATASET)
+    manifest = write_store(tmp_path, dataclasses.replace(plan, scenes=(*SCENES, OTHER_SCENE)), grow=True)
+    assert len(manifest.scenes) == 3 and len(Store(tmp_path)) == 4
+
+
+def test_a_new_place_may_be_begun_with_grow(tmp_path: Path) -> None:
+    for kind, layout in (("frames", WEBDATASET), ("teacher", ZARR)):
+        write_store(tmp_path / kind, plan_of(kind, layout), grow=True)
+        assert len(Store(tmp_path / kind)) == 6
