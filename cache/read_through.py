@@ -118,6 +118,9 @@ class ReadThrough:
     def version(self, name: str) -> str:
         return self.root.version(name)
 
+    def modified(self, name: str) -> float:
+        return self.root.modified(name)
+
     def sizes(self) -> dict[str, int]:
         return self.root.sizes()
 
