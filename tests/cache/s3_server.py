@@ -8,9 +8,16 @@ import sys
 from collections.abc import Iterator
 
 BUCKET = "bevcask-test"
+# moto looks whether an object is there and then writes it, in threads: S3 does both at once, and so must this server
 SERVE = """
-import logging, sys
+import logging, sys, threading
+import moto.s3.responses
 from moto.server import ThreadedMotoServer
+one_at_a_time, put = threading.Lock(), moto.s3.responses.S3Response._key_response_put
+def put_alone(self, *arguments):
+    with one_at_a_time:
+        return put(self, *arguments)
+moto.s3.responses.S3Response._key_response_put = put_alone
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
