@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cache.fields import TOKEN_PATTERN
-from cache.files import canonical_json, is_sealed
+from cache.files import has_valid_seal
 from cache.manifest import Manifest, StoredFile
 from cache.plan import ShardPlan
 from cache.shard_files import shard_files
@@ -23,7 +23,7 @@ def record_problem(
 
     Raises KeyError, TypeError, ValueError, AttributeError or StoreError where it makes no sense at all.
     """
-    if not is_sealed(record) or canonical_json(record) != data:
+    if not has_valid_seal(data):
         return "content that does not match its own digest"
     if set(record) != _RECORD_KEYS or record["shard"] != shard.number:
         return f"a record of shard {record.get('shard')!r:.20} with {sorted(record)}"

@@ -43,7 +43,8 @@ def check_zarr_shard(
             return
         data, crc = stream.take(length - 4), stream.take(4)
         if checksum(data) != crc:
-            tell(f"row {row}: the chunk does not match its checksum", crc.hex())
+            whose = f"{frames[row]['token']}.{spec.name}" if row < len(frames) else "no frame's"
+            tell(f"row {row}, {whose}: {checksum(data).hex()} is the checksum of its bytes", crc.hex())
             continue
         _check_chunk(row, offset, data, spec, frames[row] if row < len(frames) else None, layout, tell)
     if stream.position != data_bytes:
