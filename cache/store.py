@@ -21,8 +21,10 @@ from cache.errors import ConfigError, CorruptError, FingerprintError, StoreError
 from cache.frame import Detections, Frame, GroundTruth
 from cache.grid import BevGrid
 from cache.index import FrameIndex
+from cache.local_cache import read_through
 from cache.manifest import Manifest
 from cache.plan import FrameEntry
+from cache.read_through import ReadThrough
 from cache.roots import open_root
 
 
@@ -35,8 +37,10 @@ class Store:
     kind = ""
 
     def __init__(self, place: Any) -> None:
-        self.root = open_root(place)
+        self.root = read_through(open_root(place))
         self.manifest = Manifest.read(self.root)
+        if isinstance(self.root, ReadThrough):
+            self.root.expect({file.name: (file.size, file.sha256) for file in self.manifest.files})
         if self.kind and self.manifest.kind != self.kind:
             raise StoreError(f"{self.root}: holds a {self.manifest.kind} store, expected a {self.kind} store")
         self._fields = {spec.name: (position, spec) for position, spec in enumerate(self.manifest.fields)}
@@ -113,14 +117,18 @@ class Store:
             )
         file = self.manifest.shards[int(self.index.shard[row])].file_of(position)
         offset, length = int(self.index.offset[row, position]), int(self.index.length[row, position])
+        checksum = int(self.index.crc32c[row, position])
         try:
             # a damaged index must not make us allocate what the file cannot hold
             data = self.root.read_range(file.name, offset, length) if offset + length <= file.size else b""
+            if google_crc32c.value(data) != checksum and isinstance(self.root, ReadThrough):
+                self.root.discard(file.name)  # the local copy has gone bad: fetch it once more
+                data = self.root.read_range(file.name, offset, length)
         except FileNotFoundError:
             raise CorruptError(
                 f"{self.root}/{file.name}: missing; restore it or run the caching command again"
             ) from None
-        if len(data) != length or google_crc32c.value(data) != int(self.index.crc32c[row, position]):
+        if len(data) != length or google_crc32c.value(data) != checksum:
             found = "checksum differs" if len(data) == length else f"{len(data)} of {length} bytes"
             raise CorruptError(
                 f"{self._where(row, field)}: {found}; delete that file and run the caching command again"

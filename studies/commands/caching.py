@@ -7,6 +7,7 @@ from pathlib import Path
 from invoke.context import Context
 
 from cache.layout import frames_place, teacher_place
+from cache.local_cache import use_local_cache
 from studies.commands.command_line import (
     cache_root,
     close_store,
@@ -81,6 +82,8 @@ def cache_frames(
         "sweeps": "LiDAR sweeps before the key frame, read from --data-root (default 9)",
         "workers": "processes (default: one per core)",
         "scheduler": "a running Dask cluster, tcp://HOST:PORT",
+        "local-cache": "a folder through which stores at URLs are read",
+        "local-cache-limit": "its size, such as 200GB; the least recently used shards make room",
         "json": "print a last line of JSON",
     }
 )
@@ -99,12 +102,15 @@ def cache_teacher(
     sweeps: str | None = None,
     workers: str | None = None,
     scheduler: str | None = None,
+    local_cache: str | None = None,
+    local_cache_limit: str | None = None,
     json: bool = False,
 ) -> None:
     """Run a LiDAR teacher once over every frame and keep what students need of it."""
     from pipeline.teacher import TeacherOptions
     from pipeline.teacher import cache_teacher as run
 
+    use_local_cache(local_cache, local_cache_limit)
     root = cache_root(cache, "what cache-frames wrote")
     store = need(name, "--name", "a name for the teacher store")
     manifest = run(

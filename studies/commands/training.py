@@ -6,6 +6,7 @@ from pathlib import Path
 
 from invoke.context import Context
 
+from cache.local_cache import use_local_cache
 from studies.commands.command_line import cache_root, console, need, next_step, path_of, print_json, task, whole
 
 
@@ -16,6 +17,8 @@ from studies.commands.command_line import cache_root, console, need, next_step, 
         "run": "folder of the run",
         "resume": "go on from the run's last checkpoint",
         "threads": "torch threads (default: all cores)",
+        "local-cache": "a folder through which stores at URLs are read",
+        "local-cache-limit": "its size, such as 200GB; the least recently used shards make room",
         "json": "print a last line of JSON",
     }
 )
@@ -26,11 +29,14 @@ def train(
     run: str | None = None,
     resume: bool = False,
     threads: str | None = None,
+    local_cache: str | None = None,
+    local_cache_limit: str | None = None,
     json: bool = False,
 ) -> None:
     """Train a detector from the stores as a recipe says: a teacher on points, a student on images."""
     from studies.training import train_run
 
+    use_local_cache(local_cache, local_cache_limit)
     root, folder = cache_root(cache, "a folder or URL of stores"), Path(need(run, "--run", "a folder for the run"))
     wanted = need(recipe, "--recipe", "a shipped recipe or a TOML file")
     summary = train_run(wanted, root, folder, resume=resume, threads=whole(threads, "--threads"))
@@ -48,6 +54,8 @@ def train(
         "submission": "score an official submission JSON",
         "split": "the split (default: the validation split, or the only one)",
         "export": "also write the predictions as an official submission JSON",
+        "local-cache": "a folder through which stores at URLs are read",
+        "local-cache-limit": "its size, such as 200GB; the least recently used shards make room",
         "json": "print a last line of JSON",
     }
 )
@@ -59,11 +67,14 @@ def evaluate(
     submission: str | None = None,
     split: str | None = None,
     export: str | None = None,
+    local_cache: str | None = None,
+    local_cache_limit: str | None = None,
     json: bool = False,
 ) -> None:
     """Score a run, a teacher store or a submission with the official nuScenes metric, from the stores alone."""
     from studies.scoring import evaluate_source
 
+    use_local_cache(local_cache, local_cache_limit)
     outcome = evaluate_source(
         cache_root(cache, "a folder or URL of stores"),
         run=path_of(run),

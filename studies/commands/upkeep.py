@@ -8,6 +8,7 @@ from invoke.context import Context
 
 from cache.errors import ConfigError
 from cache.layout import frames_place, teacher_place
+from cache.local_cache import use_local_cache
 from studies.commands.command_line import (
     cache_root,
     close_store,
@@ -114,6 +115,8 @@ def merge(
         "capacity": "zarr only: room in its arrays, e.g. K=900,N=300 (default: counted first)",
         "workers": "processes (default: one per core)",
         "scheduler": "a running Dask cluster, tcp://HOST:PORT",
+        "local-cache": "a folder through which stores at URLs are read",
+        "local-cache-limit": "its size, such as 200GB; the least recently used shards make room",
         "json": "print a last line of JSON",
     }
 )
@@ -129,11 +132,14 @@ def re_encode(
     capacity: str = "",
     workers: str | None = None,
     scheduler: str | None = None,
+    local_cache: str | None = None,
+    local_cache_limit: str | None = None,
     json: bool = False,
 ) -> None:
     """Write a teacher store again in another encoding, coverage or format, without running the teacher."""
     from pipeline.reencode import ReencodeOptions, reencode
 
+    use_local_cache(local_cache, local_cache_limit)
     root = cache_root(cache, "a cache with a teacher store")
     store = need(out, "--out", "a name for the new teacher store")
     manifest = reencode(
