@@ -50,6 +50,8 @@ class Source:
                 f"{root}/{PLAN}: {'missing' if plan is None else 'not the one that its manifest names'}; end the run "
                 "that was extending this store first, or restore that file"
             )
+        if len(plan.shards) != len(manifest.shards) or plan.settings() != _settings_of(manifest):
+            raise CorruptError(f"{root}: plan and manifest do not tell the same store; run the caching command again")
         return cls(root, plan, manifest)
 
     def record(self, shard: ShardPlan, sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -78,6 +80,12 @@ class Source:
                 raise CorruptError(
                     f"{self.root}/records: they do not say what index/{name} says; run the caching command there again"
                 )
+
+
+def _settings_of(manifest: Manifest) -> dict[str, Any]:
+    return StorePlan(
+        manifest.kind, manifest.identity, manifest.header, manifest.fields, (), (("",),), manifest.format
+    ).settings()
 
 
 def merge_caches(

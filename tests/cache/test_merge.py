@@ -267,6 +267,13 @@ def forge_record(store: Path) -> None:
     path.write_bytes(canonical_json(seal(record)))
 
 
+def forge_manifest(store: Path) -> None:
+    path = store / "manifest.json"
+    values = parse_json(path.read_bytes(), "", "")
+    values["shards"] = []
+    path.write_bytes(canonical_json(seal({key: value for key, value in values.items() if key != "digest"})))
+
+
 def grow_plan(store: Path) -> None:
     begin(store, plan_of("frames", ["s3", "s4"]), grow=True)
 
@@ -278,6 +285,7 @@ def grow_plan(store: Path) -> None:
         (cut_shard, CorruptError, r"records/00000\.json: the record or a file"),
         (flip_shard, CorruptError, r"shards/00000\.tar: its bytes are not those"),
         (forge_record, CorruptError, r"do not say what index/class_counts\.npy says"),
+        (forge_manifest, CorruptError, "plan and manifest do not tell"),
         (grow_plan, StoreError, r"plan\.json: not the one that its manifest names"),
     ],
 )
