@@ -24,7 +24,6 @@ from cache.index import FrameIndex
 from cache.local_cache import read_through
 from cache.manifest import Manifest
 from cache.plan import FrameEntry
-from cache.read_through import ReadThrough
 from cache.roots import open_root
 
 
@@ -39,8 +38,7 @@ class Store:
     def __init__(self, place: Any) -> None:
         self.root = read_through(open_root(place))
         self.manifest = Manifest.read(self.root)
-        if isinstance(self.root, ReadThrough):
-            self.root.expect({file.name: (file.size, file.sha256) for file in self.manifest.files})
+        self.root.expect({file.name: (file.size, file.sha256) for file in self.manifest.files})
         if self.kind and self.manifest.kind != self.kind:
             raise StoreError(f"{self.root}: holds a {self.manifest.kind} store, expected a {self.kind} store")
         self._fields = {spec.name: (position, spec) for position, spec in enumerate(self.manifest.fields)}
@@ -121,9 +119,8 @@ class Store:
         try:
             # a damaged index must not make us allocate what the file cannot hold
             data = self.root.read_range(file.name, offset, length) if offset + length <= file.size else b""
-            if google_crc32c.value(data) != checksum and isinstance(self.root, ReadThrough):
-                self.root.discard(file.name)  # the local copy has gone bad: fetch it once more
-                data = self.root.read_range(file.name, offset, length)
+            if google_crc32c.value(data) != checksum and self.root.discard(file.name):
+                data = self.root.read_range(file.name, offset, length)  # a local copy had gone bad
         except FileNotFoundError:
             raise CorruptError(
                 f"{self.root}/{file.name}: missing; restore it or run the caching command again"
