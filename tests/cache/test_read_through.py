@@ -182,7 +182,7 @@ def test_a_forged_digest_reaches_no_path(origin: Origin, tmp_path: Path, digest:
 SIZES = [100, 300, 0, 250, 700, 100, 400]
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(
     limit=st.integers(700, 1_800),
     steps=st.lists(

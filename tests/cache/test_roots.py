@@ -81,8 +81,8 @@ def test_what_is_written_reads_back_whole_and_by_ranges(root: Root) -> None:
     assert root.size("shards/00000.tar") == len(data)
     rng = random.Random(2)
     starts = [0, 9_999, 10_000, 10_001, 1 << 40]
-    for start in [*starts, *(rng.randrange(12_000) for _ in range(8))]:
-        for length in [0, 1, 10_000, rng.randrange(12_000)]:
+    for start in [*starts, *(rng.randrange(12_000) for _ in range(4))]:
+        for length in [0, 10_000, rng.randrange(12_000)]:
             assert root.read_range("shards/00000.tar", start, length) == data[start : start + length]
 
 
@@ -229,7 +229,7 @@ def test_threads_share_a_root(root: Root) -> None:
         return root.read_range(name, start, length) == data[name][start : start + length]
 
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(read, range(40)))
+        assert all(pool.map(read, range(24)))
 
 
 def test_a_forked_worker_and_a_copy_read_on(root: Root) -> None:
