@@ -12,12 +12,12 @@ import os
 import re
 import stat
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 from cache.errors import StoreError
-from cache.files import atomic_write
+from cache.files import atomic_write, no_space_as_error
 
 MAX_OPEN = 256
 _LARGE = 16 << 20
@@ -145,6 +145,29 @@ class _Descriptor:
             close(self.number)
 
 
+class _Written:
+    """A file being written. Its own errors name it; those that a caller's block raises for other reasons do not."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path = file, path
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, data: bytes) -> int:
+        return self._told(self._file.write, data)
+
+    def flush(self) -> None:
+        self._told(self._file.flush)
+
+    def _told(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            with no_space_as_error(self._path):
+                return call(*arguments)
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+
+
 _ROOTS: weakref.WeakSet[LocalRoot] = weakref.WeakSet()
 
 
@@ -242,14 +265,12 @@ class LocalRoot:
         try:
             with atomic_write(path) as file:
                 in_block = True
-                yield file
+                yield cast(BinaryIO, _Written(file, path))
                 in_block = False
         except OSError as error:
             if in_block:  # the caller's own
                 raise
-            raise StoreError(
-                f"{path}: {error.strerror or error}; cannot be written, check the folder and its rights"
-            ) from error
+            raise _unwritable(path, error) from error
         finally:
             self._forget(name)
 
@@ -263,9 +284,7 @@ class LocalRoot:
         except OSError as error:
             if path.exists():
                 raise FileExistsError(name) from None
-            raise StoreError(
-                f"{path}: {error.strerror or error}; cannot be written, check the folder and its rights"
-            ) from error
+            raise _unwritable(path, error) from error
 
     def remove(self, name: str) -> None:
         path = self.folder / removable_name(name)

@@ -59,11 +59,11 @@ def check_and_read(
     )
 
 
-def read_all(store: SmallStore, folder: Path, expected: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+def read_all(store: SmallStore, place: Any, expected: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
     """right: all of it, bit for bit; refused: a BevcaskError, and what could be read was right; wrong: otherwise."""
     refused = ""
     try:
-        opened = store.open(folder)
+        opened = store.open(place)
     except BevcaskError as error:
         return "refused", str(error)
     if sorted(opened.tokens) != sorted(TOKENS):
