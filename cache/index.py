@@ -216,7 +216,8 @@ def _is_strict_order(token: np.ndarray, order: np.ndarray) -> bool:
 
 
 def _open_column(root: Root, name: str, expected: dict[str, Any] | None) -> np.ndarray:
-    path, data = None, b""
+    path: Path | None = None
+    data = b""
     try:
         path = root.local_path(name) if expected is not None else None
         size = root.size(name) if path is not None else None  # first: what is no file, or endless, is not hashed
