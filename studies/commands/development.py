@@ -1,7 +1,5 @@
 """What keeps the code right: the test suite, style and import floors, the slow claims."""
 
-# ruff: noqa: PT028 (a task named test is not a pytest test)
-
 from __future__ import annotations
 
 import subprocess
