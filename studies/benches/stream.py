@@ -12,6 +12,7 @@ import shutil
 import statistics
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from cache.errors import BevcaskError, ConfigError
 from cache.store import FrameStore, TeacherStore
 from pipeline.engine import default_workers
 from studies.benches.stream_batch import Sample, Setting, student_pictures
-from studies.benches.stream_contender import Peer, delivered, timed
+from studies.benches.stream_contender import Epoch, Peer, Turn, delivered, timed
 from studies.benches.stream_data import Data, World, prepare
 from studies.benches.stream_floor import floor
 from studies.benches.stream_ours import opened, samples
@@ -33,8 +34,6 @@ STUDENT = (704, 256)  # the input of the preset lift-splat-r50
 BATCH = 8
 EPOCHS = {"fields_only": 4, "whole_frames": 1, "image_scale": 1}
 OURS, FLOOR = "ours", "floor"
-
-Turn = Callable[[], float]
 
 
 def run(
@@ -77,7 +76,7 @@ def run(
     for setting in _settings(data, world, count):
         contenders = present if setting.name != "image_scale" else []
         console.print(f"[dim]{setting.name}: {setting.frames} frames, {rounds} rounds ...[/dim]")
-        figures = _measure(work, data, setting, [peer() for peer in contenders], rounds, console)
+        figures = _measure(data, setting, [peer() for peer in contenders], rounds, console)
         out[setting.name] = _summary(figures, list(missing) if contenders else [], setting)
     console.print(_table(out))
     return out
@@ -96,12 +95,13 @@ def _settings(data: Data, world: World, workers: int) -> list[Setting]:
 
 
 def _measure(
-    work: Path, data: Data, setting: Setting, peers: Sequence[Peer], rounds: int, console: Console
-) -> dict[str, list[float]]:
-    """Frames per second of every round, by contender."""
+    data: Data, setting: Setting, peers: Sequence[Peer], rounds: int, console: Console
+) -> dict[str, list[Turn]]:
+    """Every round's turn, by contender."""
     frames = data.scaled if setting.name == "image_scale" else data.frames
     teacher = data.fields if setting.name == "fields_only" else data.teacher
-    folders = {peer.name: work / f"{data.fields.parent.name}-peers" / setting.name / peer.name for peer in peers}
+    written = data.fields.parent / "peers" / (data.fields.name if setting.name == "fields_only" else setting.name)
+    folders = {peer.name: written / peer.name for peer in peers}
     expected, order = delivered(opened(frames, teacher, setting), setting)
     if sorted(order) != list(range(setting.frames)) or order == sorted(order):
         raise BevcaskError(f"ours: an epoch of {setting.name} is no random order of {setting.frames} frames")
@@ -112,22 +112,18 @@ def _measure(
             differ = sum(found.get(frame) != value for frame, value in expected.items())
             raise BevcaskError(f"{peer.name}: {differ} of {setting.frames} frames differ from ours, or are in order")
     epochs = EPOCHS[setting.name]
-    turns: dict[str, Turn] = {
-        FLOOR: lambda: floor(frames, teacher, setting, epochs),
-        OURS: lambda: timed(opened(frames, teacher, setting), setting, OURS, epochs),
+    turns: dict[str, Callable[[], AbstractContextManager[Epoch]]] = {
+        FLOOR: lambda: floor(frames, teacher, setting),
+        OURS: lambda: opened(frames, teacher, setting),
     }
     for peer in peers:
-        turns[peer.name] = partial(_peer_turn, peer, folders[peer.name], setting, epochs)
-    figures: dict[str, list[float]] = {name: [] for name in turns}
+        turns[peer.name] = partial(peer.open, folders[peer.name], setting)
+    figures: dict[str, list[Turn]] = {name: [] for name in turns}
     for _ in range(rounds):
-        for name, turn in turns.items():
-            figures[name].append(turn())
-            console.print(f"[dim]  {name}: {figures[name][-1]:.1f} frames/s[/dim]")
+        for name, open_it in turns.items():
+            figures[name].append(timed(open_it(), setting, name, epochs))
+            console.print(f"[dim]  {name}: {figures[name][-1].frames_per_s:.1f} frames/s[/dim]")
     return figures
-
-
-def _peer_turn(peer: Peer, folder: Path, setting: Setting, epochs: int) -> float:
-    return timed(peer.open(folder, setting), setting, peer.name, epochs)
 
 
 def _write(peer: Peer, folder: Path, content: Iterable[Sample], setting: Setting) -> None:
@@ -142,8 +138,9 @@ def _write(peer: Peer, folder: Path, content: Iterable[Sample], setting: Setting
     mark.touch()
 
 
-def _summary(figures: dict[str, list[float]], missing: Sequence[str], setting: Setting) -> dict[str, Any]:
-    median = {name: statistics.median(values) for name, values in figures.items()}
+def _summary(figures: dict[str, list[Turn]], missing: Sequence[str], setting: Setting) -> dict[str, Any]:
+    median = {name: statistics.median(turn.frames_per_s for turn in turns) for name, turns in figures.items()}
+    cpu = {name: [turn.cpu_us for turn in turns if turn.cpu_us is not None] for name, turns in figures.items()}
     peers = {name: value for name, value in median.items() if name not in (OURS, FLOOR)}
     best = max(peers, key=lambda name: peers[name]) if peers else None
     return {
@@ -153,7 +150,8 @@ def _summary(figures: dict[str, list[float]], missing: Sequence[str], setting: S
         "ratio_to_best_peer": round(median[OURS] / peers[best], 4) if best else None,
         "floor_frames_per_s": round(median[FLOOR], 2),
         "ratio_to_floor": round(median[OURS] / median[FLOOR], 4),
-        "rounds": {name: [round(value, 2) for value in values] for name, values in figures.items()},
+        "cpu_us_per_frame": {name: round(statistics.median(values)) for name, values in cpu.items() if values},
+        "rounds": {name: [round(turn.frames_per_s, 2) for turn in turns] for name, turns in figures.items()},
         "frames": setting.frames,
         "batch": setting.batch,
         "workers": setting.workers,

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,8 @@ class Data:
 
 def prepare(work: Path, world: World, console: Console, workers: int | None = None) -> Data:
     """Makes what is not there yet under work/data-<digest of world and store format>."""
-    digest = digest_of([asdict(world), FORMAT_VERSION])[:8]
-    root = work / f"data-{digest}"
-    data = Data(root / "full" / "frames", root / "scaled" / "frames", root / "teacher", root / "fields")
+    root = work / f"data-{digest_of([asdict(replace(world, fields=0)), FORMAT_VERSION])[:8]}"
+    data = Data(root / "full" / "frames", root / "scaled" / "frames", root / "teacher", root / f"fields-{world.fields}")
     if not (root / "simulated").is_dir():
         console.print(f"[dim]simulating {world.scenes} scenes x {world.frames} frames ...[/dim]")
         simulate(

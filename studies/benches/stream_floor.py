@@ -6,20 +6,22 @@ clock starts. What comes out is dropped: nothing is checked, joined, handed over
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from cache.codecs import decompress
 from cache.fields import MAX_ARRAY_BYTES
 from cache.store import FrameStore, Store, TeacherStore
-from studies.benches.stream_batch import CAMERAS, CELLS, DETECTIONS, Setting, draw_pictures, picture_array
+from studies.benches.stream_batch import CAMERAS, CELLS, DETECTIONS, Batch, Setting, draw_pictures, picture_array
+from studies.benches.stream_contender import Epoch
 from trainer.order import epoch_order
 
 TRUTH_FIELDS = ("gt_lidar", "gt_ids")
@@ -36,32 +38,33 @@ class Member:
     jpeg: bool
 
 
-def floor(frames: Path, teacher: Path, setting: Setting, epochs: int) -> float:
-    """Frames per second over `epochs` epochs in random order, after one that is not counted."""
+@contextlib.contextmanager
+def floor(frames: Path, teacher: Path, setting: Setting) -> Iterator[Epoch]:
+    """Epochs in random order whose batches tell frame numbers only: each process reads and decodes its share, then says
+    so."""
     members = _members(frames if setting.pictures else None, teacher, setting)
     context = multiprocessing.get_context("fork")
-    pipes, processes = [], []
+    pipes = []
+    processes = []
     for worker in range(setting.workers):
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(members, setting, worker, theirs), daemon=True)
         process.start()
         pipes.append(ours)
         processes.append(process)
-    seconds = [_epoch(pipes, number) for number in range(epochs + 1)][1:]
-    for pipe in pipes:
-        pipe.send(None)
-    for process in processes:
-        process.join()
-    return epochs * setting.frames / sum(seconds)
 
+    def epoch(number: int) -> Iterator[Batch]:
+        for pipe in pipes:
+            pipe.send(number)
+        for pipe in pipes:
+            yield {"frame": torch.from_numpy(pipe.recv())}
 
-def _epoch(pipes: Sequence[Connection], number: int) -> float:
-    start = time.perf_counter()
-    for pipe in pipes:
-        pipe.send(number)
-    for pipe in pipes:
-        pipe.recv()
-    return time.perf_counter() - start
+    try:
+        yield epoch
+    finally:
+        for pipe, process in zip(pipes, processes, strict=True):
+            pipe.send(None)
+            process.join()
 
 
 def _work(members: list[list[Member]], setting: Setting, worker: int, pipe: Connection) -> None:
@@ -69,7 +72,8 @@ def _work(members: list[list[Member]], setting: Setting, worker: int, pipe: Conn
     opened = {path: os.open(path, os.O_RDONLY) for path in {m.path for frame in members for m in frame}}
     out = picture_array(setting.pictures) if setting.pictures else np.empty(0, np.uint8)
     while (number := pipe.recv()) is not None:
-        for row in epoch_order(0, number, setting.frames)[worker :: setting.workers]:
+        share = epoch_order(0, number, setting.frames)[worker :: setting.workers]
+        for row in share:
             jpegs = []
             for member in members[row]:
                 data = os.pread(opened[member.path], member.length, member.offset)
@@ -79,7 +83,7 @@ def _work(members: list[list[Member]], setting: Setting, worker: int, pipe: Conn
                     decompress(member.codec, data, MAX_ARRAY_BYTES, member.path)
             if setting.pictures:
                 draw_pictures(jpegs, setting.pictures, out)
-        pipe.send(number)
+        pipe.send(share)
 
 
 def _members(frames: Path | None, teacher: Path, setting: Setting) -> list[list[Member]]:

@@ -16,7 +16,7 @@ from cache.store import FrameStore, TeacherStore
 from studies.benches import stream
 from studies.benches.peers import PEERS, install
 from studies.benches.stream_batch import CELLS, Batch, Setting, collate, contents
-from studies.benches.stream_contender import delivered, run_epoch
+from studies.benches.stream_contender import Turn, delivered, run_epoch
 from studies.benches.stream_data import GRID, World, prepare, teacher_values
 
 WORLD = World(scenes=1, frames=2, copies=4, fields=24)
@@ -45,6 +45,7 @@ def test_each_setting_reports_ours_the_peers_and_two_ratios_that_agree_with_them
     assert found["ratio_to_best_peer"] == pytest.approx(found["ours_frames_per_s"] / best, rel=1e-2)
     assert found["ratio_to_floor"] == pytest.approx(found["ours_frames_per_s"] / found["floor_frames_per_s"], rel=1e-2)
     assert min(value for values in found["rounds"].values() for value in values) > 0
+    assert set(found["cpu_us_per_frame"]) == {"floor", "ours", "npz", "webdataset"}
     assert found["ours_frames_per_s"] == statistics.median(found["rounds"]["ours"])
 
 
@@ -88,7 +89,7 @@ def test_a_peer_that_delivers_something_else_is_refused(work: Path, result: dict
     data = prepare(work, WORLD, Console(quiet=True), 1)
     setting = Setting("fields_only", WORLD.fields, 8, 1)
     with pytest.raises(BevcaskError, match="wrong: 24 of 24 frames differ from ours"):
-        stream._measure(work, data, setting, [Wrong()], 1, Console(quiet=True))
+        stream._measure(data, setting, [Wrong()], 1, Console(quiet=True))
 
 
 def test_an_epoch_with_a_frame_missing_is_refused() -> None:
@@ -120,11 +121,12 @@ def test_a_peer_that_is_not_installed_is_null_and_says_how_to_install_it(
 ) -> None:
     monkeypatch.setattr(install, "installed", lambda peer: peer.name != "litdata")
     monkeypatch.setattr(install, "command", lambda folder, package: ["false", package])
-    figures = {"floor": [4.0], "ours": [3.0], "npz": [2.0]}
+    figures = {"floor": [Turn(4.0, 1.0)], "ours": [Turn(3.0, 2.0)], "npz": [Turn(2.0, None)]}
     monkeypatch.setattr(stream, "_measure", lambda *arguments: figures)
     found = stream.run(work, Console(quiet=True), rounds=1, peers="npz,litdata", **OPTIONS)
     assert found["fields_only"]["peers"]["litdata"] is None
     assert found["fields_only"]["best_peer"] == "npz"
+    assert found["fields_only"]["cpu_us_per_frame"] == {"floor": 1, "ours": 2}
     assert "install it with: false litdata" in found["missing"]["litdata"]
     with pytest.raises(BevcaskError, match="peers missing: litdata"):
         stream.run(work, Console(quiet=True), rounds=1, peers="litdata", require_peers=True, **OPTIONS)
