@@ -18,6 +18,8 @@ from numcodecs.blosc import BITSHUFFLE, NOSHUFFLE, SHUFFLE, Blosc
 from numcodecs.lz4 import LZ4
 from numcodecs.zstd import Zstd
 
+from cache.quantise import dequantise_u8, quantise_u8
+
 LAYOUTS = ("cells", "channels")
 DTYPES = ("float16", "bfloat16", "u8")
 
@@ -86,14 +88,12 @@ def codec_table(
 
 
 def to_stored(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Values (K, C) float32 -> what is stored, (K, C), and the side array of u8: (2, C) float32 scale and offset."""
+    """Values (K, C) float32 -> what is stored, (K, C), and the side array of u8: (2, C) float32 offset and step."""
     if dtype == "float16":
         return values.astype(np.float16), np.empty(0, np.float32)
     if dtype == "bfloat16":
         return to_bfloat16(values), np.empty(0, np.float32)
-    low, high = values.min(axis=0), values.max(axis=0)  # low is 0 where a channel holds zeros and nothing below
-    scale = np.where(high > low, (high - low) / 255, 1).astype(np.float32)
-    return np.clip(np.round((values - low) / scale), 0, 255).astype(np.uint8), np.stack([scale, low])
+    return quantise_u8(values, 1)
 
 
 def from_stored(stored: np.ndarray, side: np.ndarray, dtype: str) -> np.ndarray:
@@ -102,7 +102,7 @@ def from_stored(stored: np.ndarray, side: np.ndarray, dtype: str) -> np.ndarray:
         return stored.astype(np.float32)
     if dtype == "bfloat16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(np.float32) * side[0] + side[1]
+    return dequantise_u8(stored, side, 1)
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:
@@ -123,21 +123,22 @@ def _measure(codec: Any, arrays: Sequence[np.ndarray], layout: str, repeats: int
     packed: list[bytes] = []
     for _ in range(repeats):
         start = time.perf_counter()
-        packed = [_encode(codec, array) for array in arrays]
+        packed = [encoded(codec, array) for array in arrays]
         middle = time.perf_counter()
         for data, array in zip(packed, arrays, strict=True):
-            _decode(codec, data, array, layout)
+            decoded(codec, data, array, layout)
         end = time.perf_counter()
         encode_s, decode_s = min(encode_s, middle - start), min(decode_s, end - middle)
     return sum(len(data) for data in packed) / len(packed), max(encode_s, 1e-9), max(decode_s, 1e-9)
 
 
-def _encode(codec: Any, array: np.ndarray) -> bytes:
+def encoded(codec: Any, array: np.ndarray) -> bytes:
+    """The array's bytes under a codec of `codecs`."""
     return array.tobytes() if codec is None else bytes(codec.encode(array))
 
 
-def _decode(codec: Any, data: bytes, like: np.ndarray, layout: str) -> np.ndarray:
-    """(K, C) in C order, a copy of its own, whatever codec and layout were."""
+def decoded(codec: Any, data: bytes, like: np.ndarray, layout: str) -> np.ndarray:
+    """Inverse of `encoded`: (K, C) in C order, a copy of its own, whatever codec and layout were."""
     array = np.frombuffer(data if codec is None else codec.decode(data), like.dtype).reshape(like.shape)
     if layout == "channels":
         return np.ascontiguousarray(array.T)

@@ -21,7 +21,7 @@ def _documents(rng: Rng, folder: Path) -> Path:
     return (folder / MANIFEST, folder / PLAN, pick(rng, folder, "records/*.json"))[rng.integers(3)]
 
 
-def _change_node(rng: Rng, value: Any) -> None:
+def change_node(rng: Rng, value: Any) -> None:
     """Another value at a random place of a JSON tree."""
     places: list[tuple[Any, Any]] = []
 
@@ -56,7 +56,7 @@ def json_value(rng: Rng, folder: Path) -> str | None:
     path = _documents(rng, folder)
     before = path.read_bytes()
     value = json.loads(before)
-    _change_node(rng, value)
+    change_node(rng, value)
     path.write_text(json.dumps(value, sort_keys=True, indent=1) + "\n")
     return None if path.read_bytes() == before else f"{path.relative_to(folder)}"
 
@@ -101,7 +101,7 @@ def forged_json_value(rng: Rng, folder: Path) -> str | None:
     path = (folder / MANIFEST, pick(rng, folder, "records/*.json"))[rng.integers(2)]
     before = path.read_bytes()
     try:
-        reseal(path, lambda values: _change_node(rng, values))
+        reseal(path, lambda values: change_node(rng, values))
     except ValueError:
         return None
     return None if path.read_bytes() == before else f"{path.relative_to(folder)}"
@@ -112,7 +112,7 @@ def forged_plan(rng: Rng, folder: Path) -> str | None:
     path = folder / PLAN
     before = path.read_bytes()
     value = json.loads(before)
-    _change_node(rng, value)
+    change_node(rng, value)
     path.write_text(json.dumps(value, sort_keys=True, indent=1) + "\n")
     forge_manifest(folder)
     return None if path.read_bytes() == before else PLAN

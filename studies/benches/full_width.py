@@ -108,21 +108,21 @@ def _busy_frames(work: Path, options: FrameOptions) -> None:
                 f"{work}: no simulated scene has {OBJECTS[0]} to {OBJECTS[1]} objects a frame, the busiest has "
                 f"{max(means):.0f}; simulate more scenes"
             )
-        _folder_of(work / "data", data, names)
+        folder_of(work / "data", VERSION, data, names)
     cache_frames(data, VERSION, work / "busy", options=options)
 
 
-def _folder_of(data: Path, out: Path, scenes: Sequence[str]) -> None:
-    """A nuScenes folder with only these scenes: links to `data`, and its own scene table."""
+def folder_of(data: Path, version: str, out: Path, scenes: Sequence[str]) -> None:
+    """A nuScenes folder with only these scenes: links to `data`, and a scene table of its own."""
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    (partial / VERSION).mkdir(parents=True)
+    (partial / version).mkdir(parents=True)
     for path in data.iterdir():
-        if path.name != VERSION:
+        if path.name != version:
             (partial / path.name).symlink_to(path.resolve())
-    for path in (data / VERSION).iterdir():
+    for path in (data / version).iterdir():
         if path.name != "scene.json":
-            (partial / VERSION / path.name).symlink_to(path.resolve())
-    rows: list[dict[str, Any]] = json.loads((data / VERSION / "scene.json").read_text())
-    (partial / VERSION / "scene.json").write_text(json.dumps([row for row in rows if row["name"] in set(scenes)]))
+            (partial / version / path.name).symlink_to(path.resolve())
+    rows: list[dict[str, Any]] = json.loads((data / version / "scene.json").read_text())
+    (partial / version / "scene.json").write_text(json.dumps([row for row in rows if row["name"] in set(scenes)]))
     partial.rename(out)

@@ -22,7 +22,12 @@ from cache.errors import ConfigError
 from cache.files import write_json
 from studies.benches.machine import machine
 
-BENCHES = {"scale": "studies.benches.scale", "stream": "studies.benches.stream"}  # name -> module
+BENCHES = {
+    "faults": "studies.benches.faults",
+    "scale": "studies.benches.scale",
+    "size": "studies.benches.size",
+    "stream": "studies.benches.stream",
+}  # name -> module
 
 
 class Bench(Protocol):

@@ -58,7 +58,8 @@ def run(
     work: Path,
     console: Console,
     *,
-    world: DemoWorld | None = None,
+    train_scenes: int = DemoWorld.train_scenes,
+    val_scenes: int = DemoWorld.val_scenes,
     teacher_steps: int | None = None,
     student_steps: int = 400,
 ) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def run(
     Returns the keys of the contract (bytes are per frame; _dilated: the mask grown by one cell), and `details`.
     """
     torch.set_num_threads(default_workers())
-    weights = prepare(work, console, world or DemoWorld(), teacher_steps)
+    weights = prepare(work, console, DemoWorld(train_scenes, val_scenes), teacher_steps)
     cache, busy = work / "cache", work / "busy"
     console.print("writing the stores")
     cache_teacher(cache, LEARNT_FROM, teacher="full-width", checkpoint=weights, options=STORES[LEARNT_FROM])
