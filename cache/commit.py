@@ -22,7 +22,7 @@ def begin(place: Any, plan: StorePlan, *, grow: bool = False) -> list[ShardPlan]
     """Opens a place for writing under `plan` and returns the shards still to be written.
 
     grow: whether the plan may add scenes and shards behind those of an earlier one. Raises FingerprintError, naming the
-    first value that differs, where the place was begun under another plan. Partial files of a killed run are removed:
+    first values that differ, where the place was begun under another plan. Partial files of a killed run are removed:
     one client writes a store at a time.
     """
     root = open_root(place)
@@ -33,9 +33,8 @@ def begin(place: Any, plan: StorePlan, *, grow: bool = False) -> list[ShardPlan]
         )
     same = earlier is not None and _as_json(earlier) == _as_json(plan)
     if earlier is not None and not same and not (grow and _grows(earlier, plan)):
-        name, found, expected = _difference(_as_json(earlier), _as_json(plan))
         raise FingerprintError(
-            f"{root}: was begun with {name} = {found}, this run asks for {expected}; "
+            f"{root}: was begun with {_differences(_as_json(earlier), _as_json(plan))}; "
             "use the same settings, another store name, or remove that folder"
         )
     if not same:
@@ -76,12 +75,13 @@ def _grows(earlier: StorePlan, plan: StorePlan) -> bool:
     )
 
 
-def _difference(earlier: dict[str, Any], plan: dict[str, Any]) -> tuple[str, Any, Any]:
-    """The first one, settings before scenes: other scenes may be no more than growth."""
-    for part in ("settings", "scenes", "shards"):
-        if earlier[part] != plan[part]:
-            break
-    return first_difference(earlier[part], plan[part], part)
+def _differences(earlier: dict[str, Any], plan: dict[str, Any], shown: int = 4) -> str:
+    """The first few in words, settings before scenes: other scenes may be no more than growth."""
+    part = next(part for part in ("settings", "scenes", "shards") if earlier[part] != plan[part])
+    all_of_them = list(differences(earlier[part], plan[part], part))
+    said = [f"{name} = {found}, this run asks for {expected}" for name, found, expected in all_of_them[:shown]]
+    more = len(all_of_them) - shown
+    return "; ".join([*said, f"and {more} more differences"] if more > 0 else said)
 
 
 def _as_json(plan: StorePlan) -> Any:
@@ -253,17 +253,25 @@ def _write_extra(root: Root, plan: StorePlan) -> tuple[StoredFile, ...]:
 
 def first_difference(found: Any, expected: Any, name: str = "") -> tuple[str, Any, Any]:
     """The first place (dotted name, value found, value expected) at which two JSON-like values differ."""
+    return next(differences(found, expected, name), (name, found, expected))
+
+
+def differences(found: Any, expected: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every place (dotted name, value found, value expected) at which two JSON-like values differ, in order."""
+    if found == expected:
+        return
     if isinstance(found, dict) and isinstance(expected, dict):
         for key in sorted(set(found) | set(expected)):
             inner = f"{name}.{key}" if name else key
             if key not in found or key not in expected:
-                return inner, found.get(key, "(absent)"), expected.get(key, "(absent)")
-            if found[key] != expected[key]:
-                return first_difference(found[key], expected[key], inner)
-    if isinstance(found, list) and isinstance(expected, list):
+                yield inner, found.get(key, "(absent)"), expected.get(key, "(absent)")
+            else:
+                yield from differences(found[key], expected[key], inner)
+    elif isinstance(found, list) and isinstance(expected, list):
         if len(found) != len(expected):
-            return f"number of {name}", len(found), len(expected)
+            yield f"number of {name}", len(found), len(expected)
+            return
         for i, (a, b) in enumerate(zip(found, expected, strict=True)):
-            if a != b:
-                return first_difference(a, b, f"{name}[{i}]")
-    return name, found, expected
+            yield from differences(a, b, f"{name}[{i}]")
+    else:
+        yield name, found, expected

@@ -64,11 +64,12 @@ class BevGrid:
     def from_dict(cls, values: dict[str, float]) -> BevGrid:
         """Inverse of `to_dict`; unknown or missing keys raise ConfigError."""
         names = set(cls.__dataclass_fields__)
-        if set(values) != names:
-            raise ConfigError(f"grid: found keys {sorted(values)}, expected exactly {sorted(names)}")
+        if not isinstance(values, dict) or set(values) != names:
+            found = f"keys {sorted(values)}" if isinstance(values, dict) else repr(values)[:80]
+            raise ConfigError(f"grid: found {found}, expected exactly the keys {sorted(names)}")
         try:
             return cls(**{key: float(value) for key, value in values.items()})
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ConfigError(f"grid: found {values}, expected a number of metres for every key") from None
 
     def __str__(self) -> str:

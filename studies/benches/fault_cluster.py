@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]  # a dependency of distributed
+import psutil  # a dependency of distributed
 
 from cache.errors import StoreError
 from cache.files import PARTIAL

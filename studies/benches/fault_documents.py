@@ -37,7 +37,7 @@ def change_node(rng: Rng, value: Any) -> None:
     old = node[key]
     choices: list[Any] = [None, True, [], {}, "", "x", 0, -1, *HUGE, *BAD_NAMES, [[]], {"a": 1}]
     if isinstance(old, int) and not isinstance(old, bool):
-        choices += [old + 1, old - 1, float(old), str(old)] * 5
+        choices += [old + 1, old - 1, str(old), float(old) if abs(old) < 2**1000 else old + 1] * 5
     elif isinstance(old, str):
         choices += [old + "x", old[1:], old.upper()] * 5
     action = rng.integers(8)

@@ -26,6 +26,7 @@ def _run(*command: str) -> int:
         "path": "only the tests of this file or folder",
         "failfast": "stop at the first failure",
         "durations": "how many of the slowest tests to list",
+        "workers": "processes that run tests, file by file (default: one per core, at most 4; 1 for a single file)",
     }
 )
 def test(
@@ -34,9 +35,14 @@ def test(
     path: str | None = None,
     failfast: bool = False,
     durations: int = 15,
+    workers: str | None = None,
 ) -> None:
     """The test suite; arguments choose a part of it."""
+    from pipeline.engine import default_workers
+
+    count = whole(workers, "--workers") or (1 if path and Path(path).is_file() else min(default_workers(), 4))
     command = [sys.executable, "-m", "pytest", f"--durations={durations}", "--durations-min=1"]
+    command += ["--numprocesses", str(count), "--dist", "loadfile"] if count > 1 else []
     command += ["-k", select] if select else []
     command += ["-x"] if failfast else []
     command += [path] if path else []

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.commit import begin, finish, first_difference, read_plan
+from cache.commit import begin, differences, finish, first_difference, read_plan
 from cache.errors import BevcaskError, FingerprintError, OutOfSpaceError, StoreError
 from cache.fields import FieldSpec
 from cache.files import seal, sha256
@@ -428,6 +428,8 @@ def test_the_first_difference_is_named_down_to_its_place() -> None:
     assert first_difference(found, {"a": {"b": [{"c": 1}, {"c": 3}], "x": None}}) == ("a.b[1].c", 2, 3)
     assert first_difference(found, {"a": {"b": [{"c": 1}], "x": None}}) == ("number of a.b", 2, 1)
     assert first_difference(found, {"a": {"b": found["a"]["b"]}}) == ("a.x", None, "(absent)")
+    two = [("a.b[1].c", 2, 3), ("a.x", None, "(absent)")]
+    assert list(differences(found, {"a": {"b": [{"c": 1}, {"c": 3}]}})) == two
 
 
 def test_every_refusal_is_an_error_the_command_line_prints() -> None:

@@ -109,7 +109,7 @@ def test_any_fields_of_any_sizes_read_equal_in_both_formats(
         assert stores[0].index.sizes[row].tolist() == stores[1].index.sizes[row].tolist()
 
 
-@pytest.mark.parametrize(("layout", "dtype"), itertools.product(LAYOUTS, DTYPES))
+@pytest.mark.parametrize(("layout", "dtype"), list(itertools.product(LAYOUTS, DTYPES)))
 def test_every_encoding_reads_equal_in_both_formats(tmp_path: Path, layout: str, dtype: str) -> None:
     encoding = BevEncoding(3, *GRID.shape, 2, layout, dtype)
     stores = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +124,69 @@ def test_missing_or_foreign_checkpoints_are_named(tmp_path: Path, cached: Path) 
     with pytest.raises(ConfigError, match="a camera model, expected a LiDAR teacher"):
         cache_teacher(cached, "bad", teacher="own", checkpoint=student, workers=1)
     assert not (cached / "teachers" / "bad").exists()
+
+
+def teacher_of(cached: Path, name: str, weights: Path, **options: Any) -> TeacherStore:
+    cache_teacher(cached, name, teacher="own", checkpoint=weights, options=TeacherOptions(**options), workers=1)
+    return TeacherStore(cached / "teachers" / name)
+
+
+def test_a_zarr_store_reads_as_the_webdataset_one_and_has_room_for_every_frame(cached: Path, weights: Path) -> None:
+    tar = teacher_of(cached, "tar", weights)
+    zarr = teacher_of(cached, "zarr", weights, format="zarr")
+    assert zarr.manifest.format.name == "zarr" and set(zarr.manifest.format.capacity) == {"K", "N"}
+    assert zarr.manifest.format.capacity["K"] == max(len(tar.cells(row)) for row in range(len(tar)))  # counted
+    assert zarr.tokens == tar.tokens
+    for row in range(len(tar)):
+        for spec in tar.manifest.fields:
+            found, expected = zarr.read(row, spec.name), tar.read(row, spec.name)
+            assert found.dtype == expected.dtype
+            np.testing.assert_array_equal(found, expected)
+    again = cache_teacher(
+        cached, "zarr", teacher="own", checkpoint=weights, options=TeacherOptions(format="zarr"), workers=1
+    )
+    assert again.digest == zarr.manifest.digest
+
+
+def test_a_capacity_that_is_too_small_fails_with_the_one_that_is_needed(cached: Path, weights: Path) -> None:
+    with pytest.raises(StoreError, match=r"field bev_index: \d+ of K, .* hold 1; .* new store with --capacity K=\d+"):
+        teacher_of(cached, "short", weights, format="zarr", capacity={"K": 1})
+    root = cached / "teachers" / "short"
+    assert {path.name for path in root.rglob("*") if path.is_file()} == {"plan.json"}
+    for capacity, message in (({"Q": 5}, "some of K, N"), ({"K": 0}, "sizes of 1 or more")):
+        with pytest.raises(ConfigError, match=message):
+            teacher_of(cached, "other", weights, format="zarr", capacity=capacity)
+    with pytest.raises(ConfigError, match="--capacity is for --format zarr"):
+        TeacherOptions(capacity={"K": 5})
+
+
+@pytest.mark.parametrize(("encoding", "dtype"), [("cells", "u8"), ("dense", "float16"), ("dense", "u8")])
+def test_every_encoding_holds_the_same_cells_as_near_as_its_dtype_is(
+    cached: Path, weights: Path, encoding: str, dtype: str
+) -> None:
+    exact = teacher_of(cached, "exact", weights, dtype="float32")
+    store = teacher_of(cached, f"{encoding}-{dtype}", weights, encoding=encoding, dtype=dtype)
+    assert (store.bev.layout, store.bev.dtype) == (encoding, dtype)
+    for row in range(len(store)):
+        found, expected = store.cells(row), exact.cells(row)
+        np.testing.assert_array_equal(found.index, expected.index)
+        np.testing.assert_array_equal(found.weights, expected.weights)
+        bound = store.read(row, "bev_scale")[1] * 0.502 if dtype == "u8" else 1e-3 * np.abs(expected.values).max()
+        assert (np.abs(found.values - expected.values) <= bound + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int4"}, "--dtype 'int4' is unknown, expected one of float16, float32, u8"),
+        ({"encoding": "sparse"}, "--encoding 'sparse' is unknown, expected one of cells, dense"),
+        ({"format": "hdf5"}, "--format 'hdf5' is unknown, expected one of webdataset, zarr"),
+        ({"sweeps": -1}, "--sweeps -1 is negative"),
+    ],
+)
+def test_unknown_options_are_refused_with_those_there_are(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TeacherOptions(**options)
 
 
 @pytest.mark.parametrize("name", ["", "../up", "Upper", "a/b", "a.b"])
