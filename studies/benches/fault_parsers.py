@@ -157,7 +157,7 @@ def parse_zarr_json(data: bytes) -> Any:
 def parse_headers(data: bytes) -> Any:
     """A teacher store's header: coverage, BEV encoding and grid, each by itself."""
     values = parse_json(data, "header", "JSON")
-    out = []
+    out: list[Any] = []
     for parser in (Coverage.from_header, BevEncoding.from_dict, BevGrid.from_dict):
         try:
             out.append(parser(values))  # type: ignore[operator]
