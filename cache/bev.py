@@ -9,7 +9,7 @@ Bytes a frame, uncompressed: cells K (2 C + 4 + 4 S), K (C + 4 + 4 S) + 8 C unde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,28 +103,46 @@ class BevEncoding:
             out[name] = rounded(values, self.dtype)
         return out
 
-    def read(self, read: Callable[[str], np.ndarray], where: Callable[[str], str]) -> Cells:
-        """The cells from stored fields; raises CorruptError where they do not fit each other."""
-        index, weights = read("bev_index"), read("bev_weights")
-        cells = self.height * self.width
-        ascending = not (np.diff(index) <= 0).any() and (not len(index) or (index[0] >= 0 and index[-1] < cells))
-        if not ascending:
+    def to_cells(self, fields: Mapping[str, np.ndarray], where: object) -> Cells:
+        """The cells from one frame's stored fields; CorruptError, naming `where`, where they do not fit each other."""
+        index = fields["bev_index"]
+        if not self._ascend(index, np.zeros(1, np.int64)):
             raise CorruptError(
-                f"{where('bev_index')}: cells out of order or outside {self.height} x {self.width}; "
-                "cache the teacher again"
+                f"{where}: cells out of order or outside {self.height} x {self.width}; cache the teacher again"
             )
         if self.layout == "cells":
-            values = read("bev_values")
+            values = fields["bev_values"]
         else:
-            values = np.ascontiguousarray(read("bev_map").reshape(self.channels, cells)[:, index].T)
-        return Cells(index, dequantise_u8(values, read("bev_scale"), 1) if self.dtype == "u8" else values, weights)
+            values = np.ascontiguousarray(fields["bev_map"].reshape(self.channels, -1)[:, index].T)
+        if self.dtype == "u8":
+            values = dequantise_u8(values, fields["bev_scale"], 1)
+        return Cells(index, values, fields["bev_weights"])
 
-    def read_map(self, read: Callable[[str], np.ndarray], where: Callable[[str], str]) -> np.ndarray:
-        """The whole map (C, H, W), zero at cells that are not stored."""
+    def to_joined_cells(self, fields: Mapping[str, np.ndarray], offsets: np.ndarray) -> Cells | None:
+        """`to_cells` over several frames' fields, each joined along its first axis; frame i holds the cells offsets[i]
+        .. offsets[i + 1]. For the layout of cells only. None where a frame's cells are out of order."""
+        index, values = fields["bev_index"], fields.get("bev_values")
+        if values is None or not self._ascend(index, offsets[:-1]):
+            return None
+        if self.dtype == "u8":
+            codes, values = values, np.empty(values.shape, np.float32)
+            for i, scale in enumerate(fields["bev_scale"].reshape(-1, 2, self.channels)):
+                part = slice(offsets[i], offsets[i + 1])
+                values[part] = dequantise_u8(codes[part], scale, 1)
+        return Cells(index, values, fields["bev_weights"])
+
+    def _ascend(self, index: np.ndarray, starts: np.ndarray) -> bool:
+        """Whether cells lie on the grid and rise from each start to the next."""
+        rising = np.diff(index) > 0
+        rising[starts[(starts > 0) & (starts < len(index))] - 1] = True
+        return bool(rising.all() and (not len(index) or (index.min() >= 0 and index.max() < self.height * self.width)))
+
+    def to_map(self, fields: Mapping[str, np.ndarray], where: object) -> np.ndarray:
+        """The whole map (C, H, W) from one frame's stored fields, zero at cells that are not stored."""
         if self.layout == "dense":
-            values = read("bev_map")
-            return dequantise_u8(values, read("bev_scale"), 0) if self.dtype == "u8" else values
-        cells = self.read(read, where)
+            values = fields["bev_map"]
+            return dequantise_u8(values, fields["bev_scale"], 0) if self.dtype == "u8" else values
+        cells = self.to_cells(fields, where)
         out = np.zeros((self.channels, self.height * self.width), cells.values.dtype)
         out[:, cells.index] = cells.values.T
         return out.reshape(self.channels, self.height, self.width)

@@ -6,6 +6,7 @@ gradient equal the dense ones. Cost: K * (C * 2 + 4 + 4 S) bytes for K cells, C 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,11 @@ def require_finite(values: np.ndarray) -> None:
     """Raises StoreError where a value is NaN or infinite."""
     if not np.isfinite(values).all():
         raise StoreError("a BEV feature is not finite; check the teacher's weights and input points")
+
+
+def join_cells(frames: Sequence[Cells]) -> Cells:
+    """The cells of one or more frames, one after another."""
+    return Cells(*(np.concatenate([getattr(cells, name) for cells in frames]) for name in Cells.__annotations__))
 
 
 def scatter_cells(cells: Cells, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

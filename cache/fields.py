@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from cache.codecs import CODECS, compress, decompress
+from cache.codecs import CODECS, Scratch, compress, decompress
 from cache.errors import CorruptError, StoreError
-from cache.npy import HEADER_ROOM, decode_npy, encode_npy
+from cache.npy import HEADER_ROOM, decode_npy_as, encode_npy
 
 EXTENSIONS = ("jpg", "json", *(f"npy.{codec}".rstrip(".") for codec in CODECS))
 TOKEN_PATTERN = re.compile(r"[0-9a-f]{32}")
@@ -92,7 +92,7 @@ class FieldSpec:
             str(values["about"]),
         )
 
-    def sizes_of(self, array: np.ndarray, where: str) -> dict[str, int]:
+    def sizes_of(self, array: np.ndarray, where: object) -> dict[str, int]:
         """The letters' sizes in `array`. CorruptError where dtype, rank or a fixed size is not the declared one."""
         if array.dtype != np.dtype(self.dtype) or array.ndim != len(self.shape):
             raise CorruptError(
@@ -109,6 +109,10 @@ class FieldSpec:
     def shape_under(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape with numbers for letters."""
         return tuple(int(size) if size.isdecimal() else sizes[size] for size in self.shape)
+
+    def bytes_under(self, sizes: Mapping[str, int]) -> int:
+        """Bytes of the values of an array whose letters have these sizes."""
+        return math.prod(self.shape_under(sizes)) * np.dtype(self.dtype).itemsize
 
     def encode(self, value: Any) -> bytes:
         """The tar member's bytes; deterministic. Arrays must match dtype and shape (StoreError otherwise)."""
@@ -153,10 +157,11 @@ class FieldSpec:
             )
         return sizes
 
-    def decode(self, data: bytes, sizes: Mapping[str, int], where: str) -> Any:
+    def decode(self, data: bytes, sizes: Mapping[str, int], where: object, scratch: Scratch | None = None) -> Any:
         """Inverse of `encode`: read-only array, dict, or bytes. sizes: of the letters, from the index.
 
-        `where` names file and member in the CorruptError of bytes that do not parse or have another shape.
+        `where` names file and member in the CorruptError of bytes that do not parse or have another shape. scratch:
+        memory for the array, which is then valid until the scratch is used again.
         """
         if self.ext == "jpg":
             return data
@@ -166,25 +171,32 @@ class FieldSpec:
             except (ValueError, RecursionError) as error:
                 raise CorruptError(f"{where}: not JSON ({error}); run verify") from None
         shape = self.shape_under(sizes)
-        limit = math.prod(shape) * np.dtype(self.dtype).itemsize + 2 * HEADER_ROOM
-        array = decode_npy(decompress(self.codec, data, min(limit, MAX_ARRAY_BYTES + 2 * HEADER_ROOM), where), where)
-        self.sizes_of(array, where)
-        if array.shape != shape:
+        limit = min(self.bytes_under(sizes), MAX_ARRAY_BYTES) + 2 * HEADER_ROOM
+        array = decode_npy_as(decompress(self.codec, data, limit, where, scratch), self.dtype, shape, where)
+        if array.shape != shape or array.dtype != self.dtype:
+            self.sizes_of(array, where)
             raise CorruptError(f"{where}: found shape {list(array.shape)}, the index says {list(shape)}; run verify")
         return array
 
-    def decode_padded(self, data: bytes, sizes: Mapping[str, int], capacity: Mapping[str, int], where: str) -> Any:
+    def decode_padded(
+        self,
+        data: bytes,
+        sizes: Mapping[str, int],
+        capacity: Mapping[str, int],
+        where: object,
+        scratch: Scratch | None = None,
+    ) -> Any:
         """Inverse of `encode_padded`; raises as `decode`."""
         shape, padded = self.shape_under(sizes), self.shape_under(capacity)
-        dtype = np.dtype(self.dtype)
-        expected = math.prod(padded) * dtype.itemsize
+        expected = self.bytes_under(capacity)
         if expected > MAX_ARRAY_BYTES or any(size > room for size, room in zip(shape, padded, strict=True)):
             raise CorruptError(
                 f"{where}: {list(shape)} in a capacity of {list(padded)}; the store is damaged, run verify"
             )
-        raw = decompress(self.codec, data, expected, where)
+        raw = decompress(self.codec, data, expected, where, scratch)
         if len(raw) != expected:
             raise CorruptError(f"{where}: {len(raw)} bytes, expected {expected}; the store is damaged, run verify")
+        dtype = np.dtype(self.dtype)
         array = np.frombuffer(raw, dtype.newbyteorder("<")).reshape(padded)
         return array[tuple(slice(size) for size in shape)].astype(dtype, copy=False)
 

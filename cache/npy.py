@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import tokenize
+from functools import lru_cache
 
 import numpy as np
 
@@ -31,7 +32,27 @@ def encode_npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def decode_npy(data: bytes | memoryview, where: str) -> np.ndarray:
+@lru_cache(1 << 16)
+def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What `encode_npy` writes before the values of such an array."""
+    buffer = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, described)
+    return buffer.getvalue()
+
+
+def decode_npy_as(data: bytes | memoryview, dtype: str, shape: tuple[int, ...], where: object) -> np.ndarray:
+    """`decode_npy` where the caller knows what it should be: quick where the header is the one that we write, and the
+    array that is there, of whatever dtype and shape, where it is another."""
+    header = npy_header(dtype, shape)
+    start, size = len(header), math.prod(shape)
+    kind = np.dtype(dtype)
+    if size and len(data) == start + size * kind.itemsize and data[:start] == header:
+        return np.frombuffer(data, kind, size, start).reshape(shape)
+    return decode_npy(data, where)
+
+
+def decode_npy(data: bytes | memoryview, where: object) -> np.ndarray:
     """A read-only array over `data` (no copy).
 
     numpy's own reader allocates what the header claims before it looks at the bytes, so the header is checked here

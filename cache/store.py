@@ -6,18 +6,21 @@ to open: the index is memory-mapped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 
 from cache.bev import BevEncoding
-from cache.cells import Cells
+from cache.cells import Cells, join_cells
+from cache.codecs import Scratch
 from cache.coverage import Coverage
 from cache.depth_labels import unpack_depth
 from cache.errors import ConfigError, CorruptError, FingerprintError, StoreError
+from cache.fields import MAX_ARRAY_BYTES
 from cache.frame import Detections, Frame, GroundTruth
 from cache.grid import BevGrid
 from cache.index import FrameIndex
@@ -25,6 +28,9 @@ from cache.local_cache import read_through
 from cache.manifest import Manifest
 from cache.plan import FrameEntry
 from cache.roots import open_root
+
+_GAP = 64 << 10  # bytes read and dropped rather than asked for apart: under a millisecond of any network
+_SCRATCH = Scratch()
 
 
 class Store:
@@ -132,14 +138,85 @@ class Store:
             )
         return data
 
+    def read_bytes_many(self, row: int, fields: Sequence[str]) -> list[bytes]:
+        """Several fields' bytes of one frame, each as `read_bytes` gives it. Those that lie near each other in one file
+        come by one ranged read: over a network that is one request in place of many."""
+        places = [self._fields[field][0] if field in self._fields else -1 for field in fields]
+        shard = self.manifest.shards[int(self.index.shard[row])]
+        if len(fields) < 2 or len(shard.files) > 1 or -1 in places:
+            return [self.read_bytes(row, field) for field in fields]
+        offset, length = self.index.offset[row].tolist(), self.index.length[row].tolist()
+        checksum = self.index.crc32c[row].tolist()
+        file = shard.files[0]
+        out: dict[int, bytes] = {}
+        for start, end, members in _spans([(offset[place], length[place], place) for place in places]):
+            try:
+                data = self.root.read_range(file.name, start, end - start) if end <= file.size else b""
+            except FileNotFoundError:
+                data = b""
+            for place in members:
+                part = data[offset[place] - start : offset[place] - start + length[place]]
+                if part and len(part) == length[place] and google_crc32c.value(part) == checksum[place]:
+                    out[place] = part
+        return [  # what is not as it should be is read by itself: that tells why, or reads it from elsewhere
+            out[place] if place in out else self.read_bytes(row, field)
+            for place, field in zip(places, fields, strict=True)
+        ]
+
     def read(self, row: int, field: str) -> Any:
         """The decoded field: a read-only array, a dict, or JPEG bytes. Raises as `read_bytes`."""
-        data = self.read_bytes(row, field)
-        spec = self._fields[field][1]
-        sizes = dict(zip(self.manifest.letters, self.index.sizes[row].tolist(), strict=True))
+        return self._decode(row, field, self.read_bytes(row, field), self._sizes(row))
+
+    def read_many(self, row: int, fields: Sequence[str]) -> list[Any]:
+        """Several fields of one frame, each as `read` gives it, by as few ranged reads as `read_bytes_many` needs."""
+        parts, sizes = self.read_bytes_many(row, fields), self._sizes(row)
+        return [self._decode(row, field, data, sizes) for field, data in zip(fields, parts, strict=True)]
+
+    def lengths(self, rows: Sequence[int] | np.ndarray, field: str) -> np.ndarray:
+        """(len(rows),) int64: each frame's size along the first axis of an array field, from the index alone."""
+        spec = self._fields[field][1] if field in self._fields else None
+        if spec is None or not spec.shape:
+            found = "is not in this store" if spec is None else "has no first axis"
+            raise StoreError(f"{self.root}: field {field!r} {found}; the store holds {sorted(self._fields)}")
+        first = spec.shape[0]
+        if first.isdecimal():
+            return np.full(len(rows), int(first), np.int64)
+        return self.index.sizes[rows, self.manifest.letters.index(first)].astype(np.int64)
+
+    def read_joined(self, rows: Sequence[int] | np.ndarray, fields: Sequence[str]) -> dict[str, np.ndarray]:
+        """Array fields of several frames, each joined along its first axis in the order of `rows`: what np.concatenate
+        makes of `read`, decoded into place. How much of it is whose, `lengths` says.
+
+        Raises as `read`, and StoreError for a field whose other axes vary from frame to frame.
+        """
+        out: dict[str, np.ndarray] = {}
+        ends: dict[str, list[int]] = {}
+        for field in fields:
+            lengths = self.lengths(rows, field)
+            spec = self._fields[field][1]
+            if not all(map(str.isdecimal, spec.shape[1:])):
+                raise StoreError(f"{self.root}: field {field} of shape {list(spec.shape)} cannot be joined; use read")
+            shape = (int(lengths.sum()), *map(int, spec.shape[1:]))
+            if math.prod(shape) * np.dtype(spec.dtype).itemsize > len(rows) * MAX_ARRAY_BYTES:
+                raise CorruptError(f"{self.root}: the index tells {shape} of {field}; the store is damaged, run verify")
+            out[field], ends[field] = np.empty(shape, spec.dtype), np.cumsum(lengths).tolist()
+        start = dict.fromkeys(fields, 0)
+        for i, row in enumerate(rows):
+            parts, sizes = self.read_bytes_many(row, fields), self._sizes(row)
+            for field, data in zip(fields, parts, strict=True):
+                end = ends[field][i]
+                out[field][start[field] : end] = self._decode(row, field, data, sizes, _SCRATCH)
+                start[field] = end
+        return out
+
+    def _sizes(self, row: int) -> dict[str, int]:
+        return dict(zip(self.manifest.letters, self.index.sizes[row].tolist(), strict=True))
+
+    def _decode(self, row: int, field: str, data: bytes, sizes: dict[str, int], scratch: Scratch | None = None) -> Any:
+        spec, where = self._fields[field][1], _Place(self, row, field)
         if self.manifest.format.name == "zarr":
-            return spec.decode_padded(data, sizes, self.manifest.format.capacity, self._where(row, field))
-        return spec.decode(data, sizes, self._where(row, field))
+            return spec.decode_padded(data, sizes, self.manifest.format.capacity, where, scratch)
+        return spec.decode(data, sizes, where, scratch)
 
     def close(self) -> None:
         """Lets go of open files; reading opens them again."""
@@ -153,6 +230,29 @@ class Store:
     def __reduce__(self) -> tuple[Any, ...]:
         """Opens the store anew where a process is handed one (a DataLoader's workers): open files do not travel."""
         return type(self), (self.root,)
+
+
+class _Place(NamedTuple):
+    """A field of a frame, in words where something is wrong with it."""
+
+    store: Store
+    row: int
+    field: str
+
+    def __str__(self) -> str:
+        return self.store._where(self.row, self.field)
+
+
+def _spans(members: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, list[int]]]:
+    """(offset, length, number) -> (start, end, numbers) of the reads that bring them, across gaps of up to _GAP."""
+    out: list[tuple[int, int, list[int]]] = []
+    for offset, length, number in sorted(members):
+        if out and offset <= out[-1][1] + _GAP:
+            start, end, numbers = out[-1]
+            out[-1] = start, max(end, offset + length), [*numbers, number]
+        else:
+            out.append((offset, offset + length, [number]))
+    return out
 
 
 class FrameStore(Store):
@@ -232,11 +332,23 @@ class TeacherStore(Store):
 
         CorruptError where index, values and weights do not fit each other.
         """
-        return self.bev.read(lambda name: self.read(row, name), lambda name: self._where(row, name))
+        names = [spec.name for spec in self.bev.fields()]
+        return self.bev.to_cells(dict(zip(names, self.read_many(row, names), strict=True)), _Place(self, row, names[0]))
+
+    def cells_of(self, rows: Sequence[int] | np.ndarray) -> tuple[Cells, np.ndarray]:
+        """The cells of several frames one after another, as `cells` gives them, and offsets (len(rows) + 1,) int64:
+        frame i has the cells offsets[i] .. offsets[i + 1]."""
+        offsets = np.concatenate([[0], np.cumsum(self.lengths(rows, "bev_index"))])
+        names = [spec.name for spec in self.bev.fields()]
+        if self.bev.layout == "cells":
+            joined = self.bev.to_joined_cells(self.read_joined(rows, names), offsets)
+            if joined is not None:
+                return joined, offsets
+        return join_cells([self.cells(int(row)) for row in rows]), offsets
 
     def detections(self, row: int) -> Detections:
         """The teacher's decoded boxes, canonical frame, scores descending."""
-        return Detections(self.read(row, "boxes"), self.read(row, "scores"), self.read(row, "labels"))
+        return Detections(*self.read_many(row, ("boxes", "scores", "labels")))
 
 
 def require_same_frames(frames: FrameStore, teacher: TeacherStore, rows: Sequence[int]) -> list[int]:

@@ -96,7 +96,7 @@ def _live(cache: str | Path, name: str, count: int, checkpoint: Path | None, dat
         for row, values in zip(batch, run_teacher(model, frames, rows, clouds, job), strict=True):
             if row in wanted:
                 identical += all(_same(values[name], store.read(row, name)) for name in values)
-                found, stored = store.bev.read(values.__getitem__, str), store.cells(row)
+                found, stored = store.bev.to_cells(values, store.root), store.cells(row)
                 cells = max(cells, _cells_apart(found, stored))
                 worst = max(worst, _values_apart(found, stored))
     return LiveCheck(f"teachers/{name}", len(wanted), identical, cells, worst, TOLERANCE[store.bev.dtype])

@@ -161,12 +161,11 @@ class BatchBuilder:
 
     def _cells(self, rows: Sequence[int]) -> TeacherCells:
         assert self.teacher is not None
-        cells = [self.teacher.cells(row) for row in rows]
-        offsets = np.cumsum([0, *(len(c) for c in cells)])
+        cells, offsets = self.teacher.cells_of(rows)
         return TeacherCells(
-            torch.from_numpy(np.concatenate([c.index for c in cells]).astype(np.int64)),
-            torch.from_numpy(np.concatenate([c.values for c in cells])),
-            torch.from_numpy(np.concatenate([c.weights for c in cells])),
+            torch.from_numpy(cells.index.astype(np.int64)),
+            torch.from_numpy(cells.values),
+            torch.from_numpy(cells.weights),
             torch.from_numpy(offsets),
             tuple(self.teacher.selectors),
         )

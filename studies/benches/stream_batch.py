@@ -25,6 +25,8 @@ from trainer.pictures import PictureGeometry, draw_picture, picture_geometry
 CELLS = ("bev_index", "bev_values", "bev_weights")
 DETECTIONS = ("boxes", "scores", "labels")
 TRUTH = ("gt_boxes", "gt_labels")
+TRUTH_FIELDS = ("gt_lidar", "gt_ids")  # of the frame store: the boxes, and ids whose first column is the label
+TEACHER_GROUPS = {"cell_offsets": CELLS, "box_offsets": DETECTIONS}
 CAMERAS = tuple(channel.lower() for channel in CAMERA_CHANNELS)
 
 Sample = Mapping[str, Any]
@@ -45,8 +47,7 @@ class Setting:
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Offsets' names and the arrays that they cut."""
-        teacher = {"cell_offsets": CELLS, "box_offsets": DETECTIONS}
-        return teacher | ({"truth_offsets": TRUTH} if self.pictures else {})
+        return TEACHER_GROUPS | ({"truth_offsets": TRUTH} if self.pictures else {})
 
 
 def student_pictures(stored: tuple[int, int], size: tuple[int, int]) -> PictureGeometry:

@@ -20,11 +20,18 @@ import torch
 from cache.codecs import decompress
 from cache.fields import MAX_ARRAY_BYTES
 from cache.store import FrameStore, Store, TeacherStore
-from studies.benches.stream_batch import CAMERAS, CELLS, DETECTIONS, Batch, Setting, draw_pictures, picture_array
+from studies.benches.stream_batch import (
+    CAMERAS,
+    CELLS,
+    DETECTIONS,
+    TRUTH_FIELDS,
+    Batch,
+    Setting,
+    draw_pictures,
+    picture_array,
+)
 from studies.benches.stream_contender import Epoch
 from trainer.order import epoch_order
-
-TRUTH_FIELDS = ("gt_lidar", "gt_ids")
 
 
 @dataclass(frozen=True)

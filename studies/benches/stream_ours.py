@@ -13,7 +13,18 @@ import numpy as np
 import torch
 
 from cache.store import FrameStore, TeacherStore
-from studies.benches.stream_batch import CAMERAS, Batch, Sample, Setting, draw_pictures, joined, picture_array
+from studies.benches.stream_batch import (
+    CAMERAS,
+    CELLS,
+    DETECTIONS,
+    TEACHER_GROUPS,
+    TRUTH_FIELDS,
+    Batch,
+    Sample,
+    Setting,
+    draw_pictures,
+    picture_array,
+)
 from studies.benches.stream_contender import Epoch
 from trainer.loader import Loader
 from trainer.order import epoch_order, step_entries, steps_per_epoch
@@ -53,18 +64,20 @@ class _Stores:
             self.frames.close()
 
     def batch(self, rows: np.ndarray) -> Batch:
-        """The frames of these rows."""
-        samples = [self.fields(int(row)) for row in rows]
+        """The frames of these rows, each field decoded into its place in the batch."""
+        arrays = self.teacher.read_joined(rows, CELLS + DETECTIONS)
         batch = {"frame": torch.from_numpy(rows.astype(np.int64))}
-        for offsets, names in self.setting.groups.items():
-            batch[offsets] = torch.from_numpy(np.cumsum([0, *(len(sample[names[0]]) for sample in samples)]))
-            batch |= {name: joined([sample[name] for sample in samples]) for name in names}
+        counts = {name: self.teacher.lengths(rows, names[0]) for name, names in TEACHER_GROUPS.items()}
         if self.setting.pictures and self.frames:
+            truth = self.frames.read_joined(rows, TRUTH_FIELDS)
+            arrays |= {"gt_boxes": truth["gt_lidar"], "gt_labels": np.ascontiguousarray(truth["gt_ids"][:, 0])}
+            counts["truth_offsets"] = self.frames.lengths(rows, "gt_lidar")
             images = picture_array(self.setting.pictures, len(rows))
             for row, out in zip(rows, images, strict=True):
-                draw_pictures([self.frames.image(int(row), name) for name in CAMERAS], self.setting.pictures, out)
+                draw_pictures(self.frames.read_bytes_many(int(row), CAMERAS), self.setting.pictures, out)
             batch["images"] = torch.from_numpy(images)
-        return batch
+        batch |= {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return batch | {name: torch.from_numpy(np.cumsum([0, *lengths])) for name, lengths in counts.items()}
 
     def fields(self, row: int) -> dict[str, np.ndarray]:
         """Every array of one frame but its pictures."""

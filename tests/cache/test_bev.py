@@ -30,8 +30,7 @@ def bev_and_weights(seed: int, share: float = 0.4, selectors: int = 2) -> tuple[
     return rng.normal(size=SHAPE).astype(np.float32), (rng.uniform(0.1, 1, kept.shape) * kept).astype(np.float32)
 
 
-def where(name: str) -> str:
-    return f"here: {name}"
+WHERE = "here: bev_index"
 
 
 def step_of(bev: np.ndarray, dtype: str, picked: np.ndarray) -> np.ndarray:
@@ -49,7 +48,7 @@ def test_stored_cells_are_the_weighted_ones_with_their_values(
     bev, weights = bev_and_weights(seed, share, selectors)
     chosen = encoding(*how, selectors)
     fields = chosen.encode(bev, weights)
-    cells = chosen.read(fields.__getitem__, where)
+    cells = chosen.to_cells(fields, WHERE)
     expected = gather_cells(bev, weights, "float32")
     assert np.array_equal(cells.index, expected.index) and np.array_equal(cells.weights, expected.weights)
     assert cells.values.dtype == np.dtype("float16" if how[1] == "float16" else "float32")
@@ -85,12 +84,12 @@ def test_the_map_is_whole_under_dense_and_zero_beside_the_cells_else(layout: str
     bev, weights = bev_and_weights(2)
     chosen = encoding(layout, dtype)
     fields = chosen.encode(bev, weights)
-    found = chosen.read_map(fields.__getitem__, where)
+    found = chosen.to_map(fields, WHERE)
     assert found.shape == SHAPE
     if layout == "dense":
         assert (np.abs(found - bev) <= step_of(bev, dtype, bev.reshape(3, -1))[:, None, None]).all()
     else:
-        expected, _ = scatter_cells(chosen.read(fields.__getitem__, where), SHAPE[1:])
+        expected, _ = scatter_cells(chosen.to_cells(fields, WHERE), SHAPE[1:])
         assert np.array_equal(found, expected) and not found[:, ~(weights > 0).any(axis=0)].any()
 
 
@@ -98,7 +97,7 @@ def test_the_map_is_whole_under_dense_and_zero_beside_the_cells_else(layout: str
 def test_a_frame_without_a_single_cell(layout: str, dtype: str) -> None:
     bev, weights = bev_and_weights(3, share=0.0)
     chosen = encoding(layout, dtype)
-    cells = chosen.read(chosen.encode(bev, weights).__getitem__, where)
+    cells = chosen.to_cells(chosen.encode(bev, weights), WHERE)
     assert len(cells) == 0 and cells.values.shape == (0, 3) and cells.weights.shape == (0, 2)
 
 
@@ -107,7 +106,7 @@ def test_zeros_of_a_rectified_feature_stay_zero_under_u8(layout: str) -> None:
     bev, weights = bev_and_weights(4, share=0.9)
     bev = np.maximum(bev, 0)
     chosen = encoding(layout, "u8")
-    cells = chosen.read(chosen.encode(bev, weights).__getitem__, where)
+    cells = chosen.to_cells(chosen.encode(bev, weights), WHERE)
     exact = gather_cells(bev, weights, "float32").values
     assert (exact == 0).any() and (cells.values[exact == 0] == 0).all()
 
@@ -143,7 +142,7 @@ def test_float16_refuses_what_it_cannot_hold_and_the_others_take_it(layout: str,
     bev[0, 0, 0] = 1e5
     for other in ("float32", "u8"):
         chosen = encoding(layout, other)
-        assert chosen.read(chosen.encode(bev, weights).__getitem__, where).values[0, 0] == pytest.approx(1e5)
+        assert chosen.to_cells(chosen.encode(bev, weights), WHERE).values[0, 0] == pytest.approx(1e5)
 
 
 @pytest.mark.parametrize(("layout", "dtype"), [("cells", dtype) for dtype in DTYPES])
@@ -151,7 +150,7 @@ def test_what_is_not_stored_may_be_anything(layout: str, dtype: str) -> None:
     bev, weights = bev_and_weights(8)
     bev[:, ~(weights > 0).any(axis=0)] = math.nan
     chosen = encoding(layout, dtype)
-    assert np.isfinite(chosen.read(chosen.encode(bev, weights).__getitem__, where).values).all()
+    assert np.isfinite(chosen.to_cells(chosen.encode(bev, weights), WHERE).values).all()
 
 
 @BOTH
@@ -178,7 +177,7 @@ def test_cells_out_of_order_or_outside_are_refused(layout: str, dtype: str, chan
     fields = chosen.encode(*bev_and_weights(10))
     fields["bev_index"] = change(fields["bev_index"])
     with pytest.raises(CorruptError, match=r"here: bev_index: cells out of order or outside 4 x 5"):
-        chosen.read(fields.__getitem__, where)
+        chosen.to_cells(fields, WHERE)
 
 
 @BOTH
@@ -206,3 +205,25 @@ def test_a_header_that_makes_no_sense_is_corrupt(values: dict[str, Any]) -> None
 def test_an_unknown_encoding_is_refused_with_those_there_are(layout: str, dtype: str) -> None:
     with pytest.raises(ConfigError, match=r"expected one of cells, dense in one of float16, float32, u8"):
         encoding(layout, dtype)
+
+
+@BOTH
+def test_joined_cells_are_each_frames_cells_one_after_another(layout: str, dtype: str) -> None:
+    chosen = encoding(layout, dtype)
+    frames = [chosen.encode(*bev_and_weights(seed, share=share)) for seed, share in enumerate((0.3, 0.0, 0.6, 0.0))]
+    offsets = np.cumsum([0, *(len(fields["bev_index"]) for fields in frames)])
+    joined = {name: np.concatenate([fields[name] for fields in frames]) for name in frames[0]}
+    found = chosen.to_joined_cells(joined, offsets)
+    if layout == "dense":
+        assert found is None
+        return
+    assert found is not None
+    for i, fields in enumerate(frames):
+        expected, part = chosen.to_cells(fields, WHERE), slice(offsets[i], offsets[i + 1])
+        assert np.array_equal(found.index[part], expected.index)
+        assert np.array_equal(found.values[part], expected.values) and found.values.dtype == expected.values.dtype
+        assert np.array_equal(found.weights[part], expected.weights)
+    for wrong in (offsets[0], offsets[2], offsets[3] - 1):  # the first of two frames, and the last cell of all
+        index = joined["bev_index"].copy()
+        index[wrong] = -1 if wrong != offsets[3] - 1 else SHAPE[1] * SHAPE[2]
+        assert chosen.to_joined_cells({**joined, "bev_index": index}, offsets) is None

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.errors import CorruptError
-from cache.npy import decode_npy, encode_npy
+from cache.npy import decode_npy, decode_npy_as, encode_npy, npy_header
 
 DTYPES = ["bool", "uint8", "int8", "uint16", "int32", "int64", "uint64", "float16", "float32", "float64"]
 
@@ -122,3 +122,16 @@ def test_any_bytes_after_the_magic_are_an_array_or_an_error(tail: bytes) -> None
     for data in (tail, b"\x93NUMPY\x01\x00" + tail, npy(tail.decode("latin1"))):
         with contextlib.suppress(CorruptError):
             decode_npy(data, "test")
+
+
+@given(st.sampled_from(DTYPES), st.lists(st.integers(0, 5), max_size=4).map(tuple), st.integers(0, 2**32 - 1))
+def test_knowing_what_comes_reads_the_same(dtype: str, shape: tuple[int, ...], seed: int) -> None:
+    array = array_of(dtype, shape, seed)
+    data = encode_npy(array)
+    for expected in ((dtype, shape), ("float16", (3,)), (dtype, (*shape, 1))):
+        found = decode_npy_as(data, *expected, "test")
+        assert found.dtype == array.dtype and found.shape == array.shape and found.tobytes() == array.tobytes()
+        assert not found.flags.writeable
+    assert npy_header(dtype, shape) == data[: len(data) - array.nbytes]
+    with pytest.raises(CorruptError):
+        decode_npy_as(data[:-1] if array.nbytes else data + b"x", dtype, shape, "test")

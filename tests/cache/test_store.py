@@ -7,6 +7,7 @@ import dataclasses
 import os
 import pickle
 import random
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,10 +18,11 @@ import pytest
 
 from cache.commit import begin
 from cache.depth_labels import pack_depth
-from cache.errors import BevcaskError, FingerprintError, StoreError
+from cache.errors import BevcaskError, CorruptError, FingerprintError, StoreError
 from cache.frame import CAMERA_CHANNELS
 from cache.index import KIND_LABELLED, KIND_UNLABELLED
 from cache.plan import StorePlan
+from cache.roots import open_root
 from cache.shard_writer import open_shard
 from cache.store import FrameStore, Store, TeacherStore, require_same_frames
 from tests.cache.stores import (
@@ -54,6 +56,8 @@ def test_every_field_of_every_frame_reads_back_bit_for_bit(plan: StorePlan, whol
     for row, token in enumerate(TOKENS):
         expected = values_of(plan, token)
         assert store.token(row) == token and store.entry(row) == entry_of(token)
+        for name, value in zip(expected, store.read_many(row, list(expected)), strict=True):
+            assert_equal(value, expected[name])
         for spec in store.manifest.fields:
             assert store.has(row, spec.name) == (spec.name in expected)
             if spec.name in expected:
@@ -304,3 +308,103 @@ def test_frames_that_the_teacher_lacks_are_counted_and_the_first_is_named(frames
     with pytest.raises(StoreError, match=rf"2 of 6 frames are missing, the first {TOKENS[1]}; run cache-teacher again"):
         require_same_frames(frames, teacher, range(6))
     assert require_same_frames(frames, teacher, [0, 2]) == [0, 1]
+
+
+# --- many fields and many frames at once
+
+
+class Counted:
+    """A root that counts its ranged reads."""
+
+    def __init__(self, root: Any) -> None:
+        self.root, self.ranges = root, 0
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        self.ranges += name.startswith(("shards/", "data.zarr/"))
+        return self.root.read_range(name, start, length)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.root, name)
+
+
+def test_fields_of_a_tar_come_by_one_ranged_read(teacher_root: Path, zarr_root: Path) -> None:
+    for place, expected in ((teacher_root, 1), (zarr_root, 6)):
+        root = Counted(open_root(place))
+        store = TeacherStore(root)
+        store.cells(2)
+        store.detections(2)
+        assert root.ranges == (2 if expected == 1 else 6)
+        root.ranges = 0
+        store.read_many(3, [spec.name for spec in store.manifest.fields])
+        assert root.ranges == expected
+        root.ranges = 0
+        store.cells_of([0, 5, 3])
+        assert root.ranges == (3 if expected == 1 else 9)
+
+
+@pytest.mark.parametrize("rows", [[0], [5, 0, 3], [1, 1], []])
+def test_joined_fields_are_those_of_each_frame_one_after_another(
+    teacher_root: Path, zarr_root: Path, rows: list[int]
+) -> None:
+    for place in (teacher_root, zarr_root):
+        store = TeacherStore(place)
+        names = [spec.name for spec in store.manifest.fields]
+        joined = store.read_joined(rows, names)
+        for name in names:
+            parts = [store.read(row, name) for row in rows]
+            assert store.lengths(rows, name).tolist() == [len(part) for part in parts]
+            assert joined[name].dtype == np.dtype(store._fields[name][1].dtype)
+            assert_equal(joined[name], np.concatenate(parts) if parts else joined[name][:0])
+        cells, offsets = store.cells_of(rows)
+        assert offsets.tolist() == np.cumsum([0, *(len(store.cells(row)) for row in rows)]).tolist()
+        for i, row in enumerate(rows):
+            for name in ("index", "values", "weights"):
+                assert_equal(getattr(cells, name)[offsets[i] : offsets[i + 1]], getattr(store.cells(row), name))
+
+
+@pytest.mark.parametrize(("layout", "dtype"), [("cells", "u8"), ("dense", "float16"), ("dense", "u8")])
+def test_joined_cells_of_other_encodings(tmp_path: Path, layout: str, dtype: str) -> None:
+    encoding = dataclasses.replace(ENCODING, layout=layout, dtype=dtype)
+    write_store(tmp_path, teacher_plan(encoding))
+    store = TeacherStore(tmp_path)
+    cells, offsets = store.cells_of([4, 0, 2])
+    for i, row in enumerate([4, 0, 2]):
+        assert_equal(cells.values[offsets[i] : offsets[i + 1]], store.cells(row).values)
+
+
+def test_joined_reading_from_many_threads_is_that_of_one(teacher_root: Path) -> None:
+    """Each thread decodes into memory that it uses again: nobody meets another's values, nor its own earlier ones."""
+    store = TeacherStore(teacher_root)
+    jobs = [random.Random(number).choices(range(6), k=4) for number in range(200)]
+    expected = [store.read_joined(rows, ["bev_values"])["bev_values"].copy() for rows in jobs]
+    with ThreadPoolExecutor(8) as pool:
+        for found, wanted in zip(pool.map(store.cells_of, jobs), expected, strict=True):
+            assert_equal(found[0].values, wanted)
+
+
+@pytest.mark.parametrize("fields", [["points", "frame"], ["frame"], ["gone"], ["cam_front"]])
+def test_what_cannot_be_joined_is_told(frames_root: Path, fields: list[str]) -> None:
+    with pytest.raises(StoreError, match=r"use read|is not in this store|has no first axis"):
+        FrameStore(frames_root).read_joined([0, 1], fields)
+
+
+def test_damage_met_by_a_joined_read_is_named_as_by_a_single_one(teacher_root: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(teacher_root, tmp_path / "copy"))
+    store = TeacherStore(place)
+    path, position = tar_path(place, 0), store._fields["bev_values"][0]
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[int(store.index.offset[1, position]) + 3] ^= 0x10
+    path.write_bytes(data)
+    for read in (
+        lambda: store.cells_of([0, 1]),
+        lambda: store.cells(1),
+        lambda: store.read_many(1, ["bev_values", "boxes"]),
+    ):
+        with pytest.raises(CorruptError, match=rf"{TOKENS[1]}\.bev_values\..*checksum differs"):
+            read()
+    assert len(store.cells_of([0, 2])[0]) > 0
+    path.unlink()
+    store.close()
+    with pytest.raises(CorruptError, match="missing; restore it"):
+        store.cells_of([0])

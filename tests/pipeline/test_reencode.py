@@ -145,7 +145,7 @@ def test_u8_codes_are_kept_where_the_dtype_stays(house: House) -> None:
     dense, cells = house.store(name), house.again(name, "x", encoding="cells", coverage="footprint")
     for row in range(len(dense)):
         np.testing.assert_array_equal(cells.read(row, "bev_scale"), dense.read(row, "bev_scale"))
-        whole = dense.bev.read_map(lambda field, row=row: dense.read(row, field), str)
+        whole = dense.bev.to_map({spec.name: dense.read(row, spec.name) for spec in dense.bev.fields()}, row)
         values, _ = scatter_cells(cells.cells(row), dense.grid.shape)
         index = cells.read(row, "bev_index")
         np.testing.assert_array_equal(values.reshape(len(whole), -1)[:, index], whole.reshape(len(whole), -1)[:, index])
