@@ -60,7 +60,7 @@ def faults_are_found_and_survived(work: Path) -> str:
     hit = cluster["runs_killed"] + cluster["workers_killed"]
     killed = kills["kills"] + hit
     found = (
-        f"{corruptions['found']} of {corruptions['corruptions']} corruptions found, forgeries {corruptions['forgery']}; "
+        f"{corruptions['found']} of {corruptions['corruptions']} corruptions found, {corruptions['forgery']}; "
         f"{sum(part['faults'] for part in f['writes'].values())} writes made to fail; {killed} kills, "
         f"{kills['identical']} of {kills['reruns']} and {cluster['identical']} of {hit} stores identical"
     )
