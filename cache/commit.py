@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cache.errors import CorruptError, FingerprintError, StoreError
-from cache.files import PARTIAL, canonical_json, is_sealed, parse_json, seal, sha256
+from cache.errors import FingerprintError, StoreError
+from cache.fields import letters_of
+from cache.files import PARTIAL, canonical_json, parse_json, seal, sha256
 from cache.index import FrameIndex
 from cache.manifest import MANIFEST, PLAN, Manifest, Shard, StoredFile, read_document
 from cache.plan import ShardPlan, StorePlan
+from cache.records import SENSELESS, record_problem
 from cache.roots import Root, open_root
 
 
@@ -90,16 +92,17 @@ def _as_json(plan: StorePlan) -> Any:
 
 
 def committed_record(root: Root, shard: ShardPlan, sizes: Mapping[str, int]) -> dict[str, Any] | None:
-    """The shard's record, None where the shard must be written: no record or a damaged one, one of another plan, or a
-    file that is missing or has another size. sizes: what lies at the root.
+    """The shard's record, None where the shard must be written: no record or one that no writer makes, one of another
+    plan, or a file that is missing or has another size. sizes: what lies at the root.
     """
     if shard.record not in sizes:
         return None
     try:
-        record = parse_json(read_document(root, shard.record), shard.record, "a shard record")
-    except (StoreError, FileNotFoundError):
-        return None
-    if not is_sealed(record) or (record.get("shard"), record.get("plan")) != (shard.number, shard.digest):
+        data = read_document(root, shard.record)
+        record = parse_json(data, shard.record, "a shard record")
+        if record_problem(record, data, shard, letters_of(shard.fields)) or record["plan"] != shard.digest:
+            return None
+    except (StoreError, FileNotFoundError, *SENSELESS):
         return None
     return record if all(sizes.get(name) == size for name, size, _ in record["files"]) else None
 
@@ -183,7 +186,7 @@ def _record_bytes(
 def finish(place: Any, plan: StorePlan) -> Manifest:
     """Assembles index and manifest from the records.
 
-    Raises StoreError naming the shards that are not committed, or one whose frames are not the planned ones.
+    Raises StoreError naming the shards that are not committed, those whose record no writer makes among them.
     """
     root = open_root(place)
     shards: list[Shard] = []
@@ -223,11 +226,6 @@ def _records(
         if record is None:
             missing.append(shard.number)
             continue
-        lost = {row["token"] for row in record["quarantined"]}
-        if [frame["token"] for frame in record["frames"]] != [token for token in shard.tokens if token not in lost]:
-            raise CorruptError(
-                f"{root}/{shard.record}: its frames are not the planned ones; delete it and run the same command again"
-            )
         shards.append(Shard(len(record["frames"]), tuple(StoredFile.from_list(file) for file in record["files"])))
         quarantined.extend(record["quarantined"])
         yield record

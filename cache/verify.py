@@ -32,14 +32,13 @@ from cache.findings import Finding, Report
 from cache.index import FrameIndex
 from cache.manifest import MANIFEST, PLAN, Manifest, StoredFile, read_document
 from cache.plan import ShardPlan, StorePlan
+from cache.records import SENSELESS, record_problem
 from cache.roots import LocalRoot, Root, open_root
 from cache.shard_files import shard_files
 from cache.store import FrameStore, Store, TeacherStore
-from cache.verify_records import record_problem
 from cache.verify_tar import check_tar
 from cache.verify_zarr import check_side_array, check_zarr_json, check_zarr_shard
 
-_SENSELESS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 NEW_PLAN = (PLAN, MANIFEST)  # without both, a run writes its plan anew and keeps the shards that fit it
 Progress = Callable[[int, int], None]
 
@@ -169,7 +168,7 @@ class _Checker:
             index = FrameIndex.from_records(
                 self._records(whole, quarantined), list(self.names), self.letters, self.scenes, len(self.classes)
             )
-        except _SENSELESS as error:
+        except SENSELESS as error:
             if len(whole) == len(self.shards):
                 self.report.tell("records", f"no index can be made of them ({error})", "the frames of this store")
             return
@@ -204,7 +203,7 @@ class _Checker:
                 problem = "no such file"
             except BevcaskError as error:
                 problem = str(error)
-            except _SENSELESS as error:
+            except SENSELESS as error:
                 problem = f"a record that makes no sense ({type(error).__name__}: {error})"
             if problem:
                 self.report.tell(shard.record, problem, "the shard's record", delete=self._record_of(shard))
@@ -274,7 +273,7 @@ class _Checker:
                 num_letters=len(self.letters),
                 num_classes=len(self.classes),
             )
-        except (BevcaskError, FileNotFoundError, *_SENSELESS):
+        except (BevcaskError, FileNotFoundError, *SENSELESS):
             self.index = None
 
     def _check_file(
