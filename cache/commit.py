@@ -1,12 +1,15 @@
 """Writing a store: a plan fixes the shards, each shard is committed by its record, the manifest by all records.
 
 Order: plan.json, then per shard its files and `records/N.json`, then `index/*.npy`, then manifest.json; each object
-atomic. A rerun with the same plan skips committed shards and converges to the same bytes; with another plan it is
-refused. A shard that holds quarantined frames is written again on every run, until its frames can be read.
+atomic. Where a manifest names columns that would change, as in a store that grows, the new ones first go beside them
+under other names, with a manifest of their own: whatever moment a run is killed at, there is a manifest that reads.
+A rerun with the same plan skips committed shards and converges to the same bytes; with another plan it is refused. A
+shard that holds quarantined frames is written again on every run, until its frames can be read.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +21,8 @@ from cache.manifest import MANIFEST, PLAN, Manifest, Shard, StoredFile, read_doc
 from cache.plan import ShardPlan, StorePlan
 from cache.records import SENSELESS, record_problem
 from cache.roots import Root, open_root
+
+NEXT = ".next"
 
 
 def begin(place: Any, plan: StorePlan, *, grow: bool = False) -> list[ShardPlan]:
@@ -200,7 +205,7 @@ def finish(place: Any, plan: StorePlan) -> Manifest:
     )
     extra = _write_extra(root, plan)
     plan_bytes = canonical_json(plan.to_dict())
-    return Manifest(
+    manifest = Manifest(
         kind=plan.kind,
         format=plan.format,
         identity=dict(plan.identity),
@@ -208,11 +213,30 @@ def finish(place: Any, plan: StorePlan) -> Manifest:
         fields=plan.fields,
         scenes=plan.scenes,
         shards=tuple(shards),
-        index=index.write(root),
+        index={},
         plan=StoredFile(PLAN, len(plan_bytes), sha256(plan_bytes)),
         extra=extra,
         quarantined=tuple(quarantined),
-    ).write(root)
+    )
+    if _is_read(root, index):  # the columns there belong to a manifest: never overwritten while one names them
+        dataclasses.replace(manifest, index=index.write(root, NEXT)).write(root)
+    manifest = dataclasses.replace(manifest, index=index.write(root)).write(root)
+    for name in root.sizes():
+        if name.endswith((PARTIAL, f"{NEXT}.npy")):
+            root.remove(name)  # of a worker that died, of a run that was killed between the two manifests
+    return manifest
+
+
+def _is_read(root: Root, index: FrameIndex) -> bool:
+    """Whether a manifest names columns that writing this index would change."""
+    try:
+        standing = Manifest.read(root).index
+    except (StoreError, FileNotFoundError):
+        return False
+    return any(
+        name in standing and standing[name] != {"size": len(data), "sha256": sha256(data)}
+        for name, data in index.to_files().items()
+    )
 
 
 def _records(

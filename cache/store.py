@@ -25,10 +25,11 @@ from cache.frame import Detections, Frame, GroundTruth
 from cache.grid import BevGrid
 from cache.index import FrameIndex
 from cache.local_cache import read_through
-from cache.manifest import Manifest
+from cache.manifest import MANIFEST, Manifest
 from cache.plan import FrameEntry
 from cache.roots import open_root
 
+_TRIES = 10  # to open a store that others write at the same time
 _GAP = 64 << 10  # bytes read and dropped rather than asked for apart: under a millisecond of any network
 _SCRATCH = Scratch()
 
@@ -43,18 +44,8 @@ class Store:
 
     def __init__(self, place: Any) -> None:
         self.root = read_through(open_root(place))
-        self.manifest = Manifest.read(self.root)
-        self.root.expect({file.name: (file.size, file.sha256) for file in self.manifest.files})
-        if self.kind and self.manifest.kind != self.kind:
-            raise StoreError(f"{self.root}: holds a {self.manifest.kind} store, expected a {self.kind} store")
+        self.manifest, self.index = self._opened()
         self._fields = {spec.name: (position, spec) for position, spec in enumerate(self.manifest.fields)}
-        self.index = FrameIndex.open(
-            self.root,
-            self.manifest.index,
-            num_fields=len(self._fields),
-            num_letters=len(self.manifest.letters),
-            num_classes=len(self.classes),
-        )
         frames = [shard.frames for shard in self.manifest.shards]
         known = not (self.index.shard >= len(frames)).any()
         if not known or np.bincount(self.index.shard, minlength=len(frames)).tolist() != frames:
@@ -63,6 +54,28 @@ class Store:
             )
         if (self.index.scene >= len(self.manifest.scenes)).any():
             raise CorruptError(f"{self.root}: the index names an unknown scene; run the caching command again")
+
+    def _opened(self) -> tuple[Manifest, FrameIndex]:
+        """Manifest and index of one moment: a store may grow, and be read, at the same time."""
+        manifest = Manifest.read(self.root)
+        for _ in range(_TRIES):
+            self.root.expect({file.name: (file.size, file.sha256) for file in manifest.files})
+            if self.kind and manifest.kind != self.kind:
+                raise StoreError(f"{self.root}: holds a {manifest.kind} store, expected a {self.kind} store")
+            try:
+                return manifest, FrameIndex.open(
+                    self.root,
+                    manifest.index,
+                    num_fields=len(manifest.fields),
+                    num_letters=len(manifest.letters),
+                    num_classes=len(manifest.identity.get("classes", ())),
+                )
+            except CorruptError:
+                self.root.discard(MANIFEST)
+                earlier, manifest = manifest, Manifest.read(self.root)
+                if manifest.digest == earlier.digest:
+                    raise
+        raise StoreError(f"{self.root}: its manifest changed {_TRIES} times while it was opened; try again later")
 
     def __len__(self) -> int:
         return len(self.index)
