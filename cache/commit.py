@@ -10,7 +10,7 @@ shard that holds quarantined frames is written again on every run, until its fra
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cache.errors import FingerprintError, StoreError
@@ -21,6 +21,7 @@ from cache.manifest import MANIFEST, PLAN, Manifest, Shard, StoredFile, read_doc
 from cache.plan import ShardPlan, StorePlan
 from cache.records import SENSELESS, record_problem
 from cache.roots import Root, open_root
+from cache.shard_files import FOLDER
 
 NEXT = ".next"
 
@@ -29,8 +30,8 @@ def begin(place: Any, plan: StorePlan, *, grow: bool = False) -> list[ShardPlan]
     """Opens a place for writing under `plan` and returns the shards still to be written.
 
     grow: whether the plan may add scenes and shards behind those of an earlier one. Raises FingerprintError, naming the
-    first values that differ, where the place was begun under another plan. Partial files of a killed run are removed:
-    one client writes a store at a time.
+    first values that differ, where shards were committed there under another plan. Partial files of a killed run are
+    removed: one client writes a store at a time.
     """
     root = open_root(place)
     earlier = read_plan(root)
@@ -39,7 +40,9 @@ def begin(place: Any, plan: StorePlan, *, grow: bool = False) -> list[ShardPlan]
             f"{root}: holds a manifest but no {PLAN}; it can be read but not continued, choose another folder"
         )
     same = earlier is not None and _as_json(earlier) == _as_json(plan)
-    if earlier is not None and not same and not (grow and _grows(earlier, plan)):
+    sizes = root.sizes()
+    begun = _is_begun(sizes)
+    if earlier is not None and begun and not same and not (grow and _grows(earlier, plan)):
         raise FingerprintError(
             f"{root}: was begun with {_differences(_as_json(earlier), _as_json(plan))}; "
             "use the same settings, another store name, or remove that folder"
@@ -47,15 +50,25 @@ def begin(place: Any, plan: StorePlan, *, grow: bool = False) -> list[ShardPlan]
     if not same:
         with root.write(PLAN) as file:
             file.write(canonical_json(plan.to_dict()))
-    sizes = root.sizes()
-    for leftover in (name for name in sizes if name.endswith(PARTIAL)):
-        root.remove(leftover)
+    stale = () if same or begun or earlier is None else ("shards/", f"{FOLDER}/")  # of the plan that goes
+    for name in sizes:
+        if name.endswith(PARTIAL) or name.startswith(stale):
+            root.remove(name)
     todo = []
     for shard in plan.shard_plans():
         record = committed_record(root, shard, sizes)
         if record is None or record["quarantined"]:
             todo.append(shard)
     return todo
+
+
+def begun_plan(root: Root) -> StorePlan | None:
+    """The plan under which something was committed, None where nothing was: another plan may then take its place."""
+    return read_plan(root) if _is_begun(root.sizes()) else None
+
+
+def _is_begun(names: Iterable[str]) -> bool:
+    return any(name == MANIFEST or (name.startswith("records/") and name.endswith(".json")) for name in names)
 
 
 def read_plan(root: Root) -> StorePlan | None:

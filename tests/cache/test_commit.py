@@ -25,6 +25,7 @@ from cache.plan import StorePlan
 from cache.roots import open_root
 from cache.shard_writer import open_shard
 from cache.store import FrameStore, Store, TeacherStore
+from cache.verify import verify
 from tests.cache.stores import (
     FRAME_FIELDS,
     IDENTITY,
@@ -304,6 +305,16 @@ def test_a_record_that_no_writer_makes_is_not_assembled_and_a_rerun_writes_its_s
     assert tree(place) != tree(whole)
     write_store(place, plan)
     assert tree(place) == tree(whole)
+
+
+def test_a_plan_under_which_nothing_was_committed_gives_way_to_another(tmp_path: Path) -> None:
+    """A run that failed at once, as with too small a capacity, does not block its store's name."""
+    begin(tmp_path, teacher_plan(format=dataclasses.replace(ZARR, capacity={"N": 1, "K": 1})))
+    (tmp_path / "data.zarr" / "boxes" / "c" / "0").mkdir(parents=True)
+    (tmp_path / "data.zarr" / "boxes" / "c" / "0" / "0").write_bytes(b"of a shard without its record")
+    write_store(tmp_path, teacher_plan())
+    write_store(tmp_path.parent / "fresh", teacher_plan())
+    assert tree(tmp_path) == tree(tmp_path.parent / "fresh") and not verify(tmp_path)
 
 
 def test_quarantined_frames_are_listed_skipped_and_tried_again(tmp_path: Path, plan: StorePlan, whole: Path) -> None:
