@@ -6,7 +6,7 @@ The model is loaded once per process from a path and a digest; tasks carry no we
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from cache.roots import open_root
 from cache.store import FrameStore
 from models.detector import Detector
 from pipeline.capacity import capacities, probe_clouds
-from pipeline.device import AUTOCAST, DEVICES, choose_device, probe_batch, visible_gpus
+from pipeline.device import AUTOCAST, DEVICES, autocast_difference, choose_device, probe_batch, visible_gpus
 from pipeline.engine import Cluster, run_shards
 from pipeline.overlap import STAGES
 from pipeline.points import Sweep
@@ -104,11 +104,13 @@ def cache_teacher(
     options: TeacherOptions | None = None,
     workers: int | None = None,
     cluster: Cluster | None = None,
+    told: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> Manifest:
     """Writes <cache>/teachers/<name> beside <cache>/frames; skips what an earlier run with the same settings committed,
     and goes on where the frame store has grown.
 
     Clouds come from the frame store where it holds points, else from data_root (the folder the frames came from).
+    told: is handed the tasks' summaries, see `write_teacher_shard`.
     Returns the manifest. Raises ConfigError, StoreError, DataError or FingerprintError with the remedy.
     """
     options = options or TeacherOptions()
@@ -161,9 +163,16 @@ def cache_teacher(
     total = sum(len(tokens) for tokens in plan.shards)
     with FrameProgress("cache-teacher", total, total - sum(len(shard.tokens) for shard in todo)) as progress:
         gpus = visible_gpus() if device == "cuda" else ()
+        if jobs and job.autocast:
+            change = autocast_difference(model, job, probe_clouds(frames, job, sweeps, 2))
+            progress.note(f"autocast {job.autocast}: the feature differs from float32's by {change:.1e} of its size")
         summaries = run_shards(
             write_teacher_shard, jobs, workers=workers, cluster=cluster, gpus=gpus, progress=progress
         )
+        if summaries:
+            progress.note(stage_line(summaries))
+    if told:
+        told(summaries)
     if summaries and not any(s["frames"] for s in summaries) and len(todo) == len(plan.shards):
         raise DataError(f"not one of {len(frames)} frames could be read; the first: {summaries[0]['first_problem']}")
     return finish(place, plan)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,9 @@ def write_teacher_shard(
     url: str, shard: ShardPlan, job: TeacherPass, sweeps: Sequence[tuple[Sweep, ...]] | None
 ) -> dict[str, Any]:
     """The teacher over one shard's frames, written and committed. sweeps: per frame of the shard, None where the frame
-    store holds the clouds. Returns counts only, and `stage_seconds` as `pipeline.overlap` tells them."""
+    store holds the clouds. Returns counts only, the task's `seconds`, and `stage_seconds` as `pipeline.overlap` tells
+    them."""
+    start = time.perf_counter()
     torch.set_num_threads(1)
     model = load_teacher(job.weights, job.digest, job.device)
     frames = FrameStore(job.frames)
@@ -99,7 +102,7 @@ def write_teacher_shard(
             )
     finally:
         frames.close()
-    return {**writer.summary, "stage_seconds": seconds}
+    return {**writer.summary, "seconds": time.perf_counter() - start, "stage_seconds": seconds}
 
 
 def _batches(
