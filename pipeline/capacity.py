@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def capacities(
 
 def _most_cells(frames: FrameStore, job: TeacherPass) -> int:
     """Cells of the fullest frame, by its annotations alone."""
-    coverage, grid = job.coverage, load_teacher(job.weights, job.digest).grid
+    coverage, grid = job.coverage, load_teacher(job.weights, job.digest, job.device).grid
     if coverage.every_cell:
         return grid.height * grid.width
     return max((_count(frames, row, coverage, grid) for row in range(len(frames))), default=1)
@@ -57,13 +58,9 @@ def _probed(
     frames: FrameStore, fields: Sequence[FieldSpec], job: TeacherPass, sweeps: Mapping[str, tuple[Sweep, ...]] | None
 ) -> dict[str, int]:
     """Letters' largest sizes over a few frames spread over the store, with a margin."""
-    model = load_teacher(job.weights, job.digest)
+    model = load_teacher(job.weights, job.digest, job.device)
     most: dict[str, int] = {}
-    for row in np.unique(np.linspace(0, len(frames) - 1, min(len(frames), PROBED_FRAMES)).astype(int)).tolist():
-        try:
-            cloud = read_cloud(frames, row, None if sweeps is None else sweeps[frames.token(row)], job.data_root)
-        except DataError:
-            continue  # the pass itself quarantines it
+    for row, cloud in _readable(frames, job, sweeps, PROBED_FRAMES):
         values = run_teacher(model, frames, [row], [cloud], job)[0]
         for spec in fields:
             for letter, size in spec.sizes_to_write(values[spec.name]).items():
@@ -71,3 +68,22 @@ def _probed(
     if not most:
         raise DataError(f"{frames.root}: no probed frame's cloud could be read; repair them or give --capacity")
     return {letter: int(np.ceil(size * MARGIN)) for letter, size in most.items()}
+
+
+def probe_clouds(
+    frames: FrameStore, job: TeacherPass, sweeps: Mapping[str, tuple[Sweep, ...]] | None, count: int
+) -> list[np.ndarray]:
+    """Clouds (P, 5) of up to `count` frames spread over the store; DataError where none of them can be read."""
+    clouds = [cloud for _, cloud in _readable(frames, job, sweeps, count)]
+    if not clouds:
+        raise DataError(f"{frames.root}: no probed frame's cloud could be read; repair them or give --batch")
+    return clouds
+
+
+def _readable(
+    frames: FrameStore, job: TeacherPass, sweeps: Mapping[str, tuple[Sweep, ...]] | None, count: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Rows spread over the store with their clouds; what cannot be read the pass itself quarantines."""
+    for row in np.unique(np.linspace(0, len(frames) - 1, min(len(frames), count)).astype(int)).tolist():
+        with contextlib.suppress(DataError):
+            yield row, read_cloud(frames, row, None if sweeps is None else sweeps[frames.token(row)], job.data_root)

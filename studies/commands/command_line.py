@@ -151,3 +151,10 @@ def close_store(
             f"{len(manifest.quarantined)} frames could not be read and are not in the store; its manifest.json lists "
             "them all: repair their files and run the same command again"
         )
+
+
+def cluster_of(scheduler: str | None, kind: str, report: str | None) -> Any:
+    """The `pipeline.engine.Cluster` that --scheduler, --cluster and --performance-report ask for."""
+    from pipeline.engine import Cluster
+
+    return Cluster(scheduler, kind, path_of(report))
