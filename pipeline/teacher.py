@@ -24,6 +24,7 @@ from cache.roots import open_root
 from cache.store import FrameStore
 from pipeline.capacity import capacities
 from pipeline.engine import run_shards
+from pipeline.evidence import require_names
 from pipeline.points import Sweep
 from pipeline.progress import FrameProgress
 from pipeline.tables import open_tables
@@ -108,6 +109,7 @@ def cache_teacher(
     digest = file_sha256(weights)
     model = load_teacher(str(weights), digest)
     coverage = Coverage.parse(options.coverage, model.grid)
+    require_names(coverage, frames)
     stored_sweeps = frames.manifest.header["sweeps"] if frames.manifest.header["points"] else None
     if stored_sweeps is not None and options.sweeps not in (None, stored_sweeps):
         raise ConfigError(

@@ -18,13 +18,13 @@ from cache.bev import BevEncoding
 from cache.coverage import Coverage
 from cache.errors import BevcaskError, ConfigError, DataError
 from cache.files import file_sha256
-from cache.index import KIND_LABELLED
 from cache.plan import ShardPlan
 from cache.shard_writer import ShardWriter, open_shard
 from cache.store import FrameStore
 from models.build import load_weights
 from models.detector import Batch, Detector
-from pipeline.coverage import Evidence, coverage_weights, reads_heat
+from pipeline.coverage import coverage_weights, reads_heat
+from pipeline.evidence import evidence_of
 from pipeline.points import Sweep, aggregate
 
 BATCH = 4
@@ -127,13 +127,7 @@ def run_teacher(
     bev = output.bev.float().numpy()
     out = []
     for i, row in enumerate(rows):
-        labelled = int(frames.index.kind[row]) == KIND_LABELLED
-        evidence = Evidence(
-            frames.token(row),
-            boxes_lidar=frames.boxes_lidar(row) if labelled else None,
-            heat=None if heat is None else heat[i],
-            cloud=clouds[i],
-        )
+        evidence = evidence_of(frames, row, job.coverage, None if heat is None else heat[i], clouds[i])
         out.append(
             {
                 **job.encoding.encode(bev[i], coverage_weights(job.coverage, evidence, model.grid)),

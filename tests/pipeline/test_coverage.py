@@ -21,7 +21,7 @@ from pipeline.coverage import Evidence, coverage_weights, reads_heat
 from pipeline.selectors.confident import confident_mask
 from pipeline.selectors.footprint import footprint_mask
 from pipeline.selectors.occupied import occupied_mask
-from tests.pipeline.selectors.scenes import GRID, SQUARE, random_boxes, turned, turned_map
+from tests.pipeline.selectors.scenes import GRID, SQUARE, random_boxes, some_camera, turned, turned_map
 
 UNIT = BevGrid(-8, 8, -8, 8, 1.0)
 BOX = np.array([[0.3, 0.2, 0, 1, 1, 1, 0, 0, 0]], np.float32)
@@ -43,7 +43,16 @@ def some_evidence(seed: int, grid: BevGrid = GRID, boxes: int = 6) -> Evidence:
     rng = np.random.default_rng(seed)
     heat = rng.uniform(0, 1, (4, *grid.shape)).astype(np.float32) ** 40
     cloud = rng.normal(0, 3, (300, 5)).astype(np.float32)
-    return Evidence(TOKEN, random_boxes(rng, boxes, reach=6), heat, cloud)
+    cloud[:, 4] = 0
+    return Evidence(
+        TOKEN,
+        random_boxes(rng, boxes, reach=6),
+        heat,
+        cloud,
+        labels=np.arange(boxes) % 3,
+        classes=("car", "person", "cone"),
+        cameras=(some_camera(0.0), some_camera(2.0, channel="CAM_BACK")),
+    )
 
 
 def test_the_literal_gaussian_of_a_small_object_is_its_centre_and_eight_neighbours() -> None:
