@@ -99,6 +99,28 @@ def test_a_higher_threshold_is_told_from_the_stored_heat(house: House) -> None:
     assert 0 < kept < len(heat)
 
 
+def test_products_are_made_of_stored_factors_or_of_annotations_but_never_of_heat(house: House) -> None:
+    apart = house.direct("gaussian(dilate=2)+confident(threshold=0.01)+lidar(ground=0.2)+topk(k=9)", encoding="dense")
+    wanted = "topk(k=9)*lidar(ground=0.2)+gaussian(dilate=2)*confident(threshold=0.02)+random(cells=5)+footprint*lidar"
+    house.again(apart, "x", coverage=wanted, encoding="cells")
+    assert house.shards("x") == house.shards(house.direct(wanted))
+    for other in ("topk(k=8)", "gaussian(dilate=2)*topk(k=10)", "confident(threshold=0.001)*lidar"):
+        with pytest.raises(StoreError, match=r"needs the teacher's heat"):
+            house.again(apart, "x", coverage=other)
+    joined = house.direct("gaussian(dilate=2)*confident(threshold=0.01)", encoding="dense")
+    with pytest.raises(StoreError, match=r"confident\(threshold=0\.01\) needs the teacher's heat"):
+        house.again(joined, "x", coverage="confident(threshold=0.01)")
+    house.again(joined, "x", coverage="gaussian(dilate=2)*confident(threshold=0.01)+gaussian", encoding="cells")
+    assert house.shards("x") == house.shards(house.direct("gaussian(dilate=2)*confident(threshold=0.01)+gaussian"))
+
+
+def test_the_weight_1_is_told_from_the_stored_heat_and_not_the_other_way(house: House) -> None:
+    house.again(house.direct("confident(threshold=0.01)"), "x", coverage="confident(threshold=0.02,soft=0)")
+    assert house.shards("x") == house.shards(house.direct("confident(threshold=0.02,soft=0)"))
+    with pytest.raises(StoreError, match="needs the teacher's heat"):
+        house.again(house.direct("confident(threshold=0.02,soft=0)"), "x", coverage="confident(threshold=0.02)")
+
+
 def test_there_and_back_again_is_byte_for_byte_the_same(house: House) -> None:
     name = house.direct(ALL, dtype="u8")
     there = house.again(name, "z", format="zarr")
