@@ -49,6 +49,7 @@ class SelectorKind:
     annotated: bool = False
 
 
+# The order is that of a product's factors, so it is part of the format: new ones go behind all that can be multiplied.
 SELECTORS: dict[str, SelectorKind] = {
     "gaussian": SelectorKind(
         "CornerNet gaussians of the annotated boxes, BEVDistill's mask; weight: the gaussian",

@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 
 from cache.errors import DataError
 from cache.grid import BevGrid
-from evaluation.layers import FAINT, GROUND, INK, BoxLayer, MaskLayer, mask_colour
+from evaluation.layers import DPI, FAINT, GROUND, INK, BoxLayer, MaskLayer, mask_colour
 from evaluation.projection import footprints
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ TITLE_SHARE = 0.16  # of a panel's height, for its name
 _WIDE = 0.25  # of the grid's cells: only outlined in the shared view
 _FAINTEST = 0.12  # opacity of the smallest weight: it is in the store all the same
 _MAX_POINTS = 12_000
+_LETTER_PIXELS = 8.4  # the width of most letters of a title
 
 
 def paint_masks(axes: Axes, masks: Sequence[MaskLayer], grid: BevGrid) -> None:
@@ -53,6 +54,7 @@ def paint_mask_panels(
     left, bottom, width, height = place
     rows = -(-len(masks) // PANELS_A_ROW)
     across, down = width / PANELS_A_ROW, height / rows
+    letters = int(across * figure.get_size_inches()[0] * DPI / _LETTER_PIXELS)
     for position, mask in enumerate(masks):
         row, col = divmod(position, PANELS_A_ROW)
         x, y = left + col * across, bottom + (rows - 1 - row) * down
@@ -70,9 +72,13 @@ def paint_mask_panels(
             outline = PolyCollection(list(footprints(layer.boxes_lidar)), facecolors="none", edgecolors=INK)
             outline.set(linewidth=0.6, zorder=3)
             axes.add_collection(outline)
-        name = "\n".join(textwrap.wrap(mask.name.replace("*", "* "), 40)[:3]).replace("* ", "*")
-        title = f"{name}\n{mask.cells} cells, {100 * mask.cells / mask.weights.size:.1f} %"
+        title = f"{_wrapped(mask.name, letters)}\n{mask.cells} cells, {100 * mask.cells / mask.weights.size:.1f} %"
         figure.text(x + gap, y + down * (1 - TITLE_SHARE) + 0.01 * down, title, fontsize=9, color=INK, va="bottom")
+
+
+def _wrapped(name: str, letters: int) -> str:
+    """Up to two lines, cut at a product's signs where there are any."""
+    return "\n".join(line.replace("* ", "*") for line in textwrap.wrap(name.replace("*", "* "), letters)[:2])
 
 
 def _paint_weights(axes: Axes, mask: MaskLayer, grid: BevGrid, colour: str, *, opacity: float, zorder: float) -> None:

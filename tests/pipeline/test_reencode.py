@@ -255,3 +255,11 @@ def test_a_store_goes_on_where_its_source_has_grown(simulated_root: Path, weight
     grown = reencode(tmp_path, "t", "x", options=ReencodeOptions(dtype="u8", format="zarr"), workers=1)
     assert grown.header == begun.header and grown.shards[:2] == begun.shards and len(grown.shards) == 3
     assert TeacherStore(tmp_path / "teachers" / "x").tokens == FrameStore(tmp_path / "frames").tokens
+
+
+@pytest.mark.parametrize("coverage", ["gaussian*confident(threshold=0)+topk(k=50)", "gaussian(classes=car)*view"])
+def test_room_for_products_in_zarr_is_probed_or_counted(house: House, coverage: str) -> None:
+    name = house.direct(coverage, format="zarr")
+    capacity = dict(house.store(name).manifest.format.capacity)
+    most = max(len(house.store(name).cells(row)) for row in range(4))
+    assert capacity["K"] == most if "classes" in coverage else capacity["K"] >= most > 0
