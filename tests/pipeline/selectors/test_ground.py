@@ -36,8 +36,8 @@ def slow_fit(cloud: np.ndarray) -> np.ndarray:
     low = []
     for key in sorted(patches):
         inside = sorted(patches[key])
-        z, x, y = inside[int(ground.LOW_SHARE * (len(inside) - 1))]
-        low.append((x, y, z))
+        z = inside[int(ground.LOW_SHARE * (len(inside) - 1))][0]
+        low.append((*min((x, y) for height, x, y in inside if height == z), z))
     best, plane = -1, (0.0, 0.0, float(np.median([z for _, _, z in low])))
     candidates = [plane]
     for triple in np.random.default_rng(0).integers(0, len(low), (ground.TRIALS, 3)).tolist():
