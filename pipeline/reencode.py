@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cache.bev import DTYPES, LAYOUTS
-from cache.commit import begin, finish, read_plan
+from cache.commit import begin, begun_plan, finish
 from cache.coverage import Coverage
 from cache.errors import ConfigError, StoreError
 from cache.fields import FieldSpec, letters_of
@@ -77,7 +77,7 @@ def reencode(
     source = TeacherStore(teacher_place(cache, name))
     planned = Source.open(source.root).plan
     job = _job(cache, source, options)
-    earlier = read_plan(open_root(place))
+    earlier = begun_plan(open_root(place))
     _probe(source, job)
     fields = (*job.encoding.fields(), *_other_fields(source))
     plan = StorePlan(
@@ -203,10 +203,18 @@ def _format(
         return earlier.format
     sizes = np.asarray(source.index.sizes)
     most = dict(zip(source.manifest.letters, sizes.max(axis=0, initial=0).tolist(), strict=True))
-    if job.wanted != job.have and "K" not in options.capacity:
+    if job.wanted != job.have:
         counted = run_shards(
             count_cells, [(job, tokens) for tokens in planned.shards], workers=workers, scheduler=scheduler
         )
         most["K"] = max(summary["most"] for summary in counted)
+    short = {letter: most[letter] for letter in options.capacity if options.capacity[letter] < most[letter]}
+    if short:
+        needed = ",".join(f"{letter}={size}" for letter, size in short.items())
+        found = ",".join(f"{letter}={options.capacity[letter]}" for letter in short)
+        raise StoreError(
+            f"{source.root}: the fullest frames hold {needed}, but --capacity says {found}; give --capacity {needed}, "
+            "or leave it out: it is counted then"
+        )
     capacity = {letter: max(1, int(options.capacity.get(letter, most.get(letter, 0)))) for letter in letters}
     return Format("zarr", max(len(tokens) for tokens in planned.shards), capacity)

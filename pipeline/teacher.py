@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.bev import DTYPES, LAYOUTS, BevEncoding
-from cache.commit import begin, finish, read_plan
+from cache.commit import begin, begun_plan, finish, read_plan
 from cache.coverage import Coverage
 from cache.errors import ConfigError, DataError, StoreError
 from cache.fields import FieldSpec
@@ -136,7 +136,7 @@ def cache_teacher(
         coverage=coverage,
         encoding=encoding,
     )
-    plan = _store_plan(frames, header, encoding, options, job, sweeps, read_plan(open_root(place)))
+    plan = _store_plan(frames, header, encoding, options, job, sweeps, begun_plan(open_root(place)))
     todo = begin(place, plan, grow=True)
     url = open_root(place).url
     jobs = [

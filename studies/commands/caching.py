@@ -60,7 +60,7 @@ def cache_frames(
         root,
         split=split,
         options=FrameOptions(image_scale=image_scale, points=points, sweeps=sweeps),
-        workers=whole(workers, "--workers"),
+        workers=whole(workers, "--workers", 1),
         scheduler=scheduler,
     )
     then = f"./bevcask cache-teacher --cache {root} --name demo" + ("" if points else f" --data-root {data_root}")
@@ -122,7 +122,7 @@ def cache_teacher(
         options=TeacherOptions(
             coverage, encoding, dtype, format, letter_sizes(capacity, "--capacity"), whole(sweeps, "--sweeps")
         ),
-        workers=whole(workers, "--workers"),
+        workers=whole(workers, "--workers", 1),
         scheduler=scheduler,
     )
     then = f"./bevcask evaluate --cache {root} --teacher {store}"
@@ -180,7 +180,7 @@ def plan(
         teacher=teacher,
         checkpoint=path_of(checkpoint),
         teacher_options=TeacherOptions(coverage, encoding, dtype, format),
-        workers=whole(workers, "--workers"),
+        workers=whole(workers, "--workers", 1),
     )
     for renderable in cost_tables(cost):
         console.print(renderable)

@@ -53,7 +53,7 @@ def extend(
         Path(need(data_root, "--data-root", "a nuScenes folder")),
         need(version, "--version", "the data set version that the store holds"),
         split=split,
-        workers=whole(workers, "--workers"),
+        workers=whole(workers, "--workers", 1),
         scheduler=scheduler,
     )
     waiting = behind(root, data_root)
@@ -147,7 +147,7 @@ def re_encode(
         need(name, "--name", "the teacher store to read"),
         store,
         options=ReencodeOptions(format, encoding, dtype, coverage, letter_sizes(capacity, "--capacity")),
-        workers=whole(workers, "--workers"),
+        workers=whole(workers, "--workers", 1),
         scheduler=scheduler,
     )
     then = f"./bevcask evaluate --cache {root} --teacher {store}"

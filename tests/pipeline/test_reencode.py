@@ -263,3 +263,17 @@ def test_room_for_products_in_zarr_is_probed_or_counted(house: House, coverage: 
     capacity = dict(house.store(name).manifest.format.capacity)
     most = max(len(house.store(name).cells(row)) for row in range(4))
     assert capacity["K"] == most if "classes" in coverage else capacity["K"] >= most > 0
+
+
+@pytest.mark.parametrize("coverage", ["", "gaussian(dilate=1)"])
+def test_too_small_a_room_is_refused_with_that_of_the_fullest_frame_before_anything_is_written(
+    house: House, coverage: str
+) -> None:
+    source = house.direct(ALL) if coverage else house.direct()
+    if coverage:
+        coverage = "gaussian(dilate=2)+footprint"
+    full = house.again(source, "full", format="zarr", coverage=coverage).manifest.format.capacity["K"]
+    with pytest.raises(StoreError, match=rf"fullest frames hold K={full}, but --capacity says K=1; give"):
+        house.again(source, "short", format="zarr", coverage=coverage, capacity={"K": 1})
+    assert not (house.cache / "teachers" / "short").exists()
+    assert house.again(source, "short", format="zarr", coverage=coverage, capacity={"K": full}).tokens
