@@ -1,7 +1,8 @@
 """Coverage: which cells of a BEV field a teacher store keeps, described; the header's part that terms are judged by.
 
-A coverage is an ordered union of selectors (`cache.selectors`), each with one column of the cells' weights. It is
-written `gaussian(dilate=1)+random(cells=200)` on the command line, and as plain JSON in a store's header.
+A coverage is an ordered union of columns of weights, each of a selector (`cache.selectors`) or a product of selectors
+(`cache.columns`). It is written `gaussian(dilate=1)*confident+random(cells=200)` on the command line, and as plain JSON
+in a store's header.
 `pipeline.coverage` computes the weights, `cache.serving` judges what a store can serve.
 """
 
@@ -10,34 +11,40 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from cache.columns import Column, column_from_header, column_of, read_columns
 from cache.errors import ConfigError, CorruptError
 from cache.grid import BevGrid
-from cache.selectors import SELECTORS, Selector, Value, read_selectors
+from cache.selectors import SELECTORS, Selector
 
 FrameKind = Literal["labelled", "unlabelled"]
 FRAME_KINDS: tuple[FrameKind, ...] = get_args(FrameKind)
+MAX_COLUMNS = 64
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Selectors whose union a store keeps; selector i's weights are column i. ConfigError: none, or one twice."""
+    """Selectors and products whose union a store keeps; weights of the i-th are column i. ConfigError: none, or one
+    twice."""
 
-    selectors: tuple[Selector, ...]
+    selectors: tuple[Column, ...]
 
     def __post_init__(self) -> None:
-        if not self.selectors or len(set(self.names)) != len(self.names):
+        if not 1 <= len(self.selectors) <= MAX_COLUMNS or len(set(self.names)) != len(self.names):
             raise ConfigError(
-                f"coverage {list(self.names)}: expected one or more of {', '.join(SELECTORS)}, each at most once"
+                f"coverage {list(self.names)!r:.200}: expected one or more (up to {MAX_COLUMNS}) of "
+                f"{', '.join(SELECTORS)} or products of them, each at most once"
             )
 
     @classmethod
     def parse(cls, text: str, grid: BevGrid | None = None, where: str = "--coverage") -> Coverage:
-        """From `NAME(option=value,...)` joined by plus signs or commas; with a grid, no option stays open.
+        """From `NAME(option=value,...)` joined by plus signs or commas, products by `*`; with a grid, no option stays
+        open.
 
         `where` names the text's place in the ConfigError.
         """
         try:
-            coverage = cls(tuple(Selector(name, tuple(given.items())) for name, given in read_selectors(text)))
+            columns = (tuple(Selector(kind, tuple(given.items())) for kind, given in c) for c in read_columns(text))
+            coverage = cls(tuple(map(column_of, columns)))
         except ConfigError as error:
             raise ConfigError(f"{where} {text!r:.200}: {error}") from None
         return coverage if grid is None else coverage.resolved(grid)
@@ -47,11 +54,22 @@ class Coverage:
         """The columns' names."""
         return tuple(selector.name for selector in self.selectors)
 
-    def __getitem__(self, name: str) -> Selector:
+    @property
+    def factors(self) -> tuple[Selector, ...]:
+        """Every selector that stands in it, by itself or in a product, in order."""
+        return tuple(factor for column in self.selectors for factor in column.factors)
+
+    def __getitem__(self, name: str) -> Column:
         for selector in self.selectors:
             if selector.name == name:
                 return selector
         raise ConfigError(f"selector {name!r} is not in the coverage {self}; its selectors are {', '.join(self.names)}")
+
+    def factor(self, name: str) -> Selector:
+        """The column of this name, which must be a selector by itself."""
+        column = self[name]
+        assert isinstance(column, Selector), f"{name} is a product"
+        return column
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
@@ -62,15 +80,15 @@ class Coverage:
         return "dense" in self.names
 
     def applying(self, frames: FrameKind) -> tuple[str, ...]:
-        """Names of the selectors that can keep cells of such frames, in order."""
+        """Names of the columns that can keep cells of such frames, in order."""
         return tuple(s.name for s in self.selectors if frames == "labelled" or not s.annotated)
 
     def resolved(self, grid: BevGrid) -> Coverage:
         """The same with every option a number."""
         return Coverage(tuple(selector.resolved(grid) for selector in self.selectors))
 
-    def with_selector(self, wanted: Selector) -> Coverage:
-        """The union with one more selector, which takes the place of its namesake."""
+    def with_selector(self, wanted: Column) -> Coverage:
+        """The union with one more selector or product, which takes the place of its namesake."""
         if wanted.name not in self:
             return Coverage((*self.selectors, wanted))
         return Coverage(tuple(wanted if s.name == wanted.name else s for s in self.selectors))
@@ -83,12 +101,12 @@ class Coverage:
 
         Raises ConfigError where an option is open still: parse with the grid.
         """
-        open_options = [f"{s.name}.{key}" for s in self.selectors for key, value in s.options if value is None]
+        open_options = [f"{s.name}.{key}" for s in self.factors for key, value in s.options if value is None]
         if open_options:
             raise ConfigError(f"coverage {self}: {', '.join(open_options)} is open; resolve it with the store's grid")
         return {
             "selectors": list(self.names),
-            "options": {selector.name: dict(selector.options) for selector in self.selectors},
+            "options": {column.name: column.written() for column in self.selectors},
             **{frames: list(self.applying(frames)) for frames in FRAME_KINDS},
         }
 
@@ -100,9 +118,9 @@ class Coverage:
                 found = sorted(map(str, values)) if isinstance(values, dict) else values
                 raise ConfigError(f"found {found!r:.200}, expected selectors, options, {', '.join(FRAME_KINDS)}")
             names, options = values["selectors"], values["options"]
-            if not isinstance(names, list) or not isinstance(options, dict) or len(names) > len(SELECTORS):
+            if not isinstance(names, list) or not isinstance(options, dict) or len(names) > MAX_COLUMNS:
                 raise ConfigError(f"found selectors {names!r:.200} with options {options!r:.200}")
-            coverage = cls(tuple(Selector(name, _pairs(options.get(name))) for name in names))
+            coverage = cls(tuple(column_from_header(name, options.get(name)) for name in names))
             if coverage.header() != values:
                 raise ConfigError(f"found {values!r:.400}, expected {coverage.header()}")
         except (ConfigError, TypeError, ValueError, RecursionError) as error:
@@ -110,9 +128,3 @@ class Coverage:
                 f"{where}: {error}; the manifest is damaged or forged, cache the teacher again"
             ) from None
         return coverage
-
-
-def _pairs(options: Any) -> tuple[tuple[str, Value], ...]:
-    if not isinstance(options, dict):
-        raise ConfigError(f"found options {options!r:.60}, expected an object for every selector")
-    return tuple(options.items())

@@ -26,11 +26,20 @@ def frame_identity(dataset_version: str, classes: Sequence[str]) -> dict[str, An
     return {"dataset_version": dataset_version, "classes": list(classes), "box_convention": BOX_CONVENTION}
 
 
-def frame_fields(cameras: Sequence[str], *, points: bool) -> tuple[FieldSpec, ...]:
-    """The fields of a frame store for a rig's camera channels, in the order of the index's columns."""
+def frame_fields(cameras: Sequence[str], *, points: bool, lidarseg: bool = False) -> tuple[FieldSpec, ...]:
+    """The fields of a frame store for a rig's camera channels, in the order of the index's columns. points, lidarseg:
+    whether clouds, and classes of the key sweeps' points, are stored."""
     images = tuple(FieldSpec(name.lower(), "jpg", unit="JPEG", about=f"image of {name}") for name in cameras)
     cloud = FieldSpec(
         "points", "npy.zstd", "float32", ("P", "5"), "m, m, m, 0..255, s", "x, y, z, intensity, dt; canonical"
+    )
+    classes = FieldSpec(
+        "lidarseg",
+        "npy.zstd",
+        "uint8",
+        ("L",),
+        "class",
+        "nuScenes-lidarseg classes of the key sweep's points, in order",
     )
     return (
         FieldSpec("frame", "json", about="identity, poses, calibration"),
@@ -48,6 +57,7 @@ def frame_fields(cameras: Sequence[str], *, points: bool) -> tuple[FieldSpec, ..
             "LiDAR returns of the key sweep in the images",
         ),
         *((cloud,) if points else ()),
+        *((classes,) if lidarseg else ()),
     )
 
 
@@ -57,9 +67,10 @@ def frame_values(
     truth: GroundTruth | None,
     depth: np.ndarray,
     points: np.ndarray | None = None,
+    lidarseg: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """The fields' values. images: JPEG bytes by channel; depth: (D, 4) uint16, see `cache.store.pack_depth`; points:
-    (P, 5) float32, canonical; truth: None for a frame without annotations.
+    (P, 5) float32, canonical; lidarseg: (L,) uint8; truth: None for a frame without annotations.
 
     Raises StoreError where images and the frame's cameras are not the same.
     """
@@ -70,6 +81,8 @@ def frame_values(
     values |= {channel.lower(): images[channel] for channel in channels}
     if points is not None:
         values["points"] = points
+    if lidarseg is not None:
+        values["lidarseg"] = lidarseg
     if truth is not None:
         values["gt_boxes"] = truth.boxes_global
         values["gt_ids"] = np.stack(

@@ -10,41 +10,91 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from cache.columns import Column, Product, read_columns
 from cache.coverage import Coverage, FrameKind
 from cache.errors import ConfigError
 from cache.grid import BevGrid
-from cache.selectors import Selector, Value, checked_options, read_selectors, write_selector
+from cache.selectors import Selector, Value, checked_options, column_name, write_selector
 
 
 @dataclass(frozen=True)
 class NeededSelector:
-    """A selector whose weights a term reads, and those of its options that must have exactly these values."""
+    """A selector whose weights a term reads, and those of its options that must have exactly these values.
 
-    name: str
+    Options of names (`classes`, `camera`) are part of the column's name: left out, all classes and cameras are meant.
+    """
+
+    kind: str
     options: tuple[tuple[str, Value], ...] = ()
 
     def __post_init__(self) -> None:
-        given = checked_options(self.name, dict(self.options))
+        given = checked_options(self.kind, dict(self.options))
         object.__setattr__(self, "options", tuple((key, value) for key, value in given.items() if value is not None))
-        Selector(self.name, self.options)  # with the defaults it must be a selector that can be cached
+        _ = self.wanted  # with the defaults it must be a selector that can be cached
 
-    @classmethod
-    def parse(cls, text: str, where: str = "selector") -> NeededSelector:
-        """From `NAME` (any options will do) or `NAME(option=value,...)`, as a recipe writes it."""
+    @staticmethod
+    def parse(text: str, where: str = "selector") -> Needed:
+        """From `NAME` (any options will do), `NAME(option=value,...)` or a product of such, as a recipe writes it."""
         try:
-            found = list(read_selectors(text))
+            found = list(read_columns(text))
             if len(found) != 1:
-                raise ConfigError("found several selectors, expected one")
-            return cls(found[0][0], tuple(found[0][1].items()))
+                raise ConfigError("found several selectors, expected one, or a product of them")
+            factors = tuple(NeededSelector(kind, tuple(given.items())) for kind, given in found[0])
+            return factors[0] if len(factors) == 1 else NeededProduct(factors)
         except ConfigError as error:
             raise ConfigError(f"{where} {text!r:.200}: {error}") from None
 
-    def met_by(self, selector: Selector) -> bool:
-        """Whether the weights of `selector` are the ones asked for."""
-        return selector.name == self.name and all(selector[key] == value for key, value in self.options)
+    @property
+    def name(self) -> str:
+        """The name of the column that is read."""
+        return column_name(self.kind, dict(self.options))
+
+    @property
+    def wanted(self) -> Selector:
+        """What to cache for it: the options asked for, the defaults for the others."""
+        return Selector(self.kind, self.options)
+
+    def met_by(self, column: Column) -> bool:
+        """Whether the weights of `column` are the ones asked for."""
+        if not isinstance(column, Selector) or column.name != self.name:
+            return False
+        return all(column[key] == value for key, value in self.options)
 
     def __str__(self) -> str:
-        return write_selector(self.name, dict(self.options))
+        return write_selector(self.kind, dict(self.options))
+
+
+@dataclass(frozen=True)
+class NeededProduct:
+    """A product of selectors whose weights a term reads. A store that holds the factors apart does not hold it."""
+
+    factors: tuple[NeededSelector, ...]
+
+    def __post_init__(self) -> None:
+        order = [factor.name for factor in self.wanted.factors]  # refuses what cannot be multiplied
+        object.__setattr__(self, "factors", tuple(sorted(self.factors, key=lambda factor: order.index(factor.name))))
+
+    @property
+    def name(self) -> str:
+        """The name of the column that is read."""
+        return self.wanted.name
+
+    @property
+    def wanted(self) -> Product:
+        """What to cache for it."""
+        return Product(tuple(factor.wanted for factor in self.factors))
+
+    def met_by(self, column: Column) -> bool:
+        """Whether the weights of `column` are the ones asked for."""
+        if not isinstance(column, Product) or column.name != self.name:
+            return False
+        return all(mine.met_by(theirs) for mine, theirs in zip(self.factors, column.factors, strict=True))
+
+    def __str__(self) -> str:
+        return "*".join(map(str, self.factors))
+
+
+Needed = NeededSelector | NeededProduct
 
 
 @dataclass(frozen=True)
@@ -63,7 +113,7 @@ class TermNeed:
     """
 
     fields: tuple[str, ...] = ()
-    selectors: tuple[NeededSelector, ...] = ()
+    selectors: tuple[Needed, ...] = ()
     every_cell: bool = False
     grid: BevGrid | None = None
 
@@ -101,10 +151,13 @@ def serves(offer: StoreOffer, need: TermNeed, frames: FrameKind = "labelled") ->
     counts as every cell, even where in some frame it happens to be; nor does a BEV field in the dense layout
     (`cache.bev`), whose reader gives the covered cells: a term that reads the whole map names that field.
 
+    A term of a product is served by a column of that product, whichever way round it is written, not by columns of its
+    factors: a store keeps each column's weights, and the trainer reads one of them.
+
     Options that a term fixes must be equal, also where another value would keep more cells: the weights would differ,
     and with them the loss. Grids are equal when no border is off by more than a millionth of a cell.
     """
-    absent = [str(s) for s in need.selectors if frames == "unlabelled" and Selector(s.name).annotated]
+    absent = [str(s) for s in need.selectors if frames == "unlabelled" and s.wanted.annotated]
     if absent:
         return Answer("skipped", f"needs the annotated boxes of {', '.join(absent)}, the frames are {frames}")
     missing = [field for field in need.fields if field not in offer.fields]
@@ -135,7 +188,7 @@ def _recache(reason: str, offer: StoreOffer, need: TermNeed) -> Answer:
     coverage = offer.coverage
     for wanted in need.selectors:
         if wanted.name not in coverage or not wanted.met_by(coverage[wanted.name]):
-            coverage = coverage.with_selector(Selector(wanted.name, wanted.options).resolved(offer.grid))
+            coverage = coverage.with_selector(wanted.wanted.resolved(offer.grid))
     if need.every_cell and not coverage.every_cell:
         coverage = coverage.with_selector(Selector("dense"))
     return Answer(

@@ -13,7 +13,8 @@ from matplotlib.patches import Circle, Patch, Polygon
 
 from cache.errors import DataError
 from cache.grid import BevGrid
-from evaluation.layers import FAINT, GROUND, INK, SOFT, BoxLayer, layer_colour, layer_handle, paint_legend
+from evaluation.layers import FAINT, GROUND, INK, SOFT, BoxLayer, MaskLayer, layer_colour, layer_handle, paint_legend
+from evaluation.mask_view import paint_masks
 from evaluation.projection import footprints
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def paint_bev(
     grid: BevGrid | None,
     mask: np.ndarray | None,
     title: str,
+    masks: Sequence[MaskLayer] = (),
 ) -> None:
     """Fills the axes; arguments and errors as in `evaluation.draw.draw_bev`."""
     extent = (grid.x_min, grid.x_max, grid.y_min, grid.y_max) if grid else (-51.2, 51.2, -51.2, 51.2)
@@ -44,7 +46,11 @@ def paint_bev(
         _paint_points(axes, points)
     if mask is not None:
         axes.imshow(mask, cmap=_MASK, vmin=0, vmax=1, extent=extent, origin="lower", interpolation="nearest", zorder=2)
+    if masks and grid is None:
+        raise DataError("masks without the grid that they are on; give grid")
     handles: list[Artist] = []
+    if grid is not None:
+        paint_masks(axes, masks, grid)
     for position, layer in enumerate(layers):
         colour = layer_colour(layer.name, position)
         _paint_footprints(axes, layer, colour, zorder=3 + position)

@@ -22,10 +22,23 @@ from cache.frame import Frame
 from cache.grid import BevGrid
 from evaluation.bev_view import paint_bev
 from evaluation.camera_view import paint_cameras
-from evaluation.layers import DPI, GROUND, INK, SOFT, BoxLayer, detection_layer, layer_colour, truth_layer
+from evaluation.layers import (
+    DPI,
+    GROUND,
+    INK,
+    SOFT,
+    BoxLayer,
+    MaskLayer,
+    detection_layer,
+    layer_colour,
+    mask_colour,
+    truth_layer,
+)
+from evaluation.mask_view import PANELS_A_ROW, TITLE_SHARE, paint_mask_panels
 
 __all__ = [
     "BoxLayer",
+    "MaskLayer",
     "decode_jpeg",
     "detection_layer",
     "draw_bev",
@@ -89,17 +102,27 @@ def draw_frame(
     *,
     grid: BevGrid | None = None,
     mask: np.ndarray | None = None,
+    masks: Sequence[MaskLayer] = (),
     width: int = 1800,
 ) -> np.ndarray:
-    """RGB picture of a whole frame: cameras above (the first layer's boxes), below the bird's-eye view (all layers) and
-    what is known of the frame. Arguments and errors as in `draw_bev` and `draw_cameras`."""
+    """RGB picture of a whole frame: cameras above (the first layer's boxes), below the bird's-eye view (all layers and
+    `masks`) and what is known of the frame, at the bottom each of the masks by itself. Arguments and errors as in
+    `draw_bev` and `draw_cameras`; masks: on `grid`, in the order of the store's columns."""
     mosaic = round(2 * width / 3 * frame.cameras[0].height / frame.cameras[0].width)
     below = round(0.62 * width)
-    height = mosaic + below
+    panel = width / PANELS_A_ROW / (1 - TITLE_SHARE)
+    if grid is not None:
+        panel *= grid.height / grid.width
+    panels = round(-(-len(masks) // PANELS_A_ROW) * panel)
+    height = mosaic + below + panels
     figure, canvas = _figure(width, height)
-    paint_cameras(figure, (0.0, below / height, 1.0, mosaic / height), images, frame, list(layers[:1]))
-    paint_bev(figure.add_axes((0, 0, below / width, below / height)), points, layers, grid, mask, "")
-    _write_facts(figure, below / width + 0.02, below / height - 0.04, points, frame, layers)
+    paint_cameras(figure, (0.0, (below + panels) / height, 1.0, mosaic / height), images, frame, list(layers[:1]))
+    view = figure.add_axes((0, panels / height, below / width, below / height))
+    paint_bev(view, points, layers, grid, mask, "", masks)
+    facts = _facts(points, frame, layers, masks)
+    _write_facts(figure, below / width + 0.02, (below + panels) / height - 0.03, panels / height, facts)
+    if masks and grid is not None:
+        paint_mask_panels(figure, (0, 0, 1, panels / height), masks, grid, points, next(iter(layers), None))
     return _rgb(canvas)
 
 
@@ -136,9 +159,10 @@ def _rgb(canvas: FigureCanvasAgg) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _write_facts(
-    figure: Figure, x: float, y: float, points: np.ndarray | None, frame: Frame, layers: Sequence[BoxLayer]
-) -> None:
+def _facts(
+    points: np.ndarray | None, frame: Frame, layers: Sequence[BoxLayer], masks: Sequence[MaskLayer]
+) -> list[tuple[str, int, str]]:
+    """Lines of text, each with its size in points and its colour."""
     lines = [
         (frame.scene_name, 20, INK),
         (f"{frame.split}, sample {frame.token}", 10, SOFT),
@@ -156,8 +180,16 @@ def _write_facts(
             for name, count in zip(DETECTION_CLASSES, counts, strict=True)
             if count
         ]
+    if masks:
+        lines += [("", 8, INK), ("masks, cells each", 13, INK)]
+    lines += [(f"{mask.cells:6d}  {mask.name:.60}", 11, mask_colour(i)) for i, mask in enumerate(masks)]
+    return lines
+
+
+def _write_facts(figure: Figure, x: float, y: float, bottom: float, lines: Sequence[tuple[str, int, str]]) -> None:
     height = figure.get_size_inches()[1] * 72
-    step = min(1.0, 0.92 * y / (sum(1.75 * size for _, size, _ in lines) / height))  # many layers: tighter lines
+    # many lines: tighter
+    step = min(1.0, 0.92 * (y - bottom) / (sum(1.75 * size for _, size, _ in lines) / height))
     for text, size, colour in lines:
         figure.text(x, y, text, fontsize=size * min(1.0, max(0.6, step)), color=colour, va="top", family="DejaVu Sans")
         y -= 1.75 * size / height * step

@@ -1,4 +1,4 @@
-"""What is drawn in one way: a layer of boxes (ground truth, teacher, student), and the shared colours."""
+"""What is drawn in one way: a layer of boxes (ground truth, teacher, student) or a mask, and the shared colours."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ CLASS_COLOURS = dict(
 )
 LAYER_COLOURS = {"ground truth": "#7bea4f", "teacher": "#3fa7ff", "student": "#ffb703", "distilled": "#ff5d8f"}
 _SPARE_COLOURS = ("#b388eb", "#f9844a", "#90be6d", "#f15bb5")
+_MASK_COLOURS = (
+    *("#d94ee6", "#43d9ad", "#f9c74f", "#4cc9f0", "#f9844a", "#a0d468"),
+    *("#ff5d8f", "#9d8cff", "#c9a227", "#2f9e9e", "#ff9ecd", "#8fb3ff"),
+)
 DPI = 100
 
 
@@ -44,6 +48,19 @@ class BoxLayer:
 
     def __len__(self) -> int:
         return len(self.boxes_lidar)
+
+
+@dataclass(frozen=True)
+class MaskLayer:
+    """A mask drawn in one way: its column's name, and weights (H, W) of 0 or more on a grid."""
+
+    name: str
+    weights: np.ndarray
+
+    @property
+    def cells(self) -> int:
+        """Cells that it keeps."""
+        return int((self.weights > 0).sum())
 
 
 def truth_layer(frame: Frame, truth: GroundTruth) -> BoxLayer:
@@ -63,6 +80,11 @@ def layer_colour(name: str, position: int = 0) -> str:
         if name.startswith(known):
             return colour
     return _SPARE_COLOURS[position % len(_SPARE_COLOURS)]
+
+
+def mask_colour(position: int) -> str:
+    """The colour of the mask at this position among those drawn."""
+    return _MASK_COLOURS[position % len(_MASK_COLOURS)]
 
 
 def layer_handle(layer: BoxLayer, position: int) -> Artist:

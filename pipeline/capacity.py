@@ -10,14 +10,16 @@ import numpy as np
 from cache.coverage import Coverage
 from cache.errors import ConfigError, DataError
 from cache.fields import FieldSpec, letters_of
+from cache.grid import BevGrid
 from cache.store import FrameStore
-from pipeline.coverage import Evidence, coverage_weights
+from pipeline.coverage import coverage_weights
+from pipeline.evidence import evidence_of
 from pipeline.points import Sweep
 from pipeline.teacher_shard import TeacherPass, load_teacher, read_cloud, run_teacher
 
 PROBED_FRAMES = 16
 MARGIN = 1.5  # of the largest probed frame; a frame above it fails its shard and names --capacity
-_FROM_ANNOTATIONS = {"gaussian", "footprint", "random", "dense"}
+_FROM_ANNOTATIONS = {"gaussian", "footprint", "view", "random", "dense"}  # and from calibration
 
 
 def capacities(
@@ -33,7 +35,7 @@ def capacities(
     if unknown or any(size < 1 for size in given.values()):
         raise ConfigError(f"--capacity {dict(given)}: expected sizes of 1 or more for some of {', '.join(letters)}")
     out = dict(given)
-    if "K" in letters and "K" not in out and set(job.coverage.names) <= _FROM_ANNOTATIONS:
+    if "K" in letters and "K" not in out and {factor.kind for factor in job.coverage.factors} <= _FROM_ANNOTATIONS:
         out["K"] = _most_cells(frames, job)
     if set(letters) - set(out):
         out = {**_probed(frames, fields, job, sweeps), **out}
@@ -48,9 +50,8 @@ def _most_cells(frames: FrameStore, job: TeacherPass) -> int:
     return max((_count(frames, row, coverage, grid) for row in range(len(frames))), default=1)
 
 
-def _count(frames: FrameStore, row: int, coverage: Coverage, grid: object) -> int:
-    boxes = frames.boxes_lidar(row) if frames.is_labelled(row) else None
-    weights = coverage_weights(coverage, Evidence(frames.token(row), boxes_lidar=boxes), grid)  # type: ignore[arg-type]
+def _count(frames: FrameStore, row: int, coverage: Coverage, grid: BevGrid) -> int:
+    weights = coverage_weights(coverage, evidence_of(frames, row, coverage), grid)
     return int((weights > 0).any(axis=0).sum())
 
 

@@ -22,7 +22,7 @@ from cache.plan import ShardPlan, StorePlan
 from cache.roots import Root
 from cache.store import FrameStore, TeacherStore
 from pipeline.engine import Cluster, run_shards
-from pipeline.frames import FrameOptions, frame_plan, plan_shards, write_frame_shard
+from pipeline.frames import FrameOptions, frame_plan, has_lidarseg, plan_shards, write_frame_shard
 from pipeline.progress import FrameProgress
 from pipeline.tables import DataSet, FrameRecord, open_tables
 from pipeline.teacher import SHIPPED_TEACHERS
@@ -70,13 +70,15 @@ def extend_frames(
     data = open_tables(data_root, version, split, options.sweeps if options.points else 0)
     if not len(data):
         raise DataError(f"{data_root}: {version} has no key frame in split {split or 'any'}; choose another split")
+    if not has_lidarseg(earlier):
+        data = data.without_lidarseg()
     _require_same_version(store, version)
     _require_same_frames(store, earlier, data)
     new = _without(data, {scene.token for scene in earlier.scenes})
     longest = max(len(tokens) for tokens in earlier.shards)
     added = _no_longer_than(longest, plan_shards(new, options))
     plan = dataclasses.replace(
-        frame_plan(data, options, data.records),
+        frame_plan(data, options, data.records, lidarseg=has_lidarseg(earlier)),
         scenes=(*earlier.scenes, *new.scenes),
         shards=(*earlier.shards, *(tuple(record.frame.token for record in shard) for shard in added)),
     )

@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 
 from cache.classes import DETECTION_CLASSES
-from cache.commit import begin, finish
+from cache.commit import begin, finish, read_plan
 from cache.depth_labels import depth_labels
 from cache.errors import ConfigError, DataError
 from cache.frame import CAMERA_CHANNELS, Camera, Frame
@@ -26,7 +26,7 @@ from cache.roots import open_root
 from cache.shard_writer import open_shard
 from pipeline.engine import Cluster, run_shards
 from pipeline.images import read_jpeg_file, scaled_intrinsic, scaled_size, stored_image
-from pipeline.points import aggregate
+from pipeline.points import aggregate, read_lidarseg_file
 from pipeline.progress import FrameProgress
 from pipeline.tables import DataSet, FrameRecord, open_tables
 
@@ -70,6 +70,9 @@ def cache_frames(
     if not len(data):
         raise DataError(f"{data_root}: {version} has no key frame in split {split or 'any'}; choose another split")
     place = frames_place(cache)
+    earlier = read_plan(open_root(place))
+    if earlier is not None and not has_lidarseg(earlier):
+        data = data.without_lidarseg()  # a store begun before these were read goes on as it is
     shards = plan_shards(data, options)
     plan = frame_plan(data, options, shards)
     todo = begin(place, plan)
@@ -82,8 +85,18 @@ def cache_frames(
     return finish(place, plan)
 
 
-def frame_plan(data: DataSet, options: FrameOptions, shards: Sequence[Sequence[FrameRecord]]) -> StorePlan:
-    """The store's plan for records that are already cut into shards."""
+def has_lidarseg(plan: StorePlan) -> bool:
+    """Whether the plan's store has a field of lidarseg classes."""
+    return any(spec.name == "lidarseg" for spec in plan.fields)
+
+
+def frame_plan(
+    data: DataSet, options: FrameOptions, shards: Sequence[Sequence[FrameRecord]], *, lidarseg: bool | None = None
+) -> StorePlan:
+    """The store's plan for records that are already cut into shards. lidarseg: whether classes are stored (None: where
+    a record has them)."""
+    if lidarseg is None:
+        lidarseg = any(record.lidarseg for records in shards for record in records)
     return StorePlan(
         kind="frames",
         identity=frame_identity(data.version, DETECTION_CLASSES),
@@ -94,7 +107,7 @@ def frame_plan(data: DataSet, options: FrameOptions, shards: Sequence[Sequence[F
             "points": options.points,
             "sweeps": options.sweeps if options.points else 0,
         },
-        fields=frame_fields(CAMERA_CHANNELS, points=options.points),
+        fields=frame_fields(CAMERA_CHANNELS, points=options.points, lidarseg=lidarseg),
         scenes=data.scenes,
         shards=tuple(tuple(record.frame.token for record in shard) for shard in shards),
     )
@@ -148,4 +161,7 @@ def record_values(record: FrameRecord, data_root: Path, options: FrameOptions) -
     frame = Frame(**{**record.frame.__dict__, "cameras": tuple(cameras)})
     cloud = aggregate(record.sweeps, data_root)
     depth = depth_labels(cloud[cloud[:, 4] == 0], frame.cameras)
-    return frame_values(frame, images, record.truth, depth, cloud if options.points else None)
+    lidarseg = None
+    if record.lidarseg:
+        lidarseg = read_lidarseg_file(data_root / record.lidarseg, data_root / record.sweeps[0].path)
+    return frame_values(frame, images, record.truth, depth, cloud if options.points else None, lidarseg)

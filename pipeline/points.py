@@ -67,7 +67,7 @@ def aggregate(sweeps: Sequence[Sweep], root: Path) -> np.ndarray:
     clouds = []
     for sweep in sweeps:
         points = read_lidar_file(root / sweep.path)
-        points = points[(np.abs(points[:, 0]) >= 1.0) | (np.abs(points[:, 1]) >= 1.0)]
+        points = points[beside_own_car(points)]
         cloud = np.empty((len(points), 5), np.float32)
         xyz = points[:, :3].astype(np.float64) @ sweep.to_canonical[:3, :3].T + sweep.to_canonical[:3, 3]
         cloud[:, :3] = xyz
@@ -75,3 +75,26 @@ def aggregate(sweeps: Sequence[Sweep], root: Path) -> np.ndarray:
         cloud[:, 4] = sweep.dt_s
         clouds.append(cloud)
     return np.concatenate(clouds)
+
+
+def beside_own_car(points: np.ndarray) -> np.ndarray:
+    """(P,) bool: which points (P, 2 or more), in their own sweep's frame (m), are no returns of the own car."""
+    return (np.abs(points[:, 0]) >= 1.0) | (np.abs(points[:, 1]) >= 1.0)
+
+
+def read_lidarseg_file(path: Path, points_path: Path) -> np.ndarray:
+    """(L,) uint8 nuScenes-lidarseg classes of a sweep's points, those of the own car left out as in `aggregate`.
+
+    Raises DataError naming the file where it cannot be read or does not have one class a point of `points_path`.
+    """
+    points = read_lidar_file(points_path)
+    try:
+        classes = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); restore it from the data set") from None
+    if len(classes) != len(points):
+        raise DataError(
+            f"{path}: {len(classes)} classes for the {len(points)} points of {points_path.name}; restore it from the "
+            "data set, or take the folder lidarseg away"
+        )
+    return classes[beside_own_car(points)]

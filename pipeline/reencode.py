@@ -27,7 +27,9 @@ from cache.merge import Source
 from cache.plan import FORMATS, Format, StorePlan
 from cache.roots import open_root
 from cache.store import FrameStore, TeacherStore, require_same_frames
+from pipeline.coverage import READ_HEAT
 from pipeline.engine import Cluster, run_shards
+from pipeline.evidence import require_names
 from pipeline.progress import FrameProgress
 from pipeline.reencode_shard import Reencoding, count_cells, recomputed, reencoded, write_reencoded_shard
 
@@ -109,17 +111,20 @@ def _job(cache: str | Path, source: TeacherStore, options: ReencodeOptions) -> R
         dtype=options.dtype or source.bev.dtype,
     )
     job = Reencoding(source.root.url, None, have, wanted, encoding)
-    if "confident" in recomputed(job):
+    of_heat = [selector for selector in recomputed(job) if selector.kind in READ_HEAT]
+    if of_heat:
         raise StoreError(
-            f"{source.root}: holds {have}; {wanted['confident']} needs the teacher's heat, which no store keeps: leave "
-            "it out, keep its options, raise its threshold only, or cache the teacher again with that coverage"
+            f"{source.root}: holds {have}; {of_heat[0]} needs the teacher's heat, which no store keeps: leave it out, "
+            "keep its options, raise its threshold only, or cache the teacher again with that coverage"
         )
     if recomputed(job):
         frames = FrameStore(frames_place(cache))
         require_same_frames(frames, source, _rows_in(frames, source))
-        if "lidar" in recomputed(job) and not frames.manifest.header["points"]:
+        require_names(wanted, frames)
+        of_points = [selector for selector in recomputed(job) if selector.kind == "lidar"]
+        if of_points and not frames.manifest.header["points"]:
             raise StoreError(
-                f"{frames.root}: holds no points, which {wanted['lidar']} needs; cache the frames with --points, or "
+                f"{frames.root}: holds no points, which {of_points[0]} needs; cache the frames with --points, or "
                 "leave it out"
             )
         job = dataclasses.replace(job, frames=frames.root.url)

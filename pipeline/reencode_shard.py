@@ -14,14 +14,16 @@ import numpy as np
 
 from cache.bev import BevEncoding
 from cache.cells import Cells, cell_weights
+from cache.columns import Column, Product
 from cache.coverage import Coverage
 from cache.errors import StoreError
 from cache.plan import ShardPlan
 from cache.quantise import dequantise_u8
+from cache.selectors import Selector
 from cache.shard_writer import open_shard
 from cache.store import FrameStore, TeacherStore
-from pipeline.coverage import Evidence, coverage_weights
-from pipeline.selectors.background import background_mask
+from pipeline.coverage import Evidence, coverage_weights, join_columns, product_of
+from pipeline.evidence import evidence_of
 
 
 @dataclass(frozen=True)
@@ -37,23 +39,26 @@ class Reencoding:
     encoding: BevEncoding
 
 
-def recomputed(job: Reencoding) -> list[str]:
-    """Names of the wanted selectors whose weights are not among those stored."""
-    return [selector.name for selector in job.wanted.selectors if not _is_stored(job, selector.name)]
+def recomputed(job: Reencoding) -> list[Selector]:
+    """The wanted selectors, alone or in a product, whose weights are not among those stored."""
+    columns = [column for column in job.wanted.selectors if not _is_stored(job, column)]
+    return [factor for column in columns for factor in column.factors if not _is_stored(job, factor)]
 
 
-def _is_stored(job: Reencoding, name: str) -> bool:
-    if name not in job.have:
+def _is_stored(job: Reencoding, column: Column) -> bool:
+    if column.name not in job.have:
         return False
-    if name == "confident":  # the stored weight is the heat itself, so that a higher threshold can be told from it
-        return bool(job.wanted[name]["threshold"] >= job.have[name]["threshold"])
-    if name == "random":  # drawn from the cells that the others leave
-        return _picking(job.have) == _picking(job.wanted) and job.have[name] == job.wanted[name]
-    return job.have[name] == job.wanted[name]
+    had = job.have[column.name]
+    if isinstance(had, Selector) and had.kind == "confident" and isinstance(column, Selector):
+        # the stored weight is the heat itself, so that a higher threshold can be told from it
+        return had == column or bool(had["soft"] and column["threshold"] >= had["threshold"])
+    if column.name == "random":  # drawn from the cells that the others leave
+        return _picking(job.have) == _picking(job.wanted) and had == column
+    return had == column
 
 
 def _picking(coverage: Coverage) -> set[Any]:
-    return {selector for selector in coverage.selectors if selector.name not in ("random", "dense")}
+    return {column for column in coverage.selectors if column.name not in ("random", "dense")}
 
 
 def write_reencoded_shard(
@@ -114,32 +119,34 @@ def _wanted_cells(
     if job.wanted == job.have:
         return stored.index, stored.weights
     shape = job.encoding.height, job.encoding.width
-    maps: dict[str, np.ndarray] = {}
-    for selector in job.wanted.selectors:
-        if _is_stored(job, selector.name):
-            column = stored.weights[:, job.have.names.index(selector.name)]
-            if selector.name == "confident":
-                column = np.where(column >= np.float32(selector["threshold"]), column, np.float32(0))
-            flat = np.zeros(shape[0] * shape[1], np.float32)
-            flat[stored.index] = column
-            maps[selector.name] = flat.reshape(shape)
-        elif selector.name != "random":
-            evidence = _evidence(source, frames, row, clouds=selector.name == "lidar")
-            maps[selector.name] = coverage_weights(Coverage((selector,)), evidence, source.grid)[0]
-    if "random" in job.wanted and "random" not in maps:
-        drawn = job.wanted["random"]
-        picked = sum((weights for name, weights in maps.items() if name != "dense"), np.zeros(shape, np.float32))
-        maps["random"] = background_mask(picked, source.token(row), drawn["cells"], drawn["seed"])
-    return cell_weights(np.empty((0, *shape)), np.stack([maps[name] for name in job.wanted.names]))
+
+    def kept(column: Column) -> np.ndarray:
+        flat = np.zeros(shape[0] * shape[1], np.float32)
+        flat[stored.index] = stored.weights[:, job.have.names.index(column.name)]
+        if isinstance(column, Selector) and column.kind == "confident" and job.have[column.name] != column:
+            above = flat >= np.float32(column["threshold"])
+            flat = np.where(above, flat if column["soft"] else np.float32(1), np.float32(0))
+        return flat.reshape(shape)
+
+    def map_of(column: Column) -> np.ndarray:
+        if _is_stored(job, column):
+            return kept(column)
+        if isinstance(column, Product):
+            return product_of(map(map_of, column.factors))
+        alone = Coverage((column,))
+        return coverage_weights(alone, _evidence(source, frames, row, alone), source.grid)[0]
+
+    if "random" in job.wanted and _is_stored(job, job.wanted["random"]):
+        drawn = kept(job.wanted["random"])
+        others = [column for column in job.wanted.selectors if column.name != "random"]
+        maps = {column.name: map_of(column) for column in others} | {"random": drawn}
+        return cell_weights(np.empty((0, *shape)), np.stack([maps[name] for name in job.wanted.names]))
+    return cell_weights(np.empty((0, *shape)), join_columns(job.wanted, shape, source.token(row), map_of))
 
 
-def _evidence(source: TeacherStore, frames: FrameStore | None, row: int, *, clouds: bool) -> Evidence:
+def _evidence(source: TeacherStore, frames: FrameStore | None, row: int, coverage: Coverage) -> Evidence:
     token = source.token(row)
-    if frames is None:
-        return Evidence(token)
-    there = frames.row_of(token)
-    boxes = frames.boxes_lidar(there) if frames.is_labelled(there) else None
-    return Evidence(token, boxes, cloud=frames.points(there) if clouds else None)
+    return Evidence(token) if frames is None else evidence_of(frames, frames.row_of(token), coverage)
 
 
 def _values_at(

@@ -7,7 +7,7 @@ frame's task needs: paths, transforms, calibration, poses and annotations.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,13 @@ _SPLITS_OF = {"trainval": ("train", "val"), "mini": ("mini_train", "mini_val"), 
 @dataclass(frozen=True)
 class FrameRecord:
     """One keyframe as the tables tell it; camera sizes and intrinsics are those of the files. truth is None where the
-    version has no annotations."""
+    version has no annotations; lidarseg: path of the key sweep's classes, "" where the data set has none."""
 
     frame: Frame
     sweeps: tuple[Sweep, ...]  # the key frame's first, then older ones
     image_paths: tuple[str, ...]  # in CAMERA_CHANNELS order
     truth: GroundTruth | None
+    lidarseg: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class DataSet:
 
     def __len__(self) -> int:
         return sum(len(scene) for scene in self.records)
+
+    def without_lidarseg(self) -> DataSet:
+        """The same where no key sweep has lidarseg classes."""
+        return replace(self, records=tuple(tuple(replace(r, lidarseg="") for r in scene) for scene in self.records))
 
 
 def open_tables(root: Path, version: str, split: str | None, sweeps: int) -> DataSet:
@@ -175,6 +180,7 @@ def _record(
         tuple(_sweeps(nusc, key, canonical_to_global, sweeps)),
         tuple(image_paths),
         _truth(nusc, sample) if annotated else None,
+        _lidarseg(nusc, key["token"]),
     )
 
 
@@ -196,6 +202,12 @@ def _sweeps(nusc: NuScenes, key: dict[str, Any], canonical_to_global: np.ndarray
         transform = from_global @ ego.matrix() @ sensor.matrix()
         out.append(Sweep(row["filename"], transform, 1e-6 * (key["timestamp"] - row["timestamp"])))
     return out
+
+
+def _lidarseg(nusc: NuScenes, token: str) -> str:
+    """Path under the data root of a sweep's lidarseg classes, as the data set lays them out; "" where there is none."""
+    path = f"lidarseg/{nusc.version}/{token}_lidarseg.bin"
+    return path if (Path(nusc.dataroot) / path).is_file() else ""
 
 
 def _truth(nusc: NuScenes, sample: dict[str, Any]) -> GroundTruth:

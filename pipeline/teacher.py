@@ -26,6 +26,7 @@ from models.detector import Detector
 from pipeline.capacity import capacities, probe_clouds
 from pipeline.device import AUTOCAST, DEVICES, autocast_difference, choose_device, probe_batch, visible_gpus
 from pipeline.engine import Cluster, run_shards
+from pipeline.evidence import require_names
 from pipeline.overlap import STAGES
 from pipeline.points import Sweep
 from pipeline.progress import FrameProgress
@@ -121,6 +122,7 @@ def cache_teacher(
     device = choose_device(options.device)
     model = load_teacher(str(weights), digest, device)
     coverage = Coverage.parse(options.coverage, model.grid)
+    require_names(coverage, frames)
     stored_sweeps = frames.manifest.header["sweeps"] if frames.manifest.header["points"] else None
     if stored_sweeps is not None and options.sweeps not in (None, stored_sweeps):
         raise ConfigError(

@@ -22,13 +22,13 @@ from cache.errors import BevcaskError, ConfigError, DataError
 from cache.files import file_sha256
 from cache.frame import Detections
 from cache.grid import BevGrid
-from cache.index import KIND_LABELLED
 from cache.plan import ShardPlan
 from cache.shard_writer import ShardWriter, open_shard
 from cache.store import FrameStore
 from models.build import load_weights
 from models.detector import Batch, Detector
-from pipeline.coverage import Evidence, coverage_weights, reads_heat
+from pipeline.coverage import coverage_weights, reads_heat
+from pipeline.evidence import evidence_of
 from pipeline.overlap import overlap
 from pipeline.points import Sweep, aggregate
 
@@ -170,13 +170,8 @@ def fields_of(said: Said, frames: FrameStore, job: TeacherPass) -> list[dict[str
     """Each frame's fields by name: the feature under the coverage, and the decoded boxes."""
     out = []
     for i, row in enumerate(said.rows):
-        labelled = int(frames.index.kind[row]) == KIND_LABELLED
-        evidence = Evidence(
-            frames.token(row),
-            boxes_lidar=frames.boxes_lidar(row) if labelled else None,
-            heat=None if said.heat is None else said.heat[i],
-            cloud=said.clouds[i],
-        )
+        heat = None if said.heat is None else said.heat[i]
+        evidence = evidence_of(frames, row, job.coverage, heat, said.clouds[i])
         found = said.found[i]
         out.append(
             {

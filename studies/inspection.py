@@ -1,4 +1,4 @@
-"""`./bevcask inspect`: what a cache holds, and one frame drawn: six cameras, bird's-eye view, mask, truth, teacher."""
+"""`./bevcask inspect`: what a cache holds, and one frame drawn: six cameras, bird's-eye view, masks, truth, teacher."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from rich.table import Table
 
 from cache.cells import scatter_cells
 from cache.errors import StoreError
+from cache.grid import BevGrid
 from cache.layout import frames_place, teacher_names, teacher_place
 from cache.manifest import Manifest
 from cache.store import FrameStore, Store, TeacherStore
-from evaluation.draw import BoxLayer, decode_jpeg, detection_layer, draw_frame, truth_layer, write_png
+from evaluation.draw import BoxLayer, MaskLayer, decode_jpeg, detection_layer, draw_frame, truth_layer, write_png
 
 SHOWN_QUARANTINED = 10
 
@@ -105,12 +106,19 @@ def frame_picture(
     frame = frames.frame(row)
     images = [decode_jpeg(frames.image(row, camera.channel)) for camera in frame.cameras]
     layers: list[BoxLayer] = [truth_layer(frame, frames.truth(row))] if frames.is_labelled(row) else []
-    grid = mask = None
+    grid: BevGrid | None = None
+    masks: tuple[MaskLayer, ...] = ()
     if teacher is not None:
-        grid, mask = teacher.grid, foreground_of(teacher, frame.token)
+        grid, masks = teacher.grid, mask_layers(teacher, frame.token)
         layers.append(detection_layer("teacher", teacher.detections(teacher.row_of(frame.token))))
     points = frames.points(row) if frames.has(row, "points") else None
-    return draw_frame(points, images, frame, [*layers, *more], grid=grid, mask=mask)
+    return draw_frame(points, images, frame, [*layers, *more], grid=grid, masks=masks)
+
+
+def mask_layers(teacher: TeacherStore, token: str) -> tuple[MaskLayer, ...]:
+    """Every column of a frame's weights, to be drawn, in the store's order."""
+    weights = scatter_cells(teacher.cells(teacher.row_of(token)), teacher.grid.shape)[1]
+    return tuple(MaskLayer(name, column) for name, column in zip(teacher.selectors, weights, strict=True))
 
 
 def foreground_of(teacher: TeacherStore, token: str) -> np.ndarray:

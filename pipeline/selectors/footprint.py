@@ -1,7 +1,15 @@
 """footprint: the cells under annotated boxes seen from above, each box grown by a margin.
 
-A box smaller than a cell may hold no cell centre, so the cell that holds the box's own centre is kept too. Cost follows
-the cells under the boxes: about 2 ms for 50 boxes on 128 x 128.
+A box smaller than a cell may hold no cell centre, so the cell that holds the box's own centre is kept too. The weight
+is 1, or by size
+
+    w = min(1, sqrt(cell area / area of the grown box)), the largest where boxes overlap
+
+so that a bus does not weigh as much as twenty people. Cost follows the cells under the boxes: about 2 ms for 50 boxes
+on 128 x 128.
+
+Source of the weight: DistillBEV (ICCV 2023), whose foreground scale is sqrt(cell area / box area). A box smaller than a
+cell would pass 1 there; here a cell is the smallest area, as it is the least that is kept of a box.
 """
 
 from __future__ import annotations
@@ -14,9 +22,9 @@ from models.gaussian import centre_cells
 BORDER_M = 1e-5  # a centre this close to a side counts as inside: float32 boxes are no more exact than that
 
 
-def footprint_mask(boxes_lidar: np.ndarray, grid: BevGrid, margin: float = 0.0) -> np.ndarray:
-    """(H, W) float32: 1 at cells whose centre lies in a box, rotated by its yaw and each side moved out by `margin` m,
-    and at the cell that holds a box's centre; 0 elsewhere.
+def footprint_mask(boxes_lidar: np.ndarray, grid: BevGrid, margin: float = 0.0, *, by_size: bool = False) -> np.ndarray:
+    """(H, W) float32: 1, or the weight above with `by_size`, at cells whose centre lies in a box, rotated by its yaw
+    and each side moved out by `margin` m, and at the cell that holds a box's centre; 0 elsewhere.
 
     boxes_lidar: (N, 9) or any (N, >= 7) x, y, z, l, w, h, yaw (m, rad). Boxes with a NaN or infinite x, y, l, w or yaw
     are skipped; of a box whose centre is off the grid the part on the grid is kept.
@@ -27,8 +35,13 @@ def footprint_mask(boxes_lidar: np.ndarray, grid: BevGrid, margin: float = 0.0) 
         return mask
     finite = np.isfinite(boxes[:, [0, 1, 3, 4, 6]]).all(axis=1)
     row, col, inside = centre_cells(boxes, grid)
-    mask[row[inside & finite], col[inside & finite]] = 1
-    for x, y, _, length, width, _, yaw in boxes[finite, :7]:
+    sides = np.maximum(boxes[:, 3:5], 0) + 2 * margin
+    weights = np.ones(len(boxes), np.float32)
+    if by_size:
+        weights = (grid.cell_m / np.sqrt(np.maximum(sides.prod(axis=1), grid.cell_m**2))).astype(np.float32)
+    held = inside & finite
+    np.maximum.at(mask, (row[held], col[held]), weights[held])
+    for (x, y, _, length, width, _, yaw), weight in zip(boxes[finite, :7], weights[finite], strict=True):
         half_length, half_width = (max(side, 0.0) / 2 + margin + BORDER_M for side in (length, width))
         cos, sin = np.cos(yaw), np.sin(yaw)
         reach_x = abs(cos) * half_length + abs(sin) * half_width
@@ -38,7 +51,8 @@ def footprint_mask(boxes_lidar: np.ndarray, grid: BevGrid, margin: float = 0.0) 
         dx = grid.x_min + (np.arange(left, right) + 0.5) * grid.cell_m - x
         dy = (grid.y_min + (np.arange(top, bottom) + 0.5) * grid.cell_m - y)[:, None]
         under = (abs(cos * dx + sin * dy) <= half_length) & (abs(cos * dy - sin * dx) <= half_width)
-        mask[top:bottom, left:right][under] = 1
+        part = mask[top:bottom, left:right]
+        part[under] = np.maximum(part[under], weight)
     return mask
 
 

@@ -79,7 +79,7 @@ def cache_frames(
         "teacher": "a shipped teacher",
         "checkpoint": "weights of your own teacher, as `train` writes them",
         "data-root": "nuScenes folder, needed where the frame store holds no points",
-        "coverage": "cells to keep, e.g. gaussian(dilate=1)+footprint+confident+lidar+random(cells=200)+dense",
+        "coverage": "cells to keep, e.g. gaussian+lidar(ground=0.2)*view(camera=CAM_FRONT)+random; see docs/format.md",
         "encoding": "cells (those of the coverage) or dense (every value)",
         "dtype": "float16, float32 or u8 (a scale per frame and channel)",
         "format": "webdataset or zarr",

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.coverage import Coverage
+from cache.columns import NO_FACTORS, Column, Product
+from cache.coverage import MAX_COLUMNS, Coverage
 from cache.errors import ConfigError, CorruptError
 from cache.grid import BevGrid
 from cache.selectors import SELECTORS, Selector
@@ -22,7 +23,11 @@ ALL = "gaussian(dilate=1)+footprint(margin=0.5)+confident(threshold=0.1)+lidar+r
 @st.composite
 def any_coverage(draw: st.DrawFn) -> Coverage:
     names = draw(st.lists(st.sampled_from(list(SELECTORS)), min_size=1, unique=True))
-    return Coverage(tuple(draw(any_selector(name)) for name in names))
+    columns: list[Column] = [draw(any_selector(name)) for name in names]
+    factors = draw(st.lists(st.sampled_from([n for n in SELECTORS if n not in NO_FACTORS]), max_size=3, unique=True))
+    if len(factors) > 1:
+        columns.insert(draw(st.integers(0, len(names))), Product(tuple(draw(any_selector(name)) for name in factors)))
+    return Coverage(tuple(columns))
 
 
 def test_the_full_text_reads_as_written_down() -> None:
@@ -94,6 +99,8 @@ def test_refusals_say_where_the_text_stood() -> None:
 
 
 GOOD = Coverage.parse("gaussian(dilate=1)+lidar+dense").header()
+PRODUCT = Coverage.parse("gaussian(dilate=1)*confident").header()
+PRODUCT_OPTIONS = PRODUCT["options"]["gaussian*confident"]
 
 
 @pytest.mark.parametrize(
@@ -127,13 +134,79 @@ GOOD = Coverage.parse("gaussian(dilate=1)+lidar+dense").header()
         {**GOOD, "unlabelled": ["dense", "lidar"]},
         {**GOOD, "unlabelled": None},
         {"selectors": ["lidar"], "dilate_cells": 0, "unlabelled": []},
+        {
+            **GOOD,
+            "options": {**GOOD["options"], "gaussian": {"dilate": 1, "overlap": 0.1}},
+        },  # a default that came later
+        {**GOOD, "options": {**GOOD["options"], "gaussian": {"dilate": 1, "classes": "car"}}},  # another name
+        {**PRODUCT, "selectors": ["confident*gaussian"]},
+        {**PRODUCT, "selectors": ["gaussian*lidar"]},
+        {**PRODUCT, "selectors": ["gaussian*"]},
+        {**PRODUCT, "options": {"gaussian*confident": {"gaussian": {"dilate": 1}}}},
+        {**PRODUCT, "options": {"gaussian*confident": PRODUCT_OPTIONS | {"lidar": {}}}},
+        {**PRODUCT, "options": {"gaussian*confident": PRODUCT_OPTIONS | {"gaussian": 1}}},
+        {**PRODUCT, "unlabelled": ["gaussian*confident"]},
     ],
-    ids=range(28),
+    ids=range(37),
 )
 def test_headers_that_we_would_not_write_are_corrupt(header: Any) -> None:
     with pytest.raises(CorruptError, match=r"^t/manifest\.json: .*cache the teacher again$") as caught:
         Coverage.from_header(header, "t/manifest.json")
     assert len(str(caught.value)) < 1000
+
+
+def test_a_product_is_one_column_whichever_way_it_is_written() -> None:
+    coverage = Coverage.parse("lidar+confident( threshold=0.2 ) * gaussian(dilate=1) , gaussian(dilate=0)")
+    assert coverage.names == ("lidar", "gaussian*confident", "gaussian")
+    assert coverage["gaussian*confident"] == Coverage.parse("gaussian(dilate=1)*confident(threshold=0.2)").selectors[0]
+    assert coverage["gaussian"]["dilate"] == 0 and coverage["gaussian*confident"]["gaussian"]["dilate"] == 1
+    assert coverage.applying("unlabelled") == ("lidar",)
+    assert [factor.kind for factor in coverage.factors] == ["lidar", "gaussian", "confident", "gaussian"]
+    assert PRODUCT == {
+        "selectors": ["gaussian*confident"],
+        "options": {"gaussian*confident": {"gaussian": {"dilate": 1}, "confident": {"threshold": 0.1}}},
+        "labelled": ["gaussian*confident"],
+        "unlabelled": [],
+    }
+
+
+@pytest.mark.parametrize("text", ["gaussian*gaussian(dilate=1)", "dense*lidar", "lidar*random", "lidar*view*lidar"])
+def test_what_cannot_be_multiplied_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected two or more different factors of gaussian, footprint"):
+        Coverage.parse(text)
+
+
+def test_a_selector_may_stand_once_for_each_of_its_names() -> None:
+    text = "view(camera=CAM_FRONT)+view(camera=CAM_BACK)*view(camera=CAM_FRONT)+view"
+    assert Coverage.parse(text).names == (
+        "view(camera=CAM_FRONT)",
+        "view(camera=CAM_BACK)*view(camera=CAM_FRONT)",
+        "view",
+    )
+    with pytest.raises(ConfigError, match="each at most once"):
+        Coverage.parse("gaussian(classes=car|bus)+gaussian(classes=bus|car,dilate=1)")
+    many = "+".join(f"gaussian(classes=c{i})" for i in range(MAX_COLUMNS))
+    assert len(Coverage.parse(many).names) == MAX_COLUMNS
+    with pytest.raises(ConfigError, match=f"up to {MAX_COLUMNS}"):
+        Coverage.parse(many + "+dense")
+
+
+def test_headers_of_stores_written_before_the_later_options_read_and_are_written_the_same() -> None:
+    header = {
+        "selectors": ["gaussian", "footprint", "confident", "lidar", "random", "dense"],
+        "options": {
+            "gaussian": {"dilate": 1},
+            "footprint": {"margin": 0.5},
+            "confident": {"threshold": 0.1},
+            "lidar": {"points": 1, "z_min": -5.0, "z_max": 3.0},
+            "random": {"cells": 200, "seed": 0},
+            "dense": {},
+        },
+        "labelled": ["gaussian", "footprint", "confident", "lidar", "random", "dense"],
+        "unlabelled": ["confident", "lidar", "random", "dense"],
+    }
+    assert Coverage.from_header(header) == Coverage.parse(ALL) and Coverage.parse(ALL).header() == header
+    assert json.dumps(Coverage.parse(ALL).header()) == json.dumps(header)  # in the same order, so plans' bytes stay
 
 
 JSON = st.recursive(

@@ -8,11 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache.columns import read_columns
 from cache.errors import ConfigError
 from cache.grid import BevGrid
-from cache.selectors import SELECTORS, Selector, read_selectors, write_selector
+from cache.selectors import SELECTORS, Selector, write_selector
 
+_APART = {"z_min": (-5, 0), "z_max": (0.5, 9), "near": (0.1, 3), "far": (4, 90)}  # in any pair the first is lower
 FINE, COARSE = BevGrid(-8, 8, -8, 8, 0.8), BevGrid(-16, 16, -16, 16, 1.6)
+
+
+def read_selectors(text: str) -> list[tuple[str, dict]]:
+    """The selectors of a text without products."""
+    columns = list(read_columns(text))
+    assert all(len(column) == 1 for column in columns)
+    return [column[0] for column in columns]
 
 
 @st.composite
@@ -21,7 +30,10 @@ def any_selector(draw: st.DrawFn, name: str | None = None) -> Selector:
     name = name or draw(st.sampled_from(list(SELECTORS)))
     options = {}
     for key, option in SELECTORS[name].options.items():
-        low, high = (-5, 0) if key == "z_min" else (0.5, 9) if key == "z_max" else (option.low, option.high)
+        if option.type is str:
+            options[key] = "|".join(draw(st.lists(st.sampled_from(["CAM_FRONT", "car", "a1"]), max_size=4)))
+            continue
+        low, high = _APART.get(key, (option.low, option.high))
         number = st.integers(int(low), int(high)) if option.type is int else st.floats(low, high)
         options[key] = draw(st.none() | number if option.default is None else number)
     return Selector.of(name, **options)
@@ -70,8 +82,11 @@ def test_text_gives_only_what_is_written() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "found ''.*NAME is one of gaussian, footprint, confident, lidar, random, dense"),
-        ("gauss", "'gauss' is unknown, expected one of gaussian, footprint, confident, lidar, random, dense"),
+        ("", "found ''.*NAME is one of gaussian, footprint, confident, topk, lidar, view, random, dense"),
+        (
+            "gauss",
+            "'gauss' is unknown, expected one of gaussian, footprint, confident, topk, lidar, view, random, dense",
+        ),
         ("Gaussian", "'Gaussian' is unknown"),
         ("gaussian+", "found ''"),
         ("gaussian++dense", r"found '\+dense'"),
@@ -96,7 +111,16 @@ def test_text_gives_only_what_is_written() -> None:
         ("footprint(margin=1e999)", "margin is inf, expected"),
         ("footprint(margin=-0.1)", r"margin is -0\.1, expected a number in 0\.\.50"),
         ("footprint(margin=None)", "margin is None"),
-        ("confident(threshold=0)", "threshold is 0"),
+        ("confident(threshold=-0.1)", r"threshold is -0\.1"),
+        ("confident(soft=2)", r"soft is 2, expected a whole number in 0\.\.1"),
+        ("topk(k=0)", "k is 0"),
+        ("gaussian(overlap=1)", r"overlap is 1, expected a number in 0\.01\.\.0\.99"),
+        ("gaussian(min_radius=1.5)", r"min_radius is 1\.5, expected a whole number"),
+        ("gaussian(classes=car||truck)", r"classes is 'car\|\|truck', expected up to 64 names"),
+        ("gaussian(classes=" + "|".join(f"c{i}" for i in range(65)) + ")", "expected up to 64 names"),
+        ("view(camera=CAM*FRONT)", r"camera is 'CAM\*FRONT', expected up to 64 names"),
+        ("view(near=9,far=9)", r"near 9\.0 is not below far 9\.0"),
+        ("view(z_min=4)", r"z_min 4\.0 is not below z_max 3\.0"),
         ("confident(threshold=1.01)", r"threshold is 1\.01"),
         ("lidar(z_min=3)", r"z_min 3\.0 is not below z_max 3\.0"),
     ],
@@ -114,10 +138,30 @@ def test_values_that_are_no_numbers_in_range_are_refused(value: object) -> None:
             Selector(name, ((key, value),))  # type: ignore[arg-type]
 
 
-@given(st.text(alphabet="gausindelt(),+=0.1e- \nÄ", max_size=40))
+def test_options_of_names_are_sets_and_part_of_the_name() -> None:
+    selector = Selector.of("gaussian", classes="truck|car|truck")
+    assert selector["classes"] == "car|truck" and selector.name == "gaussian(classes=car|truck)"
+    assert selector == Selector.of("gaussian", classes="car|truck") and Selector("gaussian").name == "gaussian"
+    assert Selector.of("view", camera="CAM_BACK", far=30).name == "view(camera=CAM_BACK)"
+    for value in (None, 3, ["car"], "", " ", "|"):
+        if value == "":
+            assert Selector.of("gaussian", classes=value).name == "gaussian"
+            continue
+        with pytest.raises(ConfigError, match="selector gaussian: classes is"):
+            Selector("gaussian", (("classes", value),))  # type: ignore[arg-type]
+
+
+def test_options_that_came_later_are_written_only_where_they_are_not_the_default() -> None:
+    assert Selector.of("gaussian", dilate=0, overlap=0.1, min_radius=1).written() == {"dilate": 0}
+    assert str(Selector.of("gaussian", dilate=0, overlap=0.7)) == "gaussian(dilate=0,overlap=0.7)"
+    assert str(Selector("footprint")) == "footprint(margin=0.5)"
+    assert str(Selector.of("lidar", ground=0.2)) == "lidar(points=1,z_min=-5,z_max=3,ground=0.2)"
+
+
+@given(st.text(alphabet="gausindelt(),+*|=0.1e- \nÄ", max_size=40))
 def test_any_text_reads_or_is_refused(text: str) -> None:
     try:
-        found = [Selector(name, tuple(options.items())) for name, options in read_selectors(text)]
+        found = [Selector(name, tuple(given.items())) for column in read_columns(text) for name, given in column]
     except ConfigError:
         return
     assert found

@@ -106,12 +106,48 @@ def test_what_a_term_may_ask_for_is_checked() -> None:
     with pytest.raises(ConfigError, match=r"z_min 4\.0 is not below"):
         NeededSelector.parse("lidar(z_min=4)")
     assert str(NeededSelector.parse("lidar(points=2)")) == "lidar(points=2)"
+    with pytest.raises(ConfigError, match="expected two or more different factors"):
+        NeededSelector.parse("gaussian*dense")
     assert NeededSelector.parse("gaussian(dilate=none)") == NeededSelector("gaussian")
+
+
+def test_a_term_of_a_product_is_served_by_that_product_and_not_by_its_factors() -> None:
+    store = offer("gaussian*confident(threshold=0)+lidar")
+    assert serves(store, need("gaussian*confident")).served and serves(store, need("confident*gaussian")).served
+    assert serves(store, need("confident(threshold=0)*gaussian(dilate=1,overlap=0.1)")).served
+    for other in ("gaussian", "gaussian*lidar", "confident(threshold=0.1)*gaussian", "gaussian(overlap=0.7)*confident"):
+        assert serves(store, need(other)).verdict == "refused", other
+    answer = serves(offer("gaussian+confident"), need("confident*gaussian"))
+    assert answer.verdict == "refused" and "reads the weights of selector gaussian*confident" in answer.reason
+    assert answer.coverage == "gaussian(dilate=1)+confident(threshold=0.1)+gaussian(dilate=1)*confident(threshold=0.1)"
+    assert serves(store, need("gaussian*lidar"), "unlabelled").verdict == "skipped"
+    assert NeededSelector.parse("lidar*view(camera=B|A)").name == "lidar*view(camera=A|B)"
+
+
+def test_options_that_stores_were_written_without_have_their_defaults() -> None:
+    header = {"selectors": ["gaussian"], "options": {"gaussian": {"dilate": 0}}, "labelled": ["gaussian"]}
+    store = StoreOffer(FIELDS, GRID, Coverage.from_header({**header, "unlabelled": []}))
+    assert serves(store, need("gaussian(overlap=0.1,min_radius=1)")).served
+    answer = serves(store, need("gaussian(min_radius=2)"))
+    assert answer.verdict == "refused" and answer.coverage == "gaussian(dilate=1,min_radius=2)"
+
+
+def test_names_are_part_of_what_a_term_asks_for() -> None:
+    store = offer("gaussian(classes=car)+view(camera=CAM_FRONT,far=30)")
+    assert serves(store, need("view(camera=CAM_FRONT)", "gaussian(classes=car)")).served
+    for other in ("gaussian", "gaussian(classes=bus|car)", "view", "view(camera=CAM_FRONT,far=40)"):
+        assert serves(store, need(other)).verdict == "refused", other
+    assert serves(offer("gaussian"), need("gaussian(classes=car)")).verdict == "refused"
+
+
+PRODUCTS = ["gaussian*confident", "lidar(ground=0.25)*view(camera=CAM_BACK)", "topk*lidar*gaussian(classes=car)"]
 
 
 @given(
     any_coverage(),
-    st.lists(st.sampled_from([*SELECTORS, "gaussian(dilate=2)", "footprint(margin=1.25)", "lidar(points=3)"])),
+    st.lists(
+        st.sampled_from([*SELECTORS, *PRODUCTS, "gaussian(dilate=2)", "footprint(margin=1.25)", "lidar(points=3)"])
+    ),
     st.booleans(),
     st.sampled_from(["labelled", "unlabelled"]),
 )

@@ -12,8 +12,12 @@ from matplotlib.colors import to_rgb
 from cache.errors import DataError
 from cache.frame import Detections, Frame
 from cache.grid import BevGrid
+from evaluation.bev_view import paint_bev
 from evaluation.draw import (
     BoxLayer,
+    MaskLayer,
+    _figure,
+    _rgb,
     decode_jpeg,
     detection_layer,
     draw_bev,
@@ -24,7 +28,7 @@ from evaluation.draw import (
     truth_layer,
     write_png,
 )
-from evaluation.layers import CLASS_COLOURS, LAYER_COLOURS, layer_colour
+from evaluation.layers import CLASS_COLOURS, GROUND, LAYER_COLOURS, layer_colour, mask_colour
 from tests.evaluation.worlds import made_up_frame, made_up_truth, noisy_detections
 
 GRID = BevGrid(-51.2, 51.2, -51.2, 51.2, 1.6)
@@ -165,3 +169,53 @@ def test_jpeg_round_trip_keeps_red_red_and_bad_bytes_are_refused() -> None:
     for data in (b"", b"not an image"):
         with pytest.raises(DataError, match="do not decode"):
             decode_jpeg(data)
+
+
+def corner_mask(name: str, row: int, col: int, weight: float = 1.0) -> MaskLayer:
+    """Eight by eight cells from (row, col) on."""
+    weights = np.zeros(GRID.shape, np.float32)
+    weights[row : row + 8, col : col + 8] = weight
+    return MaskLayer(name, weights)
+
+
+def test_each_mask_is_a_layer_of_the_view_and_a_panel_of_its_own(frame: Frame, images: list[np.ndarray]) -> None:
+    layers = [BoxLayer("ground truth", np.zeros((0, 9)), np.zeros(0, int))]
+    masks = [corner_mask("gaussian", 56, 56), corner_mask("lidar*view(camera=CAM_FRONT)", 0, 0, 0.5)]
+    bare = draw_frame(None, images, frame, layers, grid=GRID, width=1200)
+    full = draw_frame(None, images, frame, layers, grid=GRID, masks=masks, width=1200)
+    assert full.shape[1] == 1200 and 200 < len(full) - len(bare) < 260
+    top = len(bare) - 744  # the view is 744 pixels high and wide, below the cameras
+    view, plain = full[top : len(bare), :744], bare[top:, :744]
+    changed = (view != plain).any(axis=-1)
+    assert changed[5:80, -80:-5].all() and changed[-80:-5, 5:80].all() and not changed[200:500].any()
+    strip = full[len(bare) :].astype(float)
+    for position, (rows, cols) in enumerate(((slice(48, 62), slice(176, 192)), (slice(-24, -8), slice(208, 224)))):
+        colour = 255 * np.array(to_rgb(mask_colour(position)))
+        assert (strip[:, 200 * position : 200 * (position + 1)] != strip[0, 0]).any()
+        found = strip[rows, cols].mean(axis=(0, 1))
+        share = 1.0 if position == 0 else 0.12 + 0.88 * 0.5
+        expected = share * colour + (1 - share) * 255 * np.array(to_rgb(GROUND))
+        assert np.abs(found - expected).max() < 12, mask_colour(position)
+    assert (strip[:, 401:] == strip[0, 0]).all()
+
+
+def test_a_mask_over_much_of_the_grid_is_only_outlined_and_dense_veils_nothing() -> None:
+    weights = np.ones(GRID.shape, np.float32)
+    weights[20:44, 20:44] = 0
+    with_mask, without = (draw_masks([MaskLayer("view", weights)] if some else []) for some in (True, False))
+    changed = (with_mask != without).any(axis=-1)
+    assert 0 < changed.mean() < 0.05 and not changed[240:260].reshape(20, 500)[:, 200:300].any()
+
+
+def draw_masks(masks: list[MaskLayer]) -> np.ndarray:
+    figure, canvas = _figure(500, 500)
+    paint_bev(figure.add_axes((0, 0, 1, 1)), None, [], GRID, None, "", masks)
+    return _rgb(canvas)
+
+
+def test_masks_of_another_grid_or_of_none_are_refused(frame: Frame, images: list[np.ndarray]) -> None:
+    layers = [BoxLayer("ground truth", np.zeros((0, 9)), np.zeros(0, int))]
+    with pytest.raises(DataError, match=r"mask lidar of shape \(3, 3\), expected \(64, 64\)"):
+        draw_frame(None, images, frame, layers, grid=GRID, masks=[MaskLayer("lidar", np.ones((3, 3)))])
+    with pytest.raises(DataError, match="masks without the grid"):
+        draw_frame(None, images, frame, layers, masks=[MaskLayer("lidar", np.ones((64, 64)))])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cache.errors import StoreError
+from cache.serving import NeededSelector, StoreOffer, TermNeed, serves
 from cache.store import FrameStore, TeacherStore, require_same_frames
 from tests.golden.make import content, make, stores_of
 
@@ -28,6 +29,14 @@ def test_every_value_is_what_it_was(cache: Path) -> None:
     for teacher in teachers:
         assert teacher.selectors == expected[teacher.root.url.rsplit("/", 1)[1]]["selectors"]
         assert len(require_same_frames(frames, teacher, range(len(frames)))) == 6
+        offer = StoreOffer(tuple(spec.name for spec in teacher.manifest.fields), teacher.grid, teacher.coverage)
+        for selector, verdict in (
+            ("gaussian(dilate=0,overlap=0.1,min_radius=1)", "served"),  # what there was no option for is the default
+            ("gaussian(min_radius=2)", "refused"),
+            ("gaussian*confident", "refused"),
+        ):
+            need = TermNeed(("bev_weights",), (NeededSelector.parse(selector),), grid=teacher.grid)
+            assert serves(offer, need).verdict == verdict, selector
 
 
 def test_the_golden_stores_are_small_and_cover_both_formats() -> None:

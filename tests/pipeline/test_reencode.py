@@ -99,6 +99,28 @@ def test_a_higher_threshold_is_told_from_the_stored_heat(house: House) -> None:
     assert 0 < kept < len(heat)
 
 
+def test_products_are_made_of_stored_factors_or_of_annotations_but_never_of_heat(house: House) -> None:
+    apart = house.direct("gaussian(dilate=2)+confident(threshold=0.01)+lidar(ground=0.2)+topk(k=9)", encoding="dense")
+    wanted = "topk(k=9)*lidar(ground=0.2)+gaussian(dilate=2)*confident(threshold=0.02)+random(cells=5)+footprint*lidar"
+    house.again(apart, "x", coverage=wanted, encoding="cells")
+    assert house.shards("x") == house.shards(house.direct(wanted))
+    for other in ("topk(k=8)", "gaussian(dilate=2)*topk(k=10)", "confident(threshold=0.001)*lidar"):
+        with pytest.raises(StoreError, match=r"needs the teacher's heat"):
+            house.again(apart, "x", coverage=other)
+    joined = house.direct("gaussian(dilate=2)*confident(threshold=0.01)", encoding="dense")
+    with pytest.raises(StoreError, match=r"confident\(threshold=0\.01\) needs the teacher's heat"):
+        house.again(joined, "x", coverage="confident(threshold=0.01)")
+    house.again(joined, "x", coverage="gaussian(dilate=2)*confident(threshold=0.01)+gaussian", encoding="cells")
+    assert house.shards("x") == house.shards(house.direct("gaussian(dilate=2)*confident(threshold=0.01)+gaussian"))
+
+
+def test_the_weight_1_is_told_from_the_stored_heat_and_not_the_other_way(house: House) -> None:
+    house.again(house.direct("confident(threshold=0.01)"), "x", coverage="confident(threshold=0.02,soft=0)")
+    assert house.shards("x") == house.shards(house.direct("confident(threshold=0.02,soft=0)"))
+    with pytest.raises(StoreError, match="needs the teacher's heat"):
+        house.again(house.direct("confident(threshold=0.02,soft=0)"), "x", coverage="confident(threshold=0.02)")
+
+
 def test_there_and_back_again_is_byte_for_byte_the_same(house: House) -> None:
     name = house.direct(ALL, dtype="u8")
     there = house.again(name, "z", format="zarr")
@@ -233,6 +255,14 @@ def test_a_store_goes_on_where_its_source_has_grown(simulated_root: Path, weight
     grown = reencode(tmp_path, "t", "x", options=ReencodeOptions(dtype="u8", format="zarr"), workers=1)
     assert grown.header == begun.header and grown.shards[:2] == begun.shards and len(grown.shards) == 3
     assert TeacherStore(tmp_path / "teachers" / "x").tokens == FrameStore(tmp_path / "frames").tokens
+
+
+@pytest.mark.parametrize("coverage", ["gaussian*confident(threshold=0)+topk(k=50)", "gaussian(classes=car)*view"])
+def test_room_for_products_in_zarr_is_probed_or_counted(house: House, coverage: str) -> None:
+    name = house.direct(coverage, format="zarr")
+    capacity = dict(house.store(name).manifest.format.capacity)
+    most = max(len(house.store(name).cells(row)) for row in range(4))
+    assert capacity["K"] == most if "classes" in coverage else capacity["K"] >= most > 0
 
 
 @pytest.mark.parametrize("coverage", ["", "gaussian(dilate=1)"])

@@ -17,9 +17,10 @@ from models.detector import Batch
 from pipeline.coverage import Evidence, coverage_weights
 from pipeline.frames import FrameOptions, cache_frames
 from pipeline.teacher import SHIPPED_TEACHERS, TeacherOptions, cache_teacher
-from studies.inspection import foreground_of
+from studies.inspection import foreground_of, mask_layers
 
 TEXT = "dense+gaussian+footprint(margin=0.25)+confident(threshold=0.25)+lidar(points=3)+random(cells=20,seed=1)"
+TEXT += "+topk(k=30)+lidar(ground=0.2)*view(camera=CAM_FRONT|CAM_BACK)+gaussian(classes=car)*confident(threshold=0)"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,16 @@ def test_every_column_is_what_its_selector_makes_of_the_frame(cached: Path) -> N
         token, cloud = frames.frame(row).token, frames.points(row)
         with torch.inference_mode():
             heat = model(Batch(points=[torch.from_numpy(cloud.copy())], tokens=[token])).class_heat()[0].numpy()
-        expected = coverage_weights(coverage, Evidence(token, frames.boxes_lidar(row), heat, cloud), teacher.grid)
+        evidence = Evidence(
+            token,
+            frames.boxes_lidar(row),
+            heat,
+            cloud,
+            labels=frames.truth(row).class_ids,
+            classes=tuple(frames.classes),
+            cameras=frames.frame(row).cameras,
+        )
+        expected = coverage_weights(coverage, evidence, teacher.grid)
         _, stored = scatter_cells(teacher.cells(teacher.row_of(token)), teacher.grid.shape)
         assert abs(heat.max(axis=0) - 0.25).min() > 1e-4  # else the threshold falls into the rounding of another batch
         np.testing.assert_allclose(stored, expected, atol=1e-5)
@@ -69,3 +79,13 @@ def test_a_coverage_that_does_not_read_is_refused_before_anything_is_written(cac
         with pytest.raises(ConfigError, match=f"--coverage.*{said}"):
             cache_teacher(cached, "bad", options=TeacherOptions(text), workers=1)
     assert not (cached / "teachers" / "bad").exists()
+
+
+def test_every_column_is_a_layer_of_the_picture(cached: Path) -> None:
+    frames, teacher = FrameStore(cached / "frames"), TeacherStore(cached / "teachers" / "t")
+    token = frames.frame(1).token
+    layers = mask_layers(teacher, token)
+    assert [layer.name for layer in layers] == teacher.selectors
+    _, weights = scatter_cells(teacher.cells(teacher.row_of(token)), teacher.grid.shape)
+    np.testing.assert_array_equal(np.stack([layer.weights for layer in layers]), weights)
+    assert layers[-1].cells == (weights[-1] > 0).sum() > 0

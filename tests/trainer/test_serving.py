@@ -13,7 +13,7 @@ from cache.errors import ConfigError, StoreError
 from cache.grid import BevGrid
 from cache.index import KIND_LABELLED, KIND_UNLABELLED
 from trainer.terms import TermNeeds, require_served
-from trainer.terms.bevdistill_dense import BevDistillDenseOptions, needs_of
+from trainer.terms.bevdistill_dense import BevDistillDenseOptions, _column, needs_of
 
 GRID = BevGrid(-51.2, 51.2, -51.2, 51.2, 1.6)
 MODEL: Any = SimpleNamespace(grid=GRID)
@@ -89,3 +89,13 @@ def test_a_missing_field_and_an_unknown_selector_are_named() -> None:
         require_served("t", dense_term(), a_store(fields=("boxes",)), MODEL)
     with pytest.raises(ConfigError, match=r"term t: selector 'gauss': .*expected one of gaussian, footprint"):
         require_served("t", dense_term("gauss"), a_store(), MODEL)
+
+
+def test_a_term_may_ask_for_a_product() -> None:
+    term = dense_term("confident*gaussian(min_radius=2)")
+    require_served("t", term, a_store("lidar+gaussian(min_radius=2)*confident(threshold=0)"), MODEL)
+    assert _column(BevDistillDenseOptions(selector="confident*gaussian")) == "gaussian*confident"
+    with pytest.raises(
+        StoreError, match=r"run `cache-teacher --coverage 'gaussian\(dilate=1\)\+gaussian\(dilate=1,min_ra"
+    ):
+        require_served("t", term, a_store(), MODEL)

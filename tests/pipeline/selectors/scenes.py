@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cache.frame import Camera
 from cache.grid import BevGrid
 
 GRID = BevGrid(-10, 10, -6, 6, 0.5)  # 24 x 40: rows and columns cannot be mixed up
@@ -18,6 +19,20 @@ def random_boxes(rng: np.random.Generator, count: int, reach: float = 12.0) -> n
     boxes[:, 6] = rng.uniform(-7, 7, count)
     boxes[:, 7:] = np.nan  # velocities are often unknown, and nobody should mind
     return boxes
+
+
+def some_camera(
+    yaw: float, *, channel: str = "CAM_FRONT", place: tuple[float, float, float] = (0, 0, 0), pitch: float = 0.0
+) -> Camera:
+    """A camera of 160 x 90 pixels, 65 degrees wide, at `place`, that looks `yaw` counter-clockwise from +x and `pitch`
+    downwards (rad)."""
+    forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), -np.sin(pitch)])
+    right = np.array([np.sin(yaw), -np.cos(yaw), 0])
+    to_camera = np.eye(4)
+    to_camera[:3, :3] = right, np.cross(forward, right), forward
+    to_camera[:3, 3] = -to_camera[:3, :3] @ np.asarray(place, float)
+    intrinsic = np.array([[125.0, 0, 80], [0, 125, 45], [0, 0, 1]])
+    return Camera(channel, 160, 90, 0, intrinsic, to_camera)
 
 
 def turned(boxes: np.ndarray) -> np.ndarray:

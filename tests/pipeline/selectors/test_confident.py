@@ -48,3 +48,9 @@ def test_what_is_no_probability_is_refused(value: float) -> None:
 def test_a_heat_of_another_grid_is_refused_with_both_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match=r"has shape \(.*expected \(classes, 24, 40\)"):
         confident_mask(np.zeros(shape, np.float32), GRID, 0.1)
+
+
+def test_at_threshold_0_the_weight_is_the_heat_of_every_cell_and_without_soft_it_is_1() -> None:
+    heat = a_heat(3)
+    np.testing.assert_array_equal(confident_mask(heat, GRID, 0), heat.max(axis=0))
+    np.testing.assert_array_equal(confident_mask(heat, GRID, 0.6, soft=False), heat.max(axis=0) >= np.float32(0.6))

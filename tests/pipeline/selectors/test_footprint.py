@@ -108,3 +108,30 @@ def test_boxes_off_the_grid_keep_what_reaches_it_and_never_wrap_around() -> None
 
 def test_no_boxes_give_no_cells() -> None:
     assert not footprint_mask(np.zeros((0, 9), np.float32), GRID).any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("margin", [0.0, 0.7])
+def test_by_size_a_cell_has_the_weight_of_the_smallest_box_over_it(seed: int, margin: float) -> None:
+    boxes = random_boxes(np.random.default_rng(seed), 12, reach=8)
+    expected = np.zeros(GRID.shape)
+    for box in boxes:
+        length, width = float(box[3]) + 2 * margin, float(box[4]) + 2 * margin
+        weight = min(1.0, math.sqrt(GRID.cell_m**2 / (length * width)))
+        expected = np.maximum(expected, weight * slow_footprint(box[None], GRID, margin))
+    found = footprint_mask(boxes, GRID, margin, by_size=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert found.dtype == np.float32 and len(np.unique(found)) > 5
+
+
+def test_by_size_a_hand_case() -> None:
+    boxes = np.array([[0.25, 0.25, 0, 4, 1, 1, 0, 0, 0], [0.25, 0.25, 0, 0.3, 0.3, 1, 0, 0, 0]], np.float32)
+    mask = footprint_mask(boxes[:1], GRID, by_size=True)
+    assert set(np.unique(mask)) == {0, np.float32(0.25)}  # sqrt(0.25 / 4)
+    both = footprint_mask(boxes, GRID, by_size=True)  # what is smaller than a cell has a cell's weight
+    assert both[12, 20] == 1 and np.array_equal(np.delete(both, 12 * 40 + 20), np.delete(mask, 12 * 40 + 20))
+    odd = np.array([[0.25, 0.25, 0, -3, 0, 1, 0, 0, 0]])
+    assert (
+        footprint_mask(odd, GRID, by_size=True).sum() == 1
+        and footprint_mask(odd, GRID, 1.0, by_size=True).max() == 0.25
+    )

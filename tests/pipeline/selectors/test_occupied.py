@@ -55,3 +55,18 @@ def test_moving_and_turning_the_cloud_moves_and_turns_the_mask() -> None:
 
 def test_an_empty_cloud_occupies_nothing() -> None:
     assert not occupied_mask(np.zeros((0, 5), np.float32), GRID).any()
+
+
+def test_without_ground_the_returns_above_it_are_counted_and_no_others() -> None:
+    rng = np.random.default_rng(4)
+    cloud = np.concatenate([rng.uniform((-12, -8, 0, 0, 0), (12, 8, 0.05, 1, 0), (3000, 5)), a_cloud(5, 200)])
+    cloud[3000:, 2] = np.abs(cloud[3000:, 2])
+    cloud[:3000, 2] += 0.1 * cloud[:3000, 0] - 1.8
+    cloud[3000:, 2] += 0.1 * cloud[3000:, 0] - 1.4
+    assert occupied_mask(cloud, GRID).mean() > 0.8
+    mask = occupied_mask(cloud, GRID, 2, ground=0.2)
+    np.testing.assert_array_equal(mask, slow_occupied(cloud[3000:], GRID, 2, -5.0, 3.0))
+    classes = np.where(np.arange(3000) % 7 == 0, 17, 24).astype(np.uint8)  # cars among the road
+    known = occupied_mask(cloud, GRID, ground=0.2, lidarseg=classes)
+    np.testing.assert_array_equal(known, slow_occupied(np.r_[cloud[:3000:7], cloud[3000:]], GRID, 1, -5.0, 3.0))
+    np.testing.assert_array_equal(occupied_mask(cloud, GRID, lidarseg=classes), occupied_mask(cloud, GRID))
