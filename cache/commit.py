@@ -17,7 +17,7 @@ from cache.errors import FingerprintError, StoreError
 from cache.fields import letters_of
 from cache.files import PARTIAL, canonical_json, parse_json, seal, sha256
 from cache.index import FrameIndex
-from cache.manifest import MANIFEST, PLAN, Manifest, Shard, StoredFile, read_document
+from cache.manifest import MANIFEST, PLAN, Manifest, Shard, StoredFile, read_document, read_parsed
 from cache.plan import ShardPlan, StorePlan
 from cache.records import SENSELESS, record_problem
 from cache.roots import Root, open_root
@@ -115,11 +115,15 @@ def committed_record(root: Root, shard: ShardPlan, sizes: Mapping[str, int]) -> 
     """
     if shard.record not in sizes:
         return None
-    try:
-        data = read_document(root, shard.record)
+
+    def parse(data: bytes) -> dict[str, Any]:
         record = parse_json(data, shard.record, "a shard record")
         if record_problem(record, data, shard, letters_of(shard.fields)) or record["plan"] != shard.digest:
-            return None
+            raise StoreError(f"{shard.record}: not the record of this shard")
+        return record
+
+    try:
+        record = read_parsed(root, shard.record, parse)
     except (StoreError, FileNotFoundError, *SENSELESS):
         return None
     return record if all(sizes.get(name) == size for name, size, _ in record["files"]) else None

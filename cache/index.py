@@ -6,17 +6,18 @@ A JSON index of a million frames takes 20 s and 3 GB to load; these columns cost
 from __future__ import annotations
 
 import bisect
+import hashlib
 import mmap
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cache.errors import CorruptError, StoreError
 from cache.fields import TOKEN_PATTERN
-from cache.files import file_sha256, sha256
+from cache.files import sha256
 from cache.npy import decode_npy, encode_npy
 from cache.plan import FrameEntry
 from cache.roots import Root
@@ -227,34 +228,47 @@ def _is_strict_order(token: np.ndarray, order: np.ndarray) -> bool:
 
 
 def _open_column(root: Root, name: str, expected: dict[str, Any] | None) -> np.ndarray:
-    path: Path | None = None
-    data = b""
     try:
-        path = root.local_path(name) if expected is not None else None
-        size = root.size(name) if path is not None else None  # first: what is no file, or endless, is not hashed
-        if expected is None or (path is not None and size is None):
+        return _checked_column(root, name, expected)
+    except CorruptError:
+        if not root.discard(name):
+            raise
+    return _checked_column(root, name, expected)  # a local copy had gone bad
+
+
+def _checked_column(root: Root, name: str, expected: dict[str, Any] | None) -> np.ndarray:
+    try:
+        if expected is None:
             raise FileNotFoundError
-        if path is not None:
-            digest = file_sha256(path) if size == expected["size"] else ""
-        else:
-            data = root.read_range(name, 0, expected["size"] + 1)
-            size, digest = len(data), sha256(data)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        size, digest, data = _column_bytes(root, name, expected["size"])
+    except FileNotFoundError:
         raise CorruptError(f"{root}/{name}: missing; the store is damaged, run the caching command again") from None
     if size != expected["size"] or digest != expected["sha256"]:
         raise CorruptError(
             f"{root}/{name}: {size} bytes do not match the manifest's digest; run the caching command again"
         )
-    return decode_npy(data, f"{root}/{name}") if path is None else _map_column(path)
+    return decode_npy(data, f"{root}/{name}")
 
 
-def _map_column(path: Path) -> np.ndarray:
-    """The column over the mapped file: pages are read when rows are, and the mapping outlives the descriptor."""
-    if not path.stat().st_size:
-        raise CorruptError(f"{path}: no bytes, expected a column; run the caching command again")
-    with open(path, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return decode_npy(memoryview(mapped), str(path))
+def _column_bytes(root: Root, name: str, expected_size: int) -> tuple[int, str, bytes | memoryview]:
+    """Size, digest and bytes, mapped where the root has files: then pages are read when rows are.
+
+    One descriptor for all three: the name may be gone, or lead elsewhere, a moment later. The mapping outlives it.
+    """
+    file = root.open_file(name)
+    if file is None:
+        data = root.read_range(name, 0, expected_size + 1)
+        return len(data), sha256(data), data
+    with file:
+        size = os.fstat(file.fileno()).st_size
+        if size != expected_size or not size:  # what is endless is not hashed, and nothing is not mapped
+            return size, sha256(b""), b""
+        try:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return size, digest, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except OSError as error:
+            root.discard(name)
+            raise StoreError(f"{root}/{name}: cannot be read ({error}); check the disk") from error
 
 
 assert [column.name for column in fields(FrameIndex)] == list(_COLUMNS)

@@ -8,8 +8,9 @@ A store without a manifest is not a store yet: readers refuse it, and the run th
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from cache.errors import CorruptError, StoreError
 from cache.fields import FieldSpec, letters_of
@@ -21,6 +22,7 @@ FORMAT_NAME = "bevcask"
 FORMAT_VERSION = 1
 KINDS = ("frames", "teacher")
 MANIFEST, PLAN = "manifest.json", "plan.json"
+T = TypeVar("T")
 MAX_DOCUMENT_BYTES = 256 << 20  # several times a plan of a million frames
 
 
@@ -120,13 +122,15 @@ class Manifest:
     def read(cls, root: Root) -> Manifest:
         """Raises StoreError where there is no committed store, CorruptError where the manifest does not make sense."""
         try:
-            data = read_document(root, MANIFEST)
+            return read_parsed(root, MANIFEST, lambda data: cls._parse(data, f"{root}/{MANIFEST}"))
         except FileNotFoundError:
             state = "an unfinished caching run" if root.size(PLAN) is not None else "no store"
             raise StoreError(
                 f"{root}: {state} (no {MANIFEST}); run cache-frames or cache-teacher into it first"
             ) from None
-        where = f"{root}/{MANIFEST}"
+
+    @classmethod
+    def _parse(cls, data: bytes, where: str) -> Manifest:
         try:
             values = parse_json(data, where, "a bevcask manifest")
         except StoreError as error:
@@ -189,6 +193,19 @@ class Manifest:
             quarantined=tuple(_object(row) for row in values["quarantined"]),
             digest=digest,
         )
+
+
+def read_parsed(root: Root, name: str, parse: Callable[[bytes], T]) -> T:
+    """What `parse` makes of a JSON file of a store. Where it raises and the root keeps a copy of its own, that may have
+    gone bad: it is dropped, and the file read and parsed once more. Raises as `parse` and `read_document`.
+    """
+    data = read_document(root, name)
+    try:
+        return parse(data)
+    except Exception:
+        if not root.discard(name):
+            raise
+    return parse(read_document(root, name))
 
 
 def read_document(root: Root, name: str) -> bytes:

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -93,17 +94,25 @@ class ReadThrough:
             self._wanted.pop(name, None)
 
     def read(self, name: str) -> bytes:
-        return self._read(name, 0, None)
+        """The whole object, checked against its promised digest where there is one: a copy gone bad is fetched again,
+        since not every document tells by itself that it is damaged."""
+        data = self._read(name, 0, None)
+        promised = self._expected.get(name)
+        if promised is not None and hashlib.sha256(data).hexdigest() != promised[1]:
+            self.discard(name)
+            data = self._read(name, 0, None)
+        return data
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         return self._read(name, start, length)
 
-    def local_path(self, name: str) -> Path:
-        """The local file, fetched if need be. To be opened at once: it may be evicted later, which an open file or a
-        memory map outlives.
-        """
-        os.close(self._descriptor(name))
-        return self.files.path((self._wanted.get(name) or self._look_up(name)).key)
+    def open_file(self, name: str) -> BufferedReader:
+        """The local copy, fetched if need be: open, so that it stays whole when another process evicts it."""
+        return os.fdopen(self._descriptor(name), "rb")
+
+    def local_path(self, name: str) -> Path | None:
+        """The root's own: a path into the local cache may lead nowhere as soon as it is handed out."""
+        return self.root.local_path(name)
 
     def discard(self, name: str) -> bool:
         """Forgets the local copy, of which some checksum failed; the next read fetches it again."""

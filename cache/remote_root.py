@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -147,6 +148,9 @@ class FsspecRoot:
                 return {}
         base = self._base.strip("/") + "/"
         return {path.lstrip("/").removeprefix(base): int(about["size"]) for path, about in sorted(found.items())}
+
+    def open_file(self, name: str) -> BufferedReader | None:
+        return None
 
     def local_path(self, name: str) -> Path | None:
         return None

@@ -13,6 +13,7 @@ import re
 import stat
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -58,8 +59,13 @@ class Root(Protocol):
     def sizes(self) -> dict[str, int]:
         """Every object's name and bytes, other writers' partial files included."""
 
+    def open_file(self, name: str) -> BufferedReader | None:
+        """The object as an open file that may be memory-mapped and stays as it is whatever becomes of its name; None
+        where the root has no files. To be closed by the caller.
+        """
+
     def local_path(self, name: str) -> Path | None:
-        """A file that holds the object and may be memory-mapped, None where the root has no such thing."""
+        """Where the object itself lies, or would, to be linked to; None where the root is no folder."""
 
     def write(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
         """A binary file whose content becomes the object, at once, when the block ends without an error."""
@@ -133,6 +139,11 @@ def read_at(descriptor: int, start: int, length: int) -> bytes:
     return data
 
 
+def _open_at_once(path: Path) -> int:
+    """O_NONBLOCK: a pipe in a file's place would wait for a writer; now it cannot be read, which is told."""
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
 class _Descriptor:
     """An open file's number. It is closed when the last thread that holds it lets go, never under somebody's read: the
     next file opened would take the number over, and the read give that one's bytes.
@@ -142,8 +153,7 @@ class _Descriptor:
 
     def __init__(self, path: Path) -> None:
         self.number = -1
-        # O_NONBLOCK: a pipe in a file's place would wait for a writer; now it cannot be read, which is told
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        self.number = _open_at_once(path)
 
     def __del__(self, close: Any = os.close) -> None:
         if self.number >= 0:
@@ -259,6 +269,14 @@ class LocalRoot:
                 with contextlib.suppress(FileNotFoundError):  # another writer's partial file, renamed meanwhile
                     found[path.relative_to(self.folder).as_posix()] = path.lstat().st_size
         return dict(sorted(found.items()))
+
+    def open_file(self, name: str) -> BufferedReader:
+        with self._told(name):
+            descriptor = _open_at_once(self._path(name))
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+                raise FileNotFoundError(name)
+            return os.fdopen(descriptor, "rb")
 
     def local_path(self, name: str) -> Path | None:
         return self._path(name)

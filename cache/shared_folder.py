@@ -4,6 +4,17 @@ The folder is the whole state: `objects/` holds complete files, `fetching/` thos
 the start, and a file's time of modification is its last use. Every decision is taken under a flock on `lock`, held for
 milliseconds and never while a file is made; who makes a file holds a flock on it. The kernel lets go of both when their
 holder dies, however it dies, and what it left in `fetching/` is removed by the next who needs room. Waiting is bounded.
+
+Why nobody ever sees half a file, nor one change:
+* A file is written by the process that made it, through the descriptor that made it, before it is renamed. What another
+  left is removed, never cut or filled again. Evicting and discarding take a name, not the bytes of who has it open.
+* Under `lock`: looking for the complete file, making one in `fetching/` together with its flock, removing a dead one,
+  the rename, evicting. So nobody can complete a file between our not finding it and our claiming its name, and a file
+  in `fetching/` without a flock has lost its maker. Killed before the rename it leaves that, after it a complete file.
+* A maker that fails unlinks its file without `lock`, but with its flock: who gets that flock later looks whether the
+  name still leads to the file, and leaves it alone if not.
+* Somebody may remove the whole folder, and then two locks may be held at once: so a lock counts only if its name leads
+  to it, and a file gets its final name only if its first one leads to it.
 """
 
 from __future__ import annotations
@@ -68,13 +79,9 @@ class SharedFolder:
             fill(descriptor)
             with self._told(), no_space_as_error(partial):
                 os.fsync(descriptor)  # after a power cut a name must not lead to zeros
-                _mark_used(descriptor)
-                partial.rename(self.path(key))
-            _unlock(descriptor)
+                self._complete(key, descriptor)
         except BaseException:
-            partial.unlink(missing_ok=True)
-            _unlock(descriptor)
-            os.close(descriptor)
+            _abandon(partial, descriptor)
             raise
         return descriptor
 
@@ -96,58 +103,55 @@ class SharedFolder:
                 complete = self.open(key)
                 if complete is not None:
                     return complete, False
-                claimed = self._claim(key, size)
+                try:
+                    return self._claim(key, size), True
+                except _NotYet as reason:
+                    why = str(reason)
                 state = {name: found.st_mtime_ns for name, found in _list(self._fetching).items()}
-            if isinstance(claimed, int):
-                return claimed, True
             now = time.monotonic()
             if state != seen:
                 seen, progress_at = state, now
             if now - progress_at > self.wait_s or now - began > _LONGEST * self.wait_s:
                 raise StoreError(
-                    f"{self.folder}: waited {now - began:.0f} s for {key}, because {claimed}; end that process if it "
+                    f"{self.folder}: waited {now - began:.0f} s for {key}, because {why}; end that process if it "
                     "hangs, or raise --local-cache-limit"
                 )
             time.sleep(pause_s)
             pause_s = min(0.05, pause_s * 1.5)
 
-    def _claim(self, key: str, size: int) -> int | str:
-        """A locked descriptor of a new file of `size` in `fetching/`, after evicting; or why there is none as yet.
+    def _claim(self, key: str, size: int) -> int:
+        """A locked descriptor of a new file of `size` in `fetching/`, after evicting; _NotYet where it cannot be.
 
-        Only under the folder's lock, so nobody else makes, claims or evicts files meanwhile. Files may still become
-        complete, or go because making them failed.
+        Under the folder's lock, and only where no complete file was found under it.
         """
         partial = self._fetching / key
         for folder in (self._objects, self._fetching):
             folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if not self._remove_dead(key):
+            raise _NotYet(f"{_holder(partial)} is fetching it")
+        self._make_room(size)
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             if not _try_lock(descriptor):
-                raise _NotYet(f"{_holder(descriptor)} is fetching it")
-            if os.fstat(descriptor).st_nlink == 0:
-                raise _NotYet("fetching it failed in another process")
-            os.ftruncate(descriptor, 0)  # what a killed process left of it
-            self._make_room(key, size)
+                raise _NotYet("the folder was removed, and is being made again by others")
             os.ftruncate(descriptor, size)
-        except BaseException as error:
-            if descriptor in _HELD:
-                partial.unlink(missing_ok=True)
-                _unlock(descriptor)
-            os.close(descriptor)
-            if isinstance(error, _NotYet):
-                return str(error)
+        except BaseException:
+            _abandon(partial, descriptor)
             raise
         return descriptor
 
-    def _make_room(self, key: str, size: int) -> None:
+    def _complete(self, key: str, descriptor: int) -> None:
+        """Gives a filled file its name. Where somebody has cleared the folder away meanwhile it goes without."""
+        with self._locked():
+            if _leads_to(self._fetching / key, descriptor):
+                _mark_used(descriptor)
+                (self._fetching / key).rename(self.path(key))
+            _unlock(descriptor)
+
+    def _make_room(self, size: int) -> None:
         """Evicts until `size` bytes more are within the limit; _NotYet, and nothing evicted, where they cannot be."""
-        being_made = {name: found for name, found in _list(self._fetching).items() if name != key}
-        for name in list(being_made):
-            if self._remove_dead(name):
-                del being_made[name]
+        being_made = {name: found for name, found in _list(self._fetching).items() if not self._remove_dead(name)}
         objects = _list(self._objects)
-        for name in objects.keys() & being_made.keys():
-            del being_made[name]  # has become complete between the two listings
         taken = sum(found.st_size for found in being_made.values())
         if taken + size > self.limit_bytes:
             first = min(being_made)
@@ -161,39 +165,43 @@ class SharedFolder:
             excess -= objects[name].st_size
 
     def _remove_dead(self, name: str) -> bool:
-        """Removes a file in `fetching/` whose maker is gone; whether that was so."""
+        """Removes a file in `fetching/` whose maker is gone; whether none is there now. Under the folder's lock."""
+        partial = self._fetching / name
         try:
-            descriptor = os.open(self._fetching / name, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return True
         try:
-            if not _try_lock(descriptor):
-                return False
-            (self._fetching / name).unlink(missing_ok=True)
-            _unlock(descriptor)
-            return True
+            dead = _try_lock(descriptor)
+            if dead:
+                _remove_own(partial, descriptor)
+            return dead
         finally:
-            os.close(descriptor)
+            _release(descriptor)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """The folder's lock, waited for with a bound."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        path, descriptor = self.folder / "lock", self._open_lock()
         until, pause_s = time.monotonic() + self.wait_s, 0.001
         try:
-            while not _try_lock(descriptor):
+            while not (_try_lock(descriptor) and _leads_to(path, descriptor)):
                 if time.monotonic() > until:
                     raise StoreError(
-                        f"{self.folder}/lock: waited {self.wait_s:.0f} s for {_holder(descriptor)}, which holds it for "
-                        "milliseconds as a rule; end that process if it hangs"
+                        f"{path}: waited {self.wait_s:.0f} s for {_holder(path)}, which holds it for milliseconds as a "
+                        "rule; end that process if it hangs"
                     )
                 time.sleep(pause_s)
                 pause_s = min(0.02, pause_s * 1.5)
+                stale, descriptor = descriptor, self._open_lock()
+                _release(stale)
             yield
         finally:
-            _unlock(descriptor)
-            os.close(descriptor)
+            _release(descriptor)
+
+    def _open_lock(self) -> int:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -229,6 +237,27 @@ def _mark_used(descriptor: int) -> None:
         return
 
 
+def _leads_to(path: Path, descriptor: int) -> bool:
+    """Whether a name is that of an open file."""
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_own(partial: Path, descriptor: int) -> None:
+    """Removes a file being made of which the caller holds the flock: until it lets go nobody else takes the name."""
+    if _leads_to(partial, descriptor):
+        partial.unlink(missing_ok=True)
+
+
+def _abandon(partial: Path, descriptor: int) -> None:
+    """Removes and closes what could not be made; why it could not matters more than what goes wrong here."""
+    with contextlib.suppress(OSError):
+        _remove_own(partial, descriptor)
+    _release(descriptor)
+
+
 def _try_lock(descriptor: int) -> bool:
     _HELD.add(descriptor)
     try:
@@ -243,9 +272,14 @@ def _try_lock(descriptor: int) -> bool:
 
 def _unlock(descriptor: int) -> None:
     """Explicitly, not by closing: a child forked in between may have the descriptor, too."""
-    _HELD.discard(descriptor)
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_UN)
+    _HELD.discard(descriptor)
+
+
+def _release(descriptor: int) -> None:
+    _unlock(descriptor)
+    os.close(descriptor)
 
 
 def _close_inherited() -> None:

@@ -62,6 +62,10 @@ class BytesRoot:
         """Its bytes."""
         return len(self._objects[name]) if name in self._objects else None
 
+    def discard(self, name: str) -> bool:
+        """No copies are kept."""
+        return False
+
 
 def parse_manifest(data: bytes) -> Any:
     """manifest.json as it is."""

@@ -6,11 +6,15 @@ import collections
 import contextlib
 import copy
 import errno
+import functools
 import hashlib
+import mmap
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -24,10 +28,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache import read_through
+from cache import read_through, shared_folder
 from cache.errors import ConfigError, CorruptError, OutOfSpaceError, StoreError
 from cache.read_through import ReadThrough, bytes_of
 from cache.roots import LocalRoot, open_root
+from cache.shared_folder import SharedFolder
 from tests.cache.test_roots import FORK, put
 
 SIZE = 10_000
@@ -71,6 +76,11 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name.rpartition("+")[2] for path in (folder / "objects").iterdir())
 
 
+def whole_file(through: ReadThrough, name: str) -> bytes:
+    with through.open_file(name) as file:
+        return file.read()
+
+
 def until_true(claim: Callable[[], bool]) -> None:
     until = time.monotonic() + 120
     while not claim():
@@ -94,10 +104,10 @@ def test_reads_equal_the_roots_and_fetch_once(kind: str, tmp_path: Path, request
                 assert through.read(name) == bytes_
                 for start, length in [(0, 5), (6_999, 2), (29_990, 100), (40_000, 5), (3, 0)]:
                     assert through.read_range(name, start, length) == bytes_[start : start + length]
-                assert through.local_path(name).read_bytes() == bytes_
+                assert whole_file(through, name) == bytes_
     assert (through.fetches, through.fetched_bytes) == (4, 30_012)
     assert through.sizes() == root.sizes() and through.size("plan.json") == 2 and through.size("none") is None
-    for call in (through.read, through.local_path, lambda name: through.read_range(name, 0, 1)):
+    for call in (through.read, through.open_file, lambda name: through.read_range(name, 0, 1)):
         with pytest.raises(FileNotFoundError):
             call("none")
         with pytest.raises(StoreError, match="plain relative path"):
@@ -152,7 +162,8 @@ def test_what_does_not_match_its_digest_is_refused_and_not_kept(origin: Origin, 
 
 def test_a_damaged_local_file_is_fetched_again(origin: Origin, tmp_path: Path) -> None:
     through = ReadThrough(origin, tmp_path / "local", 10 * SIZE, expected=promised({"shards/0.tar": content(0)}))
-    path = through.local_path("shards/0.tar")
+    through.read("shards/0.tar")
+    [path] = (tmp_path / "local" / "objects").iterdir()
     path.write_bytes(b"cut short")  # told by its size
     assert through.read("shards/0.tar") == content(0)
     path.write_bytes(b"\0" * SIZE)  # told by the store's checksum
@@ -186,7 +197,7 @@ SIZES = [100, 300, 0, 250, 700, 100, 400]
 @given(
     limit=st.integers(700, 1_800),
     steps=st.lists(
-        st.tuples(st.sampled_from(["read", "read", "path", "discard"]), st.integers(0, 6)), min_size=20, max_size=40
+        st.tuples(st.sampled_from(["read", "read", "open", "discard"]), st.integers(0, 6)), min_size=20, max_size=40
     ),
 )
 def test_eviction_equals_a_simple_lru(limit: int, steps: list[tuple[str, int]]) -> None:
@@ -210,7 +221,7 @@ def test_eviction_equals_a_simple_lru(limit: int, steps: list[tuple[str, int]]) 
                     held.popitem(last=False)
             held[number] = SIZES[number]
             held.move_to_end(number)
-            assert (through.local_path(name).read_bytes() if action == "path" else through.read(name)) == data[name]
+            assert (whole_file(through, name) if action == "open" else through.read(name)) == data[name]
             assert names_in(through.files.folder) == [str(number) for number in sorted(held)]
             assert through.files.used() == sum(held.values()) <= limit
             assert through.fetches == fetches
@@ -397,6 +408,171 @@ def test_a_child_forked_during_a_fetch_does_not_keep_its_parents_lock(origin: Or
         assert ReadThrough(origin, tmp_path / "local", SIZE, wait_s=10).read("shards/0.tar") == content(0)
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+# the folder
+
+
+def filler_of(key: str) -> Callable[[int], None]:
+    """What fills a file of SIZE bytes in two writes, and can be told from every other key's."""
+
+    def fill(descriptor: int) -> None:
+        data = content(int(key))
+        os.pwrite(descriptor, data[:100], 0)
+        os.pwrite(descriptor, data[100:], 100)
+
+    return fill
+
+
+def made(folder: SharedFolder, key: str) -> mmap.mmap:
+    """The file, mapped: a page of it that changes later, or is cut off, is seen."""
+    descriptor = folder.make(key, SIZE, filler_of(key))
+    try:
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["completes", "fails"])
+def test_who_opened_a_file_that_then_became_complete_or_failed_neither_cuts_nor_fills_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Between opening the file that another makes and trying its lock a process may be stopped for any time."""
+    folder, opened, ended = SharedFolder(tmp_path, 10 * SIZE, 30), threading.Event(), threading.Event()
+    late, try_lock = threading.get_ident(), shared_folder._try_lock
+
+    def stopped(descriptor: int) -> bool:
+        in_fetching = "fetching" in os.readlink(f"/proc/self/fd/{descriptor}")
+        if threading.get_ident() == late and in_fetching and not opened.is_set():
+            opened.set()
+            ended.wait(0.5)
+        return try_lock(descriptor)
+
+    def fill(descriptor: int) -> None:
+        filling.set()
+        assert opened.wait(60)
+        filler_of("7")(descriptor)
+        if fails:
+            raise KeyError("network gone")
+
+    def first() -> mmap.mmap:
+        try:
+            descriptor = folder.make("7", SIZE, fill)
+            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        finally:
+            ended.set()  # not before the other goes on, where that holds the folder's lock
+
+    filling = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        one = pool.submit(first)
+        assert filling.wait(60)
+        monkeypatch.setattr(shared_folder, "_try_lock", stopped)
+        fills: list[int] = []
+        descriptor = folder.make("7", SIZE, lambda file: fills.append(file) or filler_of("7")(file))
+        if fails:
+            with pytest.raises(KeyError):
+                one.result()
+        else:
+            assert one.result()[:] == content(7)
+    assert os.pread(descriptor, SIZE, 0) == folder.path("7").read_bytes() == content(7)
+    assert len(fills) == fails
+    os.close(descriptor)
+    assert folder.used() == SIZE
+
+
+def test_a_folder_cleared_away_while_it_is_filled_completes_nobody_elses_half_file(tmp_path: Path) -> None:
+    folder = SharedFolder(tmp_path / "local", 10 * SIZE, 30)
+
+    def clear_and_meet_another(descriptor: int) -> None:
+        filler_of("7")(descriptor)
+        shutil.rmtree(folder.folder)
+        other.submit(folder.make, "7", SIZE, half)
+        assert half_way.wait(60)
+
+    def half(descriptor: int) -> None:
+        os.pwrite(descriptor, b"half", 0)
+        half_way.set()
+        assert first_done.wait(60)
+        filler_of("7")(descriptor)
+
+    half_way, first_done = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as other:
+        descriptor = folder.make("7", SIZE, clear_and_meet_another)
+        seen = folder.open("7")
+        first_done.set()
+    assert seen is None
+    assert os.pread(descriptor, SIZE, 0) == folder.path("7").read_bytes() == content(7)
+
+
+@pytest.fixture
+def hesitant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening a file and trying its lock everybody is stopped for a moment now and then."""
+    try_lock = shared_folder._try_lock
+
+    def late(descriptor: int) -> bool:
+        if random.random() < 0.3:
+            time.sleep(0.002)
+        return try_lock(descriptor)
+
+    monkeypatch.setattr(shared_folder, "_try_lock", late)
+
+
+@pytest.mark.usefixtures("hesitant")
+def test_many_threads_of_many_processes_some_of_them_killed_never_see_a_file_change(tmp_path: Path) -> None:
+    seed = random.randrange(1 << 30)
+    print("seed", seed)
+    until = time.monotonic() + 4
+    folder = SharedFolder(tmp_path / "local", 7 * SIZE, 60)
+
+    def read_on(worker: int) -> int:
+        rng, held = random.Random(worker), collections.deque[tuple[str, mmap.mmap]](maxlen=4)
+        while time.monotonic() < until:
+            key = str(rng.randrange(10))
+            held.append((key, made(folder, key)))
+            if rng.random() < 0.1:
+                folder.discard(key)
+            assert all(mapped[:] == right[int(key)] for key, mapped in held)
+        return worker
+
+    def work(worker: int) -> None:
+        sys.setswitchinterval(1e-4)
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(read_on, (seed + 2 * worker, seed + 2 * worker + 1)))
+
+    right = [content(number) for number in range(10)]
+    workers = run(*[lambda worker=worker: work(worker) for worker in range(3)])
+    rng = random.Random(seed)
+    while time.monotonic() < until:
+        [doomed] = run(lambda: work(9))
+        time.sleep(rng.uniform(0.02, 0.2))
+        doomed.kill()
+        doomed.join()
+    assert ended_well(workers)
+    for number in range(10):
+        assert made(folder, str(number))[:] == right[number]
+    assert folder.used() <= 7 * SIZE
+    assert list((tmp_path / "local" / "fetching").iterdir()) == []
+
+
+@pytest.mark.usefixtures("hesitant")
+def test_threads_that_meet_at_every_new_file_all_get_it(tmp_path: Path) -> None:
+    folder, together = SharedFolder(tmp_path, 1 << 30, 30), threading.Barrier(4, timeout=20)
+    fills: list[str] = []
+
+    def fill(key: str, descriptor: int) -> None:
+        fills.append(key)
+        filler_of(key)(descriptor)
+
+    def meet(_: int) -> None:
+        for number in range(150):
+            together.wait()
+            descriptor = folder.make(str(number), SIZE, functools.partial(fill, str(number)))
+            assert os.pread(descriptor, SIZE, 0) == content(number)
+            os.close(descriptor)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(meet, range(4)))
+    assert fills == [str(number) for number in range(150)]
 
 
 # a disk that fails

@@ -218,6 +218,24 @@ def test_a_root_without_copies_has_none_to_discard(root: Root) -> None:
     assert root.read("a") == b"1"
 
 
+def test_an_open_file_stays_what_it_was(root: Root) -> None:
+    put(root, "a", b"first")
+    put(root, "folder/b", b"")
+    file = root.open_file("a")
+    if file is None:
+        assert not isinstance(root, LocalRoot)
+        return
+    with file:
+        put(root, "a", b"another")
+        root.remove("a")
+        assert file.read() == b"first"
+    for name in ("a", "folder"):
+        with pytest.raises(FileNotFoundError):
+            root.open_file(name)
+    with pytest.raises(StoreError, match="not a plain relative path"):
+        root.open_file("../a")
+
+
 def test_threads_share_a_root(root: Root) -> None:
     data = {f"{i}.tar": random.Random(i).randbytes(2_000) for i in range(5)}
     for name, content in data.items():
@@ -354,6 +372,12 @@ def test_a_file_replaced_while_it_is_opened_is_not_kept(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "open", late)
     assert root.read_range("a", 0, 3) == b"old"
     assert root.read_range("a", 0, 3) == b"new"
+
+
+def test_a_pipe_in_a_files_place_is_no_object(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(FileNotFoundError):
+        LocalRoot(tmp_path).open_file("a")
 
 
 def test_a_failing_disk_is_a_store_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
