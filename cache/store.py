@@ -56,6 +56,7 @@ class Store:
     def _opened(self) -> tuple[Manifest, FrameIndex]:
         """Manifest and index of one moment: a store may grow, and be read, at the same time."""
         manifest = Manifest.read(self.root)
+        failed: list[str] = []
         for _ in range(_TRIES):
             self.root.expect({file.name: (file.size, file.sha256) for file in manifest.files})
             if self.kind and manifest.kind != self.kind:
@@ -70,8 +71,9 @@ class Store:
                 )
             except CorruptError:
                 self.root.discard(MANIFEST)
-                earlier, manifest = manifest, Manifest.read(self.root)
-                if manifest.digest == earlier.digest:
+                failed.append(manifest.digest)
+                manifest = Manifest.read(self.root)
+                if failed.count(manifest.digest) == 2:  # nobody is changing it
                     raise
         raise StoreError(f"{self.root}: its manifest changed {_TRIES} times while it was opened; try again later")
 
