@@ -12,7 +12,7 @@ from cache.fields import FieldSpec, letters_of
 from cache.store import FrameStore
 from pipeline.coverage import Evidence, coverage_weights
 from pipeline.points import Sweep
-from pipeline.teacher_shard import TeacherPass, load_teacher, read_cloud, run_teacher
+from pipeline.teacher_shard import TeacherPass, read_cloud, run_teacher
 
 PROBED_FRAMES = 16
 MARGIN = 1.5  # of the largest probed frame; a frame above it fails its shard and names --capacity
@@ -41,7 +41,7 @@ def capacities(
 
 def _most_cells(frames: FrameStore, job: TeacherPass) -> int:
     """Cells of the fullest frame, by its annotations alone."""
-    coverage, grid = job.coverage, load_teacher(job.weights, job.digest).grid
+    coverage, grid = job.coverage, job.model().grid
     if coverage.every_cell:
         return grid.height * grid.width
     return max((_count(frames, row, coverage, grid) for row in range(len(frames))), default=1)
@@ -57,7 +57,7 @@ def _probed(
     frames: FrameStore, fields: Sequence[FieldSpec], job: TeacherPass, sweeps: Mapping[str, tuple[Sweep, ...]] | None
 ) -> dict[str, int]:
     """Letters' largest sizes over a few frames spread over the store, with a margin."""
-    model = load_teacher(job.weights, job.digest)
+    model = job.model()
     most: dict[str, int] = {}
     for row in np.unique(np.linspace(0, len(frames) - 1, min(len(frames), PROBED_FRAMES)).astype(int)).tolist():
         try:

@@ -62,7 +62,10 @@ class TeacherOptions:
 
 
 def resolve_checkpoint(teacher: str, checkpoint: Path | None) -> Path:
-    """The weights file of a shipped name or of an own checkpoint; ConfigError where there is none."""
+    """The weights file of a shipped name or of any checkpoint; ConfigError where there is none.
+
+    What the file and the name are together is for `pipeline.adapters.opening` to say.
+    """
     path = checkpoint or SHIPPED_TEACHERS.get(teacher)
     if path is None:
         raise ConfigError(
@@ -98,7 +101,9 @@ def cache_teacher(
     """Writes <cache>/teachers/<name> beside <cache>/frames; skips what an earlier run with the same settings committed,
     and goes on where the frame store has grown.
 
-    Clouds come from the frame store where it holds points, else from data_root (the folder the frames came from).
+    teacher: a shipped name; a preset for a foreign checkpoint, package.module:callable (see docs/teachers.md), or any
+    name for own weights. Clouds come from the frame store where it holds points, else from data_root (the folder the
+    frames came from).
     Returns the manifest. Raises ConfigError, StoreError, DataError or FingerprintError with the remedy.
     """
     options = options or TeacherOptions()
@@ -106,7 +111,8 @@ def cache_teacher(
     frames = FrameStore(frames_place(cache))
     weights = resolve_checkpoint(teacher, checkpoint)
     digest = file_sha256(weights)
-    model = load_teacher(str(weights), digest)
+    opened = load_teacher(str(weights), digest, teacher)
+    model = opened.model
     coverage = Coverage.parse(options.coverage, model.grid)
     stored_sweeps = frames.manifest.header["sweeps"] if frames.manifest.header["points"] else None
     if stored_sweeps is not None and options.sweeps not in (None, stored_sweeps):
@@ -125,6 +131,7 @@ def cache_teacher(
         "bev": encoding.to_dict(),
         "sweeps": count if stored_sweeps is None else stored_sweeps,
         "batch": BATCH,
+        **({"adapter": opened.adapter} if opened.adapter else {}),
     }
     job = TeacherPass(
         frames=frames.root.url,
@@ -133,6 +140,7 @@ def cache_teacher(
         digest=digest,
         coverage=coverage,
         encoding=encoding,
+        teacher=teacher,
     )
     plan = _store_plan(frames, header, encoding, options, job, sweeps, read_plan(open_root(place)))
     todo = begin(place, plan, grow=True)

@@ -22,8 +22,8 @@ from cache.index import KIND_LABELLED
 from cache.plan import ShardPlan
 from cache.shard_writer import ShardWriter, open_shard
 from cache.store import FrameStore
-from models.build import load_weights
 from models.detector import Batch, Detector
+from pipeline.adapters.opening import Opened, open_teacher
 from pipeline.coverage import Evidence, coverage_weights, reads_heat
 from pipeline.points import Sweep, aggregate
 
@@ -33,7 +33,7 @@ BATCH = 4
 @dataclass(frozen=True)
 class TeacherPass:
     """What all tasks of a pass share. frames: URL of the frame store; data_root: where sweeps lie that it does not
-    hold; weights and digest: the teacher's file and its sha256.
+    hold; weights and digest: the teacher's file and its sha256; teacher: its name, as `cache-teacher --teacher` has it.
     """
 
     frames: str
@@ -42,20 +42,28 @@ class TeacherPass:
     digest: str
     coverage: Coverage
     encoding: BevEncoding
+    teacher: str = ""
+
+    def model(self) -> Detector:
+        """The teacher, loaded once per process."""
+        return load_teacher(self.weights, self.digest, self.teacher).model
 
 
 @functools.lru_cache(maxsize=2)
-def load_teacher(path: str, digest: str) -> Detector:
-    """The model, once per process. The digest is checked so that every worker runs the very same weights."""
+def load_teacher(path: str, digest: str, teacher: str = "") -> Opened:
+    """The model in evaluation mode and how it came to be, once per process. The digest is checked so that every worker
+    runs the very same weights."""
     found = file_sha256(Path(path))
     if found != digest:
         raise BevcaskError(
             f"{path}: sha256 {found[:16]} on this worker, the client has {digest[:16]}; copy the same file to all nodes"
         )
-    model = load_weights(Path(path))
-    if model.modality != "lidar":
-        raise ConfigError(f"{path}: a {model.modality} model, expected a LiDAR teacher; choose another checkpoint")
-    return model.eval()
+    opened = open_teacher(Path(path), teacher)
+    if opened.model.modality != "lidar":
+        modality = opened.model.modality
+        raise ConfigError(f"{path}: a {modality} model, expected a LiDAR teacher; choose another checkpoint")
+    opened.model.eval()
+    return opened
 
 
 def write_teacher_shard(
@@ -64,7 +72,7 @@ def write_teacher_shard(
     """The teacher over one shard's frames, written and committed. sweeps: per frame of the shard, None where the frame
     store holds the clouds. Returns counts only."""
     torch.set_num_threads(1)
-    model = load_teacher(job.weights, job.digest)
+    model = job.model()
     frames = FrameStore(job.frames)
     try:
         with open_shard(url, shard) as writer:

@@ -20,7 +20,7 @@ from cache.layout import frames_place, teacher_names, teacher_place
 from cache.store import FrameStore, TeacherStore
 from pipeline.points import Sweep
 from pipeline.teacher import resolve_checkpoint, sweeps_from_tables
-from pipeline.teacher_shard import TeacherPass, load_teacher, read_cloud, run_teacher
+from pipeline.teacher_shard import TeacherPass, read_cloud, run_teacher
 
 TOLERANCE = {"float16": 2e-3, "float32": 1e-3, "u8": 5e-2}  # u8: a value may fall into the next of its 255 steps
 CELLS = 1e-2
@@ -81,8 +81,9 @@ def _live(cache: str | Path, name: str, count: int, checkpoint: Path | None, dat
         digest=str(header["weights_sha256"]),
         coverage=store.coverage,
         encoding=store.bev,
+        teacher=str(header["teacher"]),
     )
-    model = load_teacher(job.weights, job.digest)
+    model = job.model()
     sweeps = None
     if not frames.manifest.header["points"]:
         sweeps = sweeps_from_tables(frames, data_root, int(header["sweeps"]))
