@@ -49,7 +49,7 @@ def load_imported(teacher: str, path: Path) -> Detector:
     except BevcaskError:
         raise
     except Exception as error:
-        raise DataError(f"--teacher {teacher}: it raised {type(error).__name__} for {path}: {error}") from error
+        raise DataError(f"--teacher {teacher}: it raised {type(error).__name__} for {path}: {_line(error)}") from error
     lacking = [f"{name} ({what})" for name, what in METHODS.items() if not callable(getattr(model, name, None))]
     lacking += [
         f"{name} ({what})"
@@ -81,7 +81,7 @@ def _callable_of(teacher: str) -> Any:
         raise ConfigError(f"--teacher {teacher}: {module_name} needs the module {missing!r}; install it") from error
     except Exception as error:
         raise ConfigError(
-            f"--teacher {teacher}: importing {module_name} raised {type(error).__name__}: {error}"
+            f"--teacher {teacher}: importing {module_name} raised {type(error).__name__}: {_line(error)}"
         ) from error
     build = getattr(module, name, None)
     if not callable(build):
@@ -97,6 +97,10 @@ def _callable_of(teacher: str) -> Any:
     except ValueError:  # a builtin without a signature
         pass
     return build
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _try_out(teacher: str, model: Detector) -> None:
@@ -117,7 +121,7 @@ def _try_out(teacher: str, model: Detector) -> None:
     except Exception as error:
         raise ConfigError(
             f"--teacher {teacher}: its detector raised {type(error).__name__} on a batch of two clouds, of 64 points "
-            f"and of none: {error}"
+            f"and of none: {_line(error)}"
         ) from error
     if not problem and not (
         isinstance(decoded, list) and len(decoded) == 2 and all(isinstance(found, Detections) for found in decoded)
