@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cache.grid import BevGrid
 from models.config import Config
-from models.spconv_runtime import load_spconv
+from models.spconv_runtime import algorithm_for, load_spconv
 from models.voxels import VOXEL_FEATURES, mean_voxels
 
 
@@ -60,6 +60,7 @@ class SparseEncoder(nn.Module):
             for i, width in enumerate(config.channels)
         )
         self.output = SparseConvNorm(last, config.out_channels, None, (3, 1, 1), (2, 1, 1), (0, 0, 0))
+        self.convolutions = [part for part in self.modules() if isinstance(part, load_spconv().SparseModule)]
 
     def forward(self, points: list[Tensor]) -> Tensor:
         """points: B tensors (P, 5) x, y, z, intensity (0..255), dt_s. Returns (B, C, H, W), fp32, channels last in
@@ -70,6 +71,8 @@ class SparseEncoder(nn.Module):
             unused = sum(parameter.sum() for parameter in self.parameters()) * 0.0
             return features.new_zeros(len(points), self.out_channels, height, width) + unused
         with torch.autocast(features.device.type, enabled=False):
+            for conv in self.convolutions:
+                conv.algo = algorithm_for(features.device)
             shape = [self.layers, *self.voxels.shape]
             x = self.input(load_spconv().SparseConvTensor(features, sites, shape, len(points)))
             for stage in self.stages:

@@ -32,3 +32,11 @@ def load_spconv() -> Any:
     current_stream = ops.get_current_stream
     ops.get_current_stream = lambda: current_stream() if torch.cuda.is_available() else 0
     return spconv
+
+
+def algorithm_for(device: torch.device) -> Any:
+    """spconv's algorithm for tensors on `device`: a CUDA build chooses one for all at construction that CPU tensors,
+    which the teacher pass has, cannot use."""
+    from spconv.core import ConvAlgo
+
+    return ConvAlgo.MaskImplicitGemm if device.type == "cuda" else ConvAlgo.Native

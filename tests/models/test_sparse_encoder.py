@@ -145,6 +145,19 @@ def test_half_precision_is_left_to_the_rest_of_the_detector():
         assert torch.equal(half, model(points))
 
 
+def test_tensors_on_the_cpu_get_the_algorithm_that_takes_them():
+    """Whatever spconv chose at construction: its CUDA builds choose one that takes CUDA tensors only."""
+    from spconv.core import ConvAlgo
+
+    model, points = encoder().eval(), clouds()
+    assert len(model.convolutions) == 21
+    with torch.no_grad():
+        expected = model(points)
+        for conv in model.convolutions:
+            conv.algo = ConvAlgo.MaskImplicitGemm
+        assert torch.equal(model(points), expected)
+
+
 def test_full_size_has_the_published_parameters_and_shapes():
     with torch.device("meta"):
         models = {cell: build_detector(load_preset(f"centerpoint-voxel-{cell}")) for cell in ("0.075", "0.1")}

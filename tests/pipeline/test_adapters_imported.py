@@ -17,6 +17,7 @@ from pipeline.adapters.imported import is_import_path, load_imported
 from pipeline.adapters.opening import open_teacher
 from pipeline.frames import FrameOptions, cache_frames
 from pipeline.teacher import TeacherOptions, cache_teacher, resolve_checkpoint
+from studies.live_check import run_live
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "teachers.md").read_text()
@@ -61,6 +62,11 @@ def test_the_example_of_the_page_runs_through_the_pass(example, tmp_path, simula
     row = store.row_of(frames.tokens[0])
     np.testing.assert_allclose(store.cells(row).values.astype(np.float32).T, output.bev[0].flatten(1), atol=1e-2)
     np.testing.assert_allclose(store.detections(row).boxes_lidar, model.decode(output)[0].boxes_lidar)
+    # A store's header is data: it alone makes nobody import and run what it names.
+    with pytest.raises(ConfigError, match=r"if you trust that module to run here, add --callable my_teachers:build"):
+        run_live(tmp_path, "mine", 1, checkpoint=example)
+    [check] = run_live(tmp_path, "mine", 1, checkpoint=example, callable="my_teachers:build")
+    assert check.held
 
 
 @pytest.mark.parametrize(
