@@ -6,6 +6,7 @@ says it, or the config that mmdetection3d writes into its files; where both do t
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -207,9 +208,9 @@ def _told_classes(meta: Mapping[str, Any]) -> list[str]:
 def _told(meta: Mapping[str, Any], key: str, count: int) -> tuple[float, ...]:
     """A list of numbers in the config text of an mmdetection3d file, empty where it says none."""
     for text in (meta.get("cfg"), meta.get("config")):
-        found = re.search(rf"\b{key}\s*=\s*\[([-+.\deE,\s]+)\]", text) if isinstance(text, str) else None
-        if found:
-            values = tuple(float(value) for value in found[1].replace(",", " ").split())
-            if len(values) == count:
-                return values
+        for found in re.findall(rf"\b{key}\s*=\s*\[([^\[\]]*)\]", text) if isinstance(text, str) else ():
+            parts = [part.strip() for part in found.split(",") if part.strip()]
+            with contextlib.suppress(ValueError):  # names or sums in place of numbers tell nothing
+                if len(parts) == count:
+                    return tuple(float(part) for part in parts)
     return ()

@@ -134,10 +134,14 @@ def fill(
             misshapen.append(f"{take.foreign} {tuple(found.shape)} for our {tuple(own.shape)}")
             continue
         if take.bias is not None and take.bias[0] in tensors and take.bias[1] not in expected:
-            value = value - tensors[take.bias[0]].float()
-            used.add(take.bias[0])
-            done.append(f"minus {take.bias[0]}")
-            rows.append(Row(take.bias[0], ours, tuple(tensors[take.bias[0]].shape), "folded into the norm"))
+            name, bias = take.bias[0], tensors[take.bias[0]].float()
+            used.add(name)
+            if bias.shape != own.shape:
+                misshapen.append(f"{name} {tuple(bias.shape)} for our {tuple(own.shape)}")
+                continue
+            value = value - bias
+            done.append(f"minus {name}")
+            rows.append(Row(name, ours, tuple(bias.shape), "folded into the norm"))
         state[ours] = value.contiguous()
         rows.append(Row(take.foreign, ours, tuple(found.shape), ", ".join(done) or "as it is"))
     left = []
@@ -154,7 +158,7 @@ def fill(
     ]
     if any(problems):
         raise DataError(f"{where}: the network differs: {'; '.join(problem for problem in problems if problem)}")
-    _require_finite(tensors, used, where)
+    _require_sane(tensors, used, where)
     return state, rows
 
 
@@ -165,11 +169,14 @@ def _named(what: str, names: list[str]) -> str:
     return f"{len(names)} tensors {what}: {', '.join(names[:NAMED])}{more}"
 
 
-def _require_finite(tensors: Mapping[str, Tensor], used: set[str], where: str) -> None:
+def _require_sane(tensors: Mapping[str, Tensor], used: set[str], where: str) -> None:
     for name in sorted(used):
-        bad = int((~torch.isfinite(tensors[name].float())).sum())
+        values = tensors[name].float()
+        bad, what = int((~torch.isfinite(values)).sum()), "NaN or infinite"
+        if not bad and name.endswith("running_var"):
+            bad, what = int((values < 0).sum()), "negative variances"
         if bad:
             raise DataError(
-                f"{where}: tensor {name} holds {bad} values that are NaN or infinite; the training had failed or the "
-                "file is damaged: take another checkpoint"
+                f"{where}: tensor {name} holds {bad} values that are {what}; the training had failed or the file is "
+                "damaged: take another checkpoint"
             )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,11 +130,19 @@ def test_both_voxel_sizes_load_at_full_range(make, cell, tmp_path):
     assert not model.training
 
 
+@functools.cache
+def loaded_voxels(make):
+    """A network and the detector made of its file with the kernels of spconv 2."""
+    network = make("voxel")
+    with tempfile.TemporaryDirectory() as folder:
+        path = save(stored(network, SPCONV_2), Path(folder) / "2.pth", "openpcdet")
+        return load_foreign(path, PRESETS["voxel"])[0], network
+
+
 @pytest.mark.parametrize("layout", [SPCONV_1, SPCONV_EARLY_2, (0, 1, 2, 3, 4)], ids=["spconv 1", "early 2", "torch"])
 @pytest.mark.parametrize("make", [OpenPCDet, MMDetection3D])
 def test_every_layout_of_sparse_kernels_gives_the_same_weights(make, layout, tmp_path):
-    network = make("voxel")
-    today, _ = load_foreign(save(stored(network, SPCONV_2), tmp_path / "2.pth", "openpcdet"), PRESETS["voxel"])
+    today, network = loaded_voxels(make)
     other, report = load_foreign(save(stored(network, layout), tmp_path / "x.pth", "openpcdet"), PRESETS["voxel"])
     for name, tensor in today.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
@@ -234,6 +244,14 @@ BAD_STATES = {
         with_tensor("backbone_2d.blocks.0.2.running_var", torch.full((64,), math.nan)),
         ["backbone_2d.blocks.0.2.running_var holds 64 values that are NaN or infinite"],
     ),
+    "a negative variance": (
+        with_tensor("backbone_2d.blocks.0.2.running_var", -torch.ones(64)),
+        ["backbone_2d.blocks.0.2.running_var holds 64 values that are negative variances"],
+    ),
+    "a bias of another width": (
+        with_tensor("backbone_2d.blocks.0.1.bias", torch.ones(1)),
+        [r"of another shape: backbone_2d.blocks.0.1.bias \(1,\) for our \(64,\)"],
+    ),
     "infinity": (
         with_tensor("dense_head.heads_list.0.hm.1.bias", torch.tensor([math.inf])),
         ["dense_head.heads_list.0.hm.1.bias holds 1 values"],
@@ -298,7 +316,8 @@ def test_another_order_of_classes_is_refused_where_the_file_tells(tmp_path):
 
 
 def test_the_voxel_size_comes_from_the_file_or_the_preset_and_both_must_agree(tmp_path):
-    text = "voxel_size = [0.075, 0.075, 0.2]\npoint_cloud_range = [-54, -54, -5.0, 54, 54, 3.0]\n"
+    text = "coder=dict(voxel_size=[0.075, 0.075]),\nvoxel_size = [0.075, 0.075, 2e-1]\n"
+    text += "point_cloud_range = [\n    -54, -54, -5.0, 54, 54, 3.0,\n]\n"
     told = meta_file(tmp_path, "voxel", cfg=text)
     assert load_foreign(told)[1].preset == "centerpoint-voxel-0.075"
     with pytest.raises(ConfigError, match=r"says voxel_size = \[0\.075, 0\.075, 0\.2\], .* \[0\.1, 0\.1, 0\.2\]"):
@@ -322,7 +341,7 @@ def test_unknown_words_after_the_preset_are_refused(tmp_path):
     path = save(stored(OpenPCDet("pillar")), tmp_path / "x.pth", "openpcdet")
     with pytest.raises(ConfigError, match="@wlh: unknown, expected @old-boxes or @new-boxes"):
         load_foreign(path, "centerpoint-pillar-0.2@wlh")
-    with pytest.raises(ConfigError, match="which never had them"):
+    with pytest.raises(ConfigError, match="which never had those boxes"):
         load_foreign(path, "centerpoint-pillar-0.2@old-boxes")
 
 
