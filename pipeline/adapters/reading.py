@@ -84,7 +84,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(weights, Mapping) or not any(isinstance(value, Tensor) for value in weights.values()):
         keys = ", ".join(str(key) for key in list(content)[:8])
         raise DataError(f"{path}: no weights under model_state or state_dict; its keys are {keys}")
-    odd = [str(name) for name, value in weights.items() if not _is_plain(value)]
+    odd = [str(name) for name, value in weights.items() if not isinstance(name, str) or not _is_plain(value)]
     if odd:
         raise DataError(f"{path}: {odd[0]} and {len(odd) - 1} other entries of the state dict are no plain tensors")
     return Checkpoint(_without_wrapper(weights), dict(meta) if isinstance(meta, Mapping) else {})

@@ -146,6 +146,7 @@ def test_a_file_without_weights_is_refused_by_what_it_holds(tmp_path):
         ({"epoch": 3, "best": 0.5}, r"no weights under model_state or state_dict; its keys are epoch, best"),
         ({"state_dict": {"a": torch.zeros(1), "b": "text"}}, "b and 0 other entries of the state dict are no plain"),
         ({"state_dict": {"a": torch.zeros(1), "b": torch.eye(2).to_sparse()}}, "b and 0 other entries"),
+        ({"state_dict": {"a": torch.zeros(1), 7: torch.zeros(1)}}, "7 and 0 other entries"),
         ({"state_dict": {"a": torch.zeros(1, dtype=torch.complex64)}}, "a and 0 other entries"),
         ({"state_dict": {"a": torch.zeros(1, device="meta")}}, "a and 0 other entries"),
     ):
