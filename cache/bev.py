@@ -131,6 +131,13 @@ class BevEncoding:
                 values[part] = dequantise_u8(codes[part], scale, 1)
         return Cells(index, values, fields["bev_weights"])
 
+    def no_cells(self) -> Cells:
+        """The cells of no frame."""
+        dtype = np.float32 if self.dtype == "u8" else np.dtype(self.dtype)
+        return Cells(
+            np.empty(0, np.int32), np.empty((0, self.channels), dtype), np.empty((0, self.selectors), np.float32)
+        )
+
     def _ascend(self, index: np.ndarray, starts: np.ndarray) -> bool:
         """Whether cells lie on the grid and rise from each start to the next."""
         rising = np.diff(index) > 0

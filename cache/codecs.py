@@ -32,6 +32,11 @@ def decompress(
     return _DECODERS[codec](data, limit, where, scratch)
 
 
+def content_size(codec: str, data: bytes) -> int:
+    """Bytes that `decompress` gives, as the data itself says; 0 where it says nothing."""
+    return (_zstd_content_size(data) or 0) if codec == "zstd" else len(data)
+
+
 class Scratch(threading.local):
     """Memory that each thread uses again and again: fresh memory for 100 kB costs as many page faults as decoding them
     costs microseconds."""

@@ -1,29 +1,37 @@
 """Writing a store: a plan fixes the shards, each shard is committed by its record, the manifest by all records.
 
 Order: plan.json, then per shard its files and `records/N.json`, then `index/*.npy`, then manifest.json; each object
-atomic. A rerun with the same plan skips committed shards and converges to the same bytes; with another plan it is
-refused. A shard that holds quarantined frames is written again on every run, until its frames can be read.
+atomic. Where a manifest names columns that would change, as in a store that grows, the new ones first go beside them
+under other names, with a manifest of their own: whatever moment a run is killed at, there is a manifest that reads.
+A rerun with the same plan skips committed shards and converges to the same bytes; with another plan it is refused. A
+shard that holds quarantined frames is written again on every run, until its frames can be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from cache.errors import CorruptError, FingerprintError, StoreError
-from cache.files import PARTIAL, canonical_json, is_sealed, parse_json, seal, sha256
+from cache.errors import FingerprintError, StoreError
+from cache.fields import letters_of
+from cache.files import PARTIAL, canonical_json, parse_json, seal, sha256
 from cache.index import FrameIndex
 from cache.manifest import MANIFEST, PLAN, Manifest, Shard, StoredFile, read_document
 from cache.plan import ShardPlan, StorePlan
+from cache.records import SENSELESS, record_problem
 from cache.roots import Root, open_root
+from cache.shard_files import FOLDER
+
+NEXT = ".next"
 
 
 def begin(place: Any, plan: StorePlan, *, grow: bool = False) -> list[ShardPlan]:
     """Opens a place for writing under `plan` and returns the shards still to be written.
 
     grow: whether the plan may add scenes and shards behind those of an earlier one. Raises FingerprintError, naming the
-    first values that differ, where the place was begun under another plan. Partial files of a killed run are removed:
-    one client writes a store at a time.
+    first values that differ, where shards were committed there under another plan. Partial files of a killed run are
+    removed: one client writes a store at a time.
     """
     root = open_root(place)
     earlier = read_plan(root)
@@ -32,7 +40,9 @@ def begin(place: Any, plan: StorePlan, *, grow: bool = False) -> list[ShardPlan]
             f"{root}: holds a manifest but no {PLAN}; it can be read but not continued, choose another folder"
         )
     same = earlier is not None and _as_json(earlier) == _as_json(plan)
-    if earlier is not None and not same and not (grow and _grows(earlier, plan)):
+    sizes = root.sizes()
+    begun = _is_begun(sizes)
+    if earlier is not None and begun and not same and not (grow and _grows(earlier, plan)):
         raise FingerprintError(
             f"{root}: was begun with {_differences(_as_json(earlier), _as_json(plan))}; "
             "use the same settings, another store name, or remove that folder"
@@ -40,15 +50,25 @@ def begin(place: Any, plan: StorePlan, *, grow: bool = False) -> list[ShardPlan]
     if not same:
         with root.write(PLAN) as file:
             file.write(canonical_json(plan.to_dict()))
-    sizes = root.sizes()
-    for leftover in (name for name in sizes if name.endswith(PARTIAL)):
-        root.remove(leftover)
+    stale = () if same or begun or earlier is None else ("shards/", f"{FOLDER}/")  # of the plan that goes
+    for name in sizes:
+        if name.endswith(PARTIAL) or name.startswith(stale):
+            root.remove(name)
     todo = []
     for shard in plan.shard_plans():
         record = committed_record(root, shard, sizes)
         if record is None or record["quarantined"]:
             todo.append(shard)
     return todo
+
+
+def begun_plan(root: Root) -> StorePlan | None:
+    """The plan under which something was committed, None where nothing was: another plan may then take its place."""
+    return read_plan(root) if _is_begun(root.sizes()) else None
+
+
+def _is_begun(names: Iterable[str]) -> bool:
+    return any(name == MANIFEST or (name.startswith("records/") and name.endswith(".json")) for name in names)
 
 
 def read_plan(root: Root) -> StorePlan | None:
@@ -90,16 +110,17 @@ def _as_json(plan: StorePlan) -> Any:
 
 
 def committed_record(root: Root, shard: ShardPlan, sizes: Mapping[str, int]) -> dict[str, Any] | None:
-    """The shard's record, None where the shard must be written: no record or a damaged one, one of another plan, or a
-    file that is missing or has another size. sizes: what lies at the root.
+    """The shard's record, None where the shard must be written: no record or one that no writer makes, one of another
+    plan, or a file that is missing or has another size. sizes: what lies at the root.
     """
     if shard.record not in sizes:
         return None
     try:
-        record = parse_json(read_document(root, shard.record), shard.record, "a shard record")
-    except (StoreError, FileNotFoundError):
-        return None
-    if not is_sealed(record) or (record.get("shard"), record.get("plan")) != (shard.number, shard.digest):
+        data = read_document(root, shard.record)
+        record = parse_json(data, shard.record, "a shard record")
+        if record_problem(record, data, shard, letters_of(shard.fields)) or record["plan"] != shard.digest:
+            return None
+    except (StoreError, FileNotFoundError, *SENSELESS):
         return None
     return record if all(sizes.get(name) == size for name, size, _ in record["files"]) else None
 
@@ -183,7 +204,7 @@ def _record_bytes(
 def finish(place: Any, plan: StorePlan) -> Manifest:
     """Assembles index and manifest from the records.
 
-    Raises StoreError naming the shards that are not committed, or one whose frames are not the planned ones.
+    Raises StoreError naming the shards that are not committed, those whose record no writer makes among them.
     """
     root = open_root(place)
     shards: list[Shard] = []
@@ -197,7 +218,7 @@ def finish(place: Any, plan: StorePlan) -> Manifest:
     )
     extra = _write_extra(root, plan)
     plan_bytes = canonical_json(plan.to_dict())
-    return Manifest(
+    manifest = Manifest(
         kind=plan.kind,
         format=plan.format,
         identity=dict(plan.identity),
@@ -205,11 +226,30 @@ def finish(place: Any, plan: StorePlan) -> Manifest:
         fields=plan.fields,
         scenes=plan.scenes,
         shards=tuple(shards),
-        index=index.write(root),
+        index={},
         plan=StoredFile(PLAN, len(plan_bytes), sha256(plan_bytes)),
         extra=extra,
         quarantined=tuple(quarantined),
-    ).write(root)
+    )
+    if _is_read(root, index):  # the columns there belong to a manifest: never overwritten while one names them
+        dataclasses.replace(manifest, index=index.write(root, NEXT)).write(root)
+    manifest = dataclasses.replace(manifest, index=index.write(root)).write(root)
+    for name in root.sizes():
+        if name.endswith((PARTIAL, f"{NEXT}.npy")):
+            root.remove(name)  # of a worker that died, of a run that was killed between the two manifests
+    return manifest
+
+
+def _is_read(root: Root, index: FrameIndex) -> bool:
+    """Whether a manifest names columns that writing this index would change."""
+    try:
+        standing = Manifest.read(root).index
+    except (StoreError, FileNotFoundError):
+        return False
+    return any(
+        name in standing and standing[name] != {"size": len(data), "sha256": sha256(data)}
+        for name, data in index.to_files().items()
+    )
 
 
 def _records(
@@ -223,11 +263,6 @@ def _records(
         if record is None:
             missing.append(shard.number)
             continue
-        lost = {row["token"] for row in record["quarantined"]}
-        if [frame["token"] for frame in record["frames"]] != [token for token in shard.tokens if token not in lost]:
-            raise CorruptError(
-                f"{root}/{shard.record}: its frames are not the planned ones; delete it and run the same command again"
-            )
         shards.append(Shard(len(record["frames"]), tuple(StoredFile.from_list(file) for file in record["files"])))
         quarantined.extend(record["quarantined"])
         yield record

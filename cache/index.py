@@ -107,7 +107,7 @@ class FrameIndex:
                 if frame["scene"] not in scene_number or len(frame["class_counts"]) != num_classes:
                     raise StoreError(
                         f"frame {frame['token']}: scene {frame['scene']} with counts of {len(frame['class_counts'])} "
-                        f"classes; expected one of {len(scene_number)} planned scenes, and {num_classes} classes"
+                        f"classes; expected one of {len(scene_number)} scenes, and {num_classes} classes; run verify"
                     )
             members = np.array(
                 [[frame["members"].get(name, (0, 0, 0)) for name in field_names] for frame in frames], np.uint64
@@ -138,10 +138,11 @@ class FrameIndex:
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return cls(order=order_of(columns["token"]), **columns)
 
-    def write(self, root: Root) -> dict[str, dict[str, Any]]:
-        """Writes the columns; returns {file name: {"size", "sha256"}} for the manifest."""
+    def write(self, root: Root, suffix: str = "") -> dict[str, dict[str, Any]]:
+        """Writes the columns, `index/<column><suffix>.npy`; returns {file name: {"size", "sha256"}} for a manifest."""
         digests = {}
-        for name, data in self.to_files().items():
+        for plain, data in self.to_files().items():
+            name = f"{column_of(plain)}{suffix}.npy"
             with root.write(f"index/{name}") as file:
                 file.write(data)
             digests[name] = {"size": len(data), "sha256": sha256(data)}
@@ -170,7 +171,11 @@ class FrameIndex:
 
         CorruptError where a file is missing, is not the one the manifest names, or columns do not fit each other.
         """
-        columns = {name: _open_column(root, f"index/{name}.npy", digests.get(f"{name}.npy")) for name in _COLUMNS}
+        files = {column_of(file): file for file in digests}
+        columns = {
+            name: _open_column(root, f"index/{files.get(name, f'{name}.npy')}", digests.get(files.get(name, "")))
+            for name in _COLUMNS
+        }
         widths = {
             "token bytes": TOKEN_BYTES,
             "digest bytes": DIGEST_BYTES,
@@ -190,6 +195,12 @@ class FrameIndex:
         if not _is_strict_order(index.token, index.order):
             raise CorruptError(f"{root}/index: a token stands twice or out of order; run the caching command again")
         return index
+
+
+def column_of(file: str) -> str:
+    """The column that a file of the index holds: `token` for `token.npy`, and for `token.next.npy`, which stands in for
+    it while a store grows."""
+    return file.partition(".")[0]
 
 
 def _table(rows: list[list[int]], width: int, dtype: type[np.generic]) -> np.ndarray:

@@ -19,7 +19,7 @@ from typing import Any
 
 from cache.commit import begin, commit_shard, committed_record, finish, first_difference, read_plan
 from cache.errors import ConfigError, CorruptError, FingerprintError, StoreError
-from cache.files import PARTIAL, fsync_folder, no_space_as_error, sha256
+from cache.files import PARTIAL, file_sha256, fsync_folder, no_space_as_error, sha256
 from cache.index import FrameIndex
 from cache.layout import frames_place, teacher_names, teacher_place
 from cache.manifest import PLAN, Manifest, StoredFile
@@ -229,18 +229,24 @@ def _copy_shards(
 
 def _copy_file(source: Root, file: StoredFile, out: Root, name: str, copy: bool) -> None:
     here, there = source.local_path(file.name), out.local_path(name)
-    if not copy and here is not None and there is not None and _link(here, there):
-        return
+    if not copy and here is not None and there is not None:
+        if (source.size(file.name), file_sha256(here)) != (file.size, file.sha256):
+            raise _changed(source, file)
+        if _link(here, there):
+            return
     digest, size = hashlib.sha256(), 0
     with out.write(name) as target:
         for chunk in _chunks(source, file):
             digest.update(chunk)
             size += target.write(chunk)
         if (size, digest.hexdigest()) != (file.size, file.sha256):
-            raise CorruptError(
-                f"{source}/{file.name}: its bytes are not those that were committed; delete it and run the caching "
-                "command there again"
-            )
+            raise _changed(source, file)
+
+
+def _changed(source: Root, file: StoredFile) -> CorruptError:
+    return CorruptError(
+        f"{source}/{file.name}: its bytes are not those that were committed; run verify there, and do what it says"
+    )
 
 
 def _chunks(source: Root, file: StoredFile) -> Iterator[bytes]:

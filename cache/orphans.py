@@ -22,7 +22,7 @@ from cache.roots import Root, join, open_root
 from cache.shard_files import metadata_files, shard_files
 
 OLDER_THAN_MINUTES = 60.0
-_OURS = re.compile(r"shards/[0-9]+\.tar|records/[0-9]+\.json|index/[a-z0-9_]+\.npy|data\.zarr/.+")
+_OURS = re.compile(r"shards/[0-9]+\.tar|records/[0-9]+\.json|index/[a-z0-9_]+(\.next)?\.npy|data\.zarr/.+")
 _PARTIAL = re.compile(r".+\.[0-9a-f]+-[0-9a-f]{8}" + re.escape(PARTIAL))
 
 

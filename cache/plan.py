@@ -18,7 +18,7 @@ from cache.files import digest_of
 
 FORMATS = ("webdataset", "zarr")
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{16}")
-_BESIDE = re.compile(r"valid|token|timestamp_us|size_[a-z]")  # `cache.zarr_writer.side_fields`
+_BESIDE = re.compile(r"valid|token|timestamp_us|size_[a-z]")  # `cache.shard_files.side_fields`
 
 
 @dataclass(frozen=True)

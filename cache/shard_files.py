@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from cache.fields import FieldSpec
 from cache.plan import ShardPlan
-from cache.zarr_writer import FOLDER, side_fields
+
+FOLDER = "data.zarr"
+
+
+def side_fields(letters: tuple[str, ...]) -> tuple[FieldSpec, ...]:
+    """Arrays beside the fields, a value a row: whether it is a frame, which one, when, and the letters' sizes."""
+    return (
+        FieldSpec("valid", "npy", "bool"),
+        FieldSpec("token", "npy", "uint8", ("16",), about="the hex digits' bytes"),
+        FieldSpec("timestamp_us", "npy", "int64"),
+        *(FieldSpec(f"size_{letter.lower()}", "npy", "uint32") for letter in letters),
+    )
 
 
 def shard_files(shard: ShardPlan) -> list[str]:

@@ -6,7 +6,6 @@ to open: the index is memory-mapped.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,19 +15,19 @@ import numpy as np
 
 from cache.bev import BevEncoding
 from cache.cells import Cells, join_cells
-from cache.codecs import Scratch
+from cache.codecs import Scratch, content_size
 from cache.coverage import Coverage
 from cache.depth_labels import unpack_depth
 from cache.errors import ConfigError, CorruptError, FingerprintError, StoreError
-from cache.fields import MAX_ARRAY_BYTES
 from cache.frame import Detections, Frame, GroundTruth
 from cache.grid import BevGrid
 from cache.index import FrameIndex
 from cache.local_cache import read_through
-from cache.manifest import Manifest
+from cache.manifest import MANIFEST, Manifest
 from cache.plan import FrameEntry
 from cache.roots import open_root
 
+_TRIES = 10  # to open a store that others write at the same time
 _GAP = 64 << 10  # bytes read and dropped rather than asked for apart: under a millisecond of any network
 _SCRATCH = Scratch()
 
@@ -43,18 +42,8 @@ class Store:
 
     def __init__(self, place: Any) -> None:
         self.root = read_through(open_root(place))
-        self.manifest = Manifest.read(self.root)
-        self.root.expect({file.name: (file.size, file.sha256) for file in self.manifest.files})
-        if self.kind and self.manifest.kind != self.kind:
-            raise StoreError(f"{self.root}: holds a {self.manifest.kind} store, expected a {self.kind} store")
+        self.manifest, self.index = self._opened()
         self._fields = {spec.name: (position, spec) for position, spec in enumerate(self.manifest.fields)}
-        self.index = FrameIndex.open(
-            self.root,
-            self.manifest.index,
-            num_fields=len(self._fields),
-            num_letters=len(self.manifest.letters),
-            num_classes=len(self.classes),
-        )
         frames = [shard.frames for shard in self.manifest.shards]
         known = not (self.index.shard >= len(frames)).any()
         if not known or np.bincount(self.index.shard, minlength=len(frames)).tolist() != frames:
@@ -63,6 +52,28 @@ class Store:
             )
         if (self.index.scene >= len(self.manifest.scenes)).any():
             raise CorruptError(f"{self.root}: the index names an unknown scene; run the caching command again")
+
+    def _opened(self) -> tuple[Manifest, FrameIndex]:
+        """Manifest and index of one moment: a store may grow, and be read, at the same time."""
+        manifest = Manifest.read(self.root)
+        for _ in range(_TRIES):
+            self.root.expect({file.name: (file.size, file.sha256) for file in manifest.files})
+            if self.kind and manifest.kind != self.kind:
+                raise StoreError(f"{self.root}: holds a {manifest.kind} store, expected a {self.kind} store")
+            try:
+                return manifest, FrameIndex.open(
+                    self.root,
+                    manifest.index,
+                    num_fields=len(manifest.fields),
+                    num_letters=len(manifest.letters),
+                    num_classes=len(manifest.identity.get("classes", ())),
+                )
+            except CorruptError:
+                self.root.discard(MANIFEST)
+                earlier, manifest = manifest, Manifest.read(self.root)
+                if manifest.digest == earlier.digest:
+                    raise
+        raise StoreError(f"{self.root}: its manifest changed {_TRIES} times while it was opened; try again later")
 
     def __len__(self) -> int:
         return len(self.index)
@@ -175,7 +186,7 @@ class Store:
     def lengths(self, rows: Sequence[int] | np.ndarray, field: str) -> np.ndarray:
         """(len(rows),) int64: each frame's size along the first axis of an array field, from the index alone."""
         spec = self._fields[field][1] if field in self._fields else None
-        if spec is None or not spec.shape:
+        if spec is None or not spec.is_array or not spec.shape:
             found = "is not in this store" if spec is None else "has no first axis"
             raise StoreError(f"{self.root}: field {field!r} {found}; the store holds {sorted(self._fields)}")
         first = spec.shape[0]
@@ -189,20 +200,28 @@ class Store:
 
         Raises as `read`, and StoreError for a field whose other axes vary from frame to frame.
         """
-        out: dict[str, np.ndarray] = {}
-        ends: dict[str, list[int]] = {}
-        for field in fields:
-            lengths = self.lengths(rows, field)
-            spec = self._fields[field][1]
+        fields = list(dict.fromkeys(fields))
+        ends = {field: np.cumsum(self.lengths(rows, field)).tolist() for field in fields}
+        specs = [self._fields[field][1] for field in fields]
+        for spec in specs:
             if not all(map(str.isdecimal, spec.shape[1:])):
-                raise StoreError(f"{self.root}: field {field} of shape {list(spec.shape)} cannot be joined; use read")
-            shape = (int(lengths.sum()), *map(int, spec.shape[1:]))
-            if math.prod(shape) * np.dtype(spec.dtype).itemsize > len(rows) * MAX_ARRAY_BYTES:
-                raise CorruptError(f"{self.root}: the index tells {shape} of {field}; the store is damaged, run verify")
-            out[field], ends[field] = np.empty(shape, spec.dtype), np.cumsum(lengths).tolist()
-        start = dict.fromkeys(fields, 0)
-        for i, row in enumerate(rows):
+                raise StoreError(
+                    f"{self.root}: field {spec.name} of shape {list(spec.shape)} cannot be joined; use read"
+                )
+        frames = []
+        for row in map(int, rows):
             parts, sizes = self.read_bytes_many(row, fields), self._sizes(row)
+            for spec, data in zip(specs, parts, strict=True):
+                if spec.bytes_under(sizes) > content_size(spec.codec, data):  # before memory is taken for it
+                    self._decode(row, spec.name, data, sizes)
+                    raise CorruptError(f"{self._where(row, spec.name)}: less than the index says; run verify")
+            frames.append((row, parts, sizes))
+        out = {
+            spec.name: np.empty((ends[spec.name][-1] if frames else 0, *map(int, spec.shape[1:])), spec.dtype)
+            for spec in specs
+        }
+        start = dict.fromkeys(fields, 0)
+        for i, (row, parts, sizes) in enumerate(frames):
             for field, data in zip(fields, parts, strict=True):
                 end = ends[field][i]
                 out[field][start[field] : end] = self._decode(row, field, data, sizes, _SCRATCH)
@@ -318,7 +337,7 @@ class TeacherStore(Store):
     def bev(self) -> BevEncoding:
         """How the BEV feature is stored; CorruptError where the header contradicts fields, grid or coverage."""
         bev = BevEncoding.from_dict(self.manifest.header.get("bev", {}))
-        declared = {name: (spec.dtype, spec.shape) for name, (_, spec) in self._fields.items()}
+        declared = {name: (spec.dtype, spec.shape) for name, (_, spec) in self._fields.items() if spec.is_array}
         fits = ((bev.height, bev.width), bev.selectors) == (self.grid.shape, len(self.selectors))
         if not fits or any(declared.get(spec.name) != (spec.dtype, spec.shape) for spec in bev.fields()):
             raise CorruptError(
@@ -340,6 +359,8 @@ class TeacherStore(Store):
         frame i has the cells offsets[i] .. offsets[i + 1]."""
         offsets = np.concatenate([[0], np.cumsum(self.lengths(rows, "bev_index"))])
         names = [spec.name for spec in self.bev.fields()]
+        if not len(rows):
+            return self.bev.no_cells(), offsets
         if self.bev.layout == "cells":
             joined = self.bev.to_joined_cells(self.read_joined(rows, names), offsets)
             if joined is not None:

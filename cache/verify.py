@@ -29,17 +29,16 @@ from cache.errors import BevcaskError, StoreError
 from cache.file_stream import FileStream
 from cache.files import PARTIAL, canonical_json, parse_json, seal, sha256
 from cache.findings import Finding, Report
-from cache.index import FrameIndex
+from cache.index import FrameIndex, column_of
 from cache.manifest import MANIFEST, PLAN, Manifest, StoredFile, read_document
 from cache.plan import ShardPlan, StorePlan
+from cache.records import SENSELESS, record_problem
 from cache.roots import LocalRoot, Root, open_root
 from cache.shard_files import shard_files
 from cache.store import FrameStore, Store, TeacherStore
-from cache.verify_records import record_problem
 from cache.verify_tar import check_tar
 from cache.verify_zarr import check_side_array, check_zarr_json, check_zarr_shard
 
-_SENSELESS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 NEW_PLAN = (PLAN, MANIFEST)  # without both, a run writes its plan anew and keeps the shards that fit it
 Progress = Callable[[int, int], None]
 
@@ -169,16 +168,19 @@ class _Checker:
             index = FrameIndex.from_records(
                 self._records(whole, quarantined), list(self.names), self.letters, self.scenes, len(self.classes)
             )
-        except _SENSELESS as error:
-            if len(whole) == len(self.shards):
-                self.report.tell("records", f"no index can be made of them ({error})", "the frames of this store")
+        except (StoreError, *SENSELESS) as error:
+            if whole:  # the one that was handed over last
+                record = self.shards[whole[-1]].record
+                self.report.tell(record, f"frames that no index can hold ({error})", "the shard's", delete=(record,))
             return
         if len(whole) != len(self.shards):
             return
         self.index = index
         if self.manifest is None:
             return
+        files = {column_of(name): name for name in self.manifest.index}
         for name, data in index.to_files().items():
+            name = files.get(column_of(name), name)
             vouched = self.manifest.index.get(name, {})
             if vouched != {"size": len(data), "sha256": sha256(data)}:
                 self.report.tell(
@@ -186,7 +188,7 @@ class _Checker:
                     f"sha256 {vouched.get('sha256')} in the manifest",
                     f"{sha256(data)}, of the records",
                 )
-        for name in self.manifest.index.keys() - index.to_files().keys():
+        for name in self.manifest.index.keys() - {files.get(column_of(name)) for name in index.to_files()}:
             self.report.tell(f"index/{name}", "a column that no reader knows", "none", delete=(f"index/{name}",))
         if quarantined != list(self.manifest.quarantined):
             self.report.tell(
@@ -204,7 +206,7 @@ class _Checker:
                 problem = "no such file"
             except BevcaskError as error:
                 problem = str(error)
-            except _SENSELESS as error:
+            except SENSELESS as error:
                 problem = f"a record that makes no sense ({type(error).__name__}: {error})"
             if problem:
                 self.report.tell(shard.record, problem, "the shard's record", delete=self._record_of(shard))
@@ -274,7 +276,7 @@ class _Checker:
                 num_letters=len(self.letters),
                 num_classes=len(self.classes),
             )
-        except (BevcaskError, FileNotFoundError, *_SENSELESS):
+        except (BevcaskError, FileNotFoundError, *SENSELESS):
             self.index = None
 
     def _check_file(

@@ -18,8 +18,9 @@ from cache.fields import MAX_ARRAY_BYTES, FieldSpec
 from cache.file_stream import FileStream
 from cache.files import parse_json
 from cache.plan import Format
+from cache.shard_files import FOLDER, side_fields
 from cache.verify_tar import Tell
-from cache.zarr_writer import FOLDER, checksum, side_chunk, side_fields
+from cache.zarr_writer import checksum, side_chunk
 
 MAX_CHUNK = MAX_ARRAY_BYTES + (1 << 20)
 

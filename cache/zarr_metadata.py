@@ -10,7 +10,7 @@ from zarr.storage import MemoryStore
 
 from cache.fields import FieldSpec
 from cache.plan import StorePlan
-from cache.zarr_writer import FOLDER, side_fields
+from cache.shard_files import FOLDER, side_fields
 
 _COMPRESSORS: dict[str, Any] = {"": [], "zstd": [ZstdCodec(level=1)]}
 

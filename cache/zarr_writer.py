@@ -18,19 +18,8 @@ from cache.errors import StoreError
 from cache.fields import FieldSpec
 from cache.manifest import StoredFile
 from cache.plan import FrameEntry
+from cache.shard_files import FOLDER, side_fields
 from cache.shard_writer import HashedFile, ShardWriter, location
-
-FOLDER = "data.zarr"
-
-
-def side_fields(letters: tuple[str, ...]) -> tuple[FieldSpec, ...]:
-    """Arrays beside the fields, a value a row: whether it is a frame, which one, when, and the letters' sizes."""
-    return (
-        FieldSpec("valid", "npy", "bool"),
-        FieldSpec("token", "npy", "uint8", ("16",), about="the hex digits' bytes"),
-        FieldSpec("timestamp_us", "npy", "int64"),
-        *(FieldSpec(f"size_{letter.lower()}", "npy", "uint32") for letter in letters),
-    )
 
 
 class ZarrShardWriter(ShardWriter):

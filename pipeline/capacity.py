@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -59,11 +60,7 @@ def _probed(
     """Letters' largest sizes over a few frames spread over the store, with a margin."""
     model = job.model()
     most: dict[str, int] = {}
-    for row in np.unique(np.linspace(0, len(frames) - 1, min(len(frames), PROBED_FRAMES)).astype(int)).tolist():
-        try:
-            cloud = read_cloud(frames, row, None if sweeps is None else sweeps[frames.token(row)], job.data_root)
-        except DataError:
-            continue  # the pass itself quarantines it
+    for row, cloud in _readable(frames, job, sweeps, PROBED_FRAMES):
         values = run_teacher(model, frames, [row], [cloud], job)[0]
         for spec in fields:
             for letter, size in spec.sizes_to_write(values[spec.name]).items():
@@ -71,3 +68,22 @@ def _probed(
     if not most:
         raise DataError(f"{frames.root}: no probed frame's cloud could be read; repair them or give --capacity")
     return {letter: int(np.ceil(size * MARGIN)) for letter, size in most.items()}
+
+
+def probe_clouds(
+    frames: FrameStore, job: TeacherPass, sweeps: Mapping[str, tuple[Sweep, ...]] | None, count: int
+) -> list[np.ndarray]:
+    """Clouds (P, 5) of up to `count` frames spread over the store; DataError where none of them can be read."""
+    clouds = [cloud for _, cloud in _readable(frames, job, sweeps, count)]
+    if not clouds:
+        raise DataError(f"{frames.root}: no probed frame's cloud could be read; repair them or give --batch")
+    return clouds
+
+
+def _readable(
+    frames: FrameStore, job: TeacherPass, sweeps: Mapping[str, tuple[Sweep, ...]] | None, count: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Rows spread over the store with their clouds; what cannot be read the pass itself quarantines."""
+    for row in np.unique(np.linspace(0, len(frames) - 1, min(len(frames), count)).astype(int)).tolist():
+        with contextlib.suppress(DataError):
+            yield row, read_cloud(frames, row, None if sweeps is None else sweeps[frames.token(row)], job.data_root)

@@ -10,13 +10,45 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
-from dask.distributed import Client, KilledWorker, LocalCluster, as_completed
+import dask
+from dask.distributed import (
+    Client,
+    KilledWorker,
+    LocalCluster,
+    Nanny,
+    Scheduler,
+    SpecCluster,
+    as_completed,
+    performance_report,
+)
 
-from cache.errors import BevcaskError
+from cache.errors import BevcaskError, ConfigError
 
 RETRIES = 2
+KINDS = ("local", "slurm")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where tasks run. scheduler: address of a running cluster; kind: "local" or "slurm" (dask-jobqueue, configured by
+    its own jobqueue.yaml); report: where Dask's HTML report of the run goes."""
+
+    scheduler: str | None = None
+    kind: str = "local"
+    report: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(f"--cluster {self.kind!r} is unknown, expected one of {', '.join(KINDS)}")
+        if self.scheduler and self.kind != "local":
+            raise ConfigError(f"--scheduler {self.scheduler} and --cluster {self.kind}: give one of the two")
+        if self.report and not find_spec("bokeh"):
+            raise ConfigError("--performance-report needs bokeh; run: pip install 'bevcask[dashboard]'")
 
 
 class Progress(Protocol):
@@ -24,6 +56,9 @@ class Progress(Protocol):
 
     def advance(self, summary: dict[str, Any]) -> None:
         """Called once per finished shard with its summary: frames, bytes, quarantined."""
+
+    def note(self, text: str) -> None:
+        """A line for the person who watches."""
 
 
 def default_workers() -> int:
@@ -36,25 +71,31 @@ def run_shards(
     jobs: Sequence[tuple[Any, ...]],
     *,
     workers: int | None = None,
-    scheduler: str | None = None,
+    cluster: Cluster | None = None,
+    gpus: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Runs task(*job) for every job and returns the summaries in the order of jobs.
 
-    workers: processes of the local cluster (default: one per core; 1 runs here without Dask). scheduler: address of a
-    running cluster instead. Raises the first task's error after cancelling the rest; committed shards stay.
+    workers: processes (default: one per core, or per entry of `gpus`; 1 runs here without Dask). cluster: where, a
+    local cluster by default. gpus: what CUDA_VISIBLE_DEVICES is to be for each local worker, in turn. Raises the first
+    task's error after cancelling the rest; committed shards stay.
     """
-    workers = default_workers() if workers is None else workers
+    cluster = cluster or Cluster()
+    if workers is None:
+        workers = len(gpus) or default_workers()
     if not jobs:
         return []
-    if scheduler is None and (workers <= 1 or len(jobs) == 1):
+    if cluster == Cluster() and (workers <= 1 or len(jobs) == 1):
         results = []
         for job in jobs:
             results.append(task(*job))
             if progress:
                 progress.advance(results[-1])
         return results
-    with _client(scheduler, min(workers, len(jobs))) as client:
+    with _client(cluster, min(workers, len(jobs)), gpus) as client, _report(cluster.report):
+        if progress and find_spec("bokeh"):
+            progress.note(f"Dask dashboard: {client.dashboard_link}")
         futures = [client.submit(task, *job, retries=RETRIES, pure=False) for job in jobs]
         order = {future.key: i for i, future in enumerate(futures)}
         summaries: dict[int, dict[str, Any]] = {}
@@ -77,22 +118,62 @@ def run_shards(
 
 
 @contextlib.contextmanager
-def _client(scheduler: str | None, workers: int) -> Iterator[Client]:
-    if scheduler is not None:
+def _client(cluster: Cluster, workers: int, gpus: Sequence[str]) -> Iterator[Client]:
+    if cluster.scheduler is not None:
         try:
-            client = Client(scheduler, timeout=10)
+            client = Client(cluster.scheduler, timeout=10)
         except (OSError, TimeoutError, ValueError) as error:
             raise BevcaskError(
-                f"no Dask scheduler answers at {scheduler} ({error}); start one or drop --scheduler"
+                f"no Dask scheduler answers at {cluster.scheduler} ({error}); start one or drop --scheduler"
             ) from None
         with client:
             yield client
         return
-    # INFO lines of scheduler and workers are noise beside a progress bar
-    with (
-        LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=logging.ERROR
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with _started(cluster, workers, gpus) as started, Client(started) as client:
         yield client
+
+
+def _started(cluster: Cluster, workers: int, gpus: Sequence[str]) -> Any:
+    """A cluster of our own with so many one-thread workers; it ends with its context."""
+    if cluster.kind == "slurm":
+        return slurm_cluster(workers)
+    # INFO lines of scheduler and workers are noise beside a progress bar
+    if not gpus:
+        return LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=logging.ERROR
+        )
+    specs = {
+        number: {
+            "cls": Nanny,
+            "options": {"nthreads": 1, "env": {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]}},
+        }
+        for number in range(workers)
+    }
+    scheduler = {"cls": Scheduler, "options": {"dashboard_address": ":0"}}
+    return SpecCluster(specs, scheduler, silence_logs=logging.ERROR)
+
+
+def slurm_cluster(workers: int) -> Any:
+    """A dask-jobqueue cluster that has submitted `workers` jobs of one process each; partition, memory, time limit and
+    GPUs come from dask-jobqueue's configuration (`jobqueue.slurm`). ConfigError where the package is missing."""
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError:
+        raise ConfigError("--cluster slurm needs dask-jobqueue; run: pip install 'bevcask[slurm]'") from None
+    try:
+        cluster = SLURMCluster(
+            cores=1, processes=1, scheduler_options={"dashboard_address": ":0"}, silence_logs="error", **_slurm_memory()
+        )
+    except ValueError as error:
+        raise ConfigError(f"--cluster slurm: {error}; set jobqueue.slurm in ~/.config/dask/jobqueue.yaml") from None
+    cluster.scale(jobs=workers)
+    return cluster
+
+
+def _slurm_memory() -> dict[str, str]:
+    """A job's memory where the configuration names none."""
+    return {} if dask.config.get("jobqueue.slurm.memory", None) else {"memory": "16GB"}
+
+
+def _report(path: Path | None) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if path is None else performance_report(filename=str(path))

@@ -21,7 +21,7 @@ from cache.manifest import PLAN, Manifest
 from cache.plan import ShardPlan, StorePlan
 from cache.roots import Root
 from cache.store import FrameStore, TeacherStore
-from pipeline.engine import run_shards
+from pipeline.engine import Cluster, run_shards
 from pipeline.frames import FrameOptions, frame_plan, plan_shards, write_frame_shard
 from pipeline.progress import FrameProgress
 from pipeline.tables import DataSet, FrameRecord, open_tables
@@ -53,7 +53,7 @@ def extend_frames(
     *,
     split: str | None = None,
     workers: int | None = None,
-    scheduler: str | None = None,
+    cluster: Cluster | None = None,
 ) -> Extension:
     """Adds to <cache>/frames the scenes of a nuScenes folder that it does not have.
 
@@ -91,7 +91,7 @@ def extend_frames(
     url = store.root.url
     jobs = [(url, shard, [records[token] for token in shard.tokens], str(data_root), options) for shard in todo]
     with FrameProgress("extend", sum(len(shard.tokens) for shard in todo)) as progress:
-        summaries = run_shards(write_frame_shard, jobs, workers=workers, scheduler=scheduler, progress=progress)
+        summaries = run_shards(write_frame_shard, jobs, workers=workers, cluster=cluster, progress=progress)
     if added and summaries and not any(summary["frames"] for summary in summaries):
         raise DataError(f"not one of {len(new)} new frames could be read; the first: {summaries[0]['first_problem']}")
     before = store.manifest

@@ -24,7 +24,7 @@ from cache.manifest import Manifest
 from cache.plan import ShardPlan, StorePlan
 from cache.roots import open_root
 from cache.shard_writer import open_shard
-from pipeline.engine import run_shards
+from pipeline.engine import Cluster, run_shards
 from pipeline.images import read_jpeg_file, scaled_intrinsic, scaled_size, stored_image
 from pipeline.points import aggregate
 from pipeline.progress import FrameProgress
@@ -58,7 +58,7 @@ def cache_frames(
     split: str | None = None,
     options: FrameOptions | None = None,
     workers: int | None = None,
-    scheduler: str | None = None,
+    cluster: Cluster | None = None,
 ) -> Manifest:
     """Writes <cache>/frames from a nuScenes folder; skips what an earlier run with the same settings committed.
 
@@ -76,7 +76,7 @@ def cache_frames(
     url = open_root(place).url
     jobs = [(url, shard, shards[shard.number], str(data_root), options) for shard in todo]
     with FrameProgress("cache-frames", len(data), len(data) - sum(len(job[2]) for job in jobs)) as progress:
-        summaries = run_shards(write_frame_shard, jobs, workers=workers, scheduler=scheduler, progress=progress)
+        summaries = run_shards(write_frame_shard, jobs, workers=workers, cluster=cluster, progress=progress)
     if summaries and not any(summary["frames"] for summary in summaries) and len(todo) == len(shards):
         raise DataError(f"not one of {len(data)} frames could be read; the first: {summaries[0]['first_problem']}")
     return finish(place, plan)

@@ -48,6 +48,10 @@ class FrameProgress:
         if not self._console.is_terminal:
             self._console.print(f"{self._label}: {self._frames}/{self._total} frames, {detail}", highlight=False)
 
+    def note(self, text: str) -> None:
+        """A line above the bar."""
+        self._console.print(text, style="dim", highlight=False, markup=False)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

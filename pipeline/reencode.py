@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cache.bev import DTYPES, LAYOUTS
-from cache.commit import begin, finish, read_plan
+from cache.commit import begin, begun_plan, finish
 from cache.coverage import Coverage
 from cache.errors import ConfigError, StoreError
 from cache.fields import FieldSpec, letters_of
@@ -27,7 +27,7 @@ from cache.merge import Source
 from cache.plan import FORMATS, Format, StorePlan
 from cache.roots import open_root
 from cache.store import FrameStore, TeacherStore, require_same_frames
-from pipeline.engine import run_shards
+from pipeline.engine import Cluster, run_shards
 from pipeline.progress import FrameProgress
 from pipeline.reencode_shard import Reencoding, count_cells, recomputed, reencoded, write_reencoded_shard
 
@@ -62,7 +62,7 @@ def reencode(
     *,
     options: ReencodeOptions,
     workers: int | None = None,
-    scheduler: str | None = None,
+    cluster: Cluster | None = None,
 ) -> Manifest:
     """Writes <cache>/teachers/<out> from <cache>/teachers/<name>; a rerun goes on, also where the source has grown.
 
@@ -75,7 +75,7 @@ def reencode(
     source = TeacherStore(teacher_place(cache, name))
     planned = Source.open(source.root).plan
     job = _job(cache, source, options)
-    earlier = read_plan(open_root(place))
+    earlier = begun_plan(open_root(place))
     _probe(source, job)
     fields = (*job.encoding.fields(), *_other_fields(source))
     plan = StorePlan(
@@ -85,7 +85,7 @@ def reencode(
         fields=fields,
         scenes=planned.scenes,
         shards=planned.shards,
-        format=_format(source, planned, fields, job, options, earlier, workers, scheduler),
+        format=_format(source, planned, fields, job, options, earlier, workers, cluster),
     )
     todo = begin(place, plan, grow=True)
     reasons = {row["token"]: row["reason"] for row in source.manifest.quarantined}
@@ -93,7 +93,7 @@ def reencode(
     jobs = [(url, shard, job, {t: reasons[t] for t in shard.tokens if t in reasons}) for shard in todo]
     total = sum(len(tokens) for tokens in plan.shards)
     with FrameProgress("re-encode", total, total - sum(len(shard.tokens) for shard in todo)) as progress:
-        run_shards(write_reencoded_shard, jobs, workers=workers, scheduler=scheduler, progress=progress)
+        run_shards(write_reencoded_shard, jobs, workers=workers, cluster=cluster, progress=progress)
     source.close()
     return finish(place, plan)
 
@@ -182,7 +182,7 @@ def _format(
     options: ReencodeOptions,
     earlier: StorePlan | None,
     workers: int | None,
-    scheduler: str | None,
+    cluster: Cluster | None,
 ) -> Format:
     """Rows and room of a Zarr store: as it was begun, else counted over every frame, so that none is ever too large."""
     name = options.format or source.manifest.format.name
@@ -198,10 +198,18 @@ def _format(
         return earlier.format
     sizes = np.asarray(source.index.sizes)
     most = dict(zip(source.manifest.letters, sizes.max(axis=0, initial=0).tolist(), strict=True))
-    if job.wanted != job.have and "K" not in options.capacity:
+    if job.wanted != job.have:
         counted = run_shards(
-            count_cells, [(job, tokens) for tokens in planned.shards], workers=workers, scheduler=scheduler
+            count_cells, [(job, tokens) for tokens in planned.shards], workers=workers, cluster=cluster
         )
         most["K"] = max(summary["most"] for summary in counted)
+    short = {letter: most[letter] for letter in options.capacity if options.capacity[letter] < most[letter]}
+    if short:
+        needed = ",".join(f"{letter}={size}" for letter, size in short.items())
+        found = ",".join(f"{letter}={options.capacity[letter]}" for letter in short)
+        raise StoreError(
+            f"{source.root}: the fullest frames hold {needed}, but --capacity says {found}; give --capacity {needed}, "
+            "or leave it out: it is counted then"
+        )
     capacity = {letter: max(1, int(options.capacity.get(letter, most.get(letter, 0)))) for letter in letters}
     return Format("zarr", max(len(tokens) for tokens in planned.shards), capacity)

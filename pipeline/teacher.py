@@ -6,13 +6,13 @@ The model is loaded once per process from a path and a digest; tasks carry no we
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cache.bev import DTYPES, LAYOUTS, BevEncoding
-from cache.commit import begin, finish, read_plan
+from cache.commit import begin, begun_plan, finish, read_plan
 from cache.coverage import Coverage
 from cache.errors import ConfigError, DataError, StoreError
 from cache.fields import FieldSpec
@@ -22,12 +22,15 @@ from cache.manifest import Manifest
 from cache.plan import FORMATS, Format, StorePlan
 from cache.roots import open_root
 from cache.store import FrameStore
-from pipeline.capacity import capacities
-from pipeline.engine import run_shards
+from models.detector import Detector
+from pipeline.capacity import capacities, probe_clouds
+from pipeline.device import AUTOCAST, DEVICES, autocast_difference, choose_device, probe_batch, visible_gpus
+from pipeline.engine import Cluster, run_shards
+from pipeline.overlap import STAGES
 from pipeline.points import Sweep
 from pipeline.progress import FrameProgress
 from pipeline.tables import open_tables
-from pipeline.teacher_shard import BATCH, TeacherPass, load_teacher, write_teacher_shard
+from pipeline.teacher_shard import BATCH, TeacherPass, open_once, write_teacher_shard
 
 SHIPPED_TEACHERS = {"demo": Path(__file__).parent.parent / "models" / "checkpoints" / "demo-teacher.safetensors"}
 DEFAULT_SWEEPS = 9
@@ -37,7 +40,7 @@ DEFAULT_SWEEPS = 9
 class TeacherOptions:
     """coverage: see `cache.coverage`; encoding and dtype of the stored BEV feature, see `cache.bev`; format of the
     store; capacity {letter: size} of a Zarr store's arrays, what is left out is measured first; sweeps read with a data
-    root (None: 9).
+    root (None: 9); device, autocast and batch of the forward pass (None: as many frames as fit), see `pipeline.device`.
     """
 
     coverage: str = "gaussian"
@@ -46,15 +49,22 @@ class TeacherOptions:
     format: str = "webdataset"
     capacity: Mapping[str, int] = field(default_factory=dict)
     sweeps: int | None = None
+    device: str = "auto"
+    autocast: str = ""
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         for option, value, known in (
             ("--dtype", self.dtype, DTYPES),
             ("--encoding", self.encoding, LAYOUTS),
             ("--format", self.format, FORMATS),
+            ("--device", self.device, DEVICES),
+            ("--autocast", self.autocast, AUTOCAST),
         ):
             if value not in known:
-                raise ConfigError(f"{option} {value!r} is unknown, expected one of {', '.join(known)}")
+                raise ConfigError(f"{option} {value!r} is unknown, expected one of {', '.join(filter(None, known))}")
+        if self.batch is not None and self.batch < 1:
+            raise ConfigError(f"--batch {self.batch}: expected 1 frame or more")
         if self.sweeps is not None and self.sweeps < 0:
             raise ConfigError(f"--sweeps {self.sweeps} is negative, expected 0 or more")
         if self.capacity and self.format != "zarr":
@@ -96,14 +106,15 @@ def cache_teacher(
     data_root: Path | None = None,
     options: TeacherOptions | None = None,
     workers: int | None = None,
-    scheduler: str | None = None,
+    cluster: Cluster | None = None,
+    told: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> Manifest:
     """Writes <cache>/teachers/<name> beside <cache>/frames; skips what an earlier run with the same settings committed,
     and goes on where the frame store has grown.
 
     teacher: a shipped name; a preset for a foreign checkpoint, package.module:callable (see docs/teachers.md), or any
     name for own weights. Clouds come from the frame store where it holds points, else from data_root (the folder the
-    frames came from).
+    frames came from). told: is handed the tasks' summaries, see `write_teacher_shard`.
     Returns the manifest. Raises ConfigError, StoreError, DataError or FingerprintError with the remedy.
     """
     options = options or TeacherOptions()
@@ -111,7 +122,8 @@ def cache_teacher(
     frames = FrameStore(frames_place(cache))
     weights = resolve_checkpoint(teacher, checkpoint)
     digest = file_sha256(weights)
-    opened = load_teacher(str(weights), digest, teacher)
+    device = choose_device(options.device)
+    opened = open_once(str(weights), digest, device, teacher)
     model = opened.model
     coverage = Coverage.parse(options.coverage, model.grid)
     stored_sweeps = frames.manifest.header["sweeps"] if frames.manifest.header["points"] else None
@@ -123,16 +135,6 @@ def cache_teacher(
     count = DEFAULT_SWEEPS if options.sweeps is None else options.sweeps
     sweeps = sweeps_from_tables(frames, data_root, count) if stored_sweeps is None else None
     encoding = BevEncoding(model.bev_channels, *model.grid.shape, len(coverage.names), options.encoding, options.dtype)
-    header = {
-        "teacher": teacher,
-        "weights_sha256": digest,
-        "grid": model.grid.to_dict(),
-        "coverage": coverage.header(),
-        "bev": encoding.to_dict(),
-        "sweeps": count if stored_sweeps is None else stored_sweeps,
-        "batch": BATCH,
-        **({"adapter": opened.adapter} if opened.adapter else {}),
-    }
     job = TeacherPass(
         frames=frames.root.url,
         data_root=str(data_root) if data_root else None,
@@ -140,9 +142,25 @@ def cache_teacher(
         digest=digest,
         coverage=coverage,
         encoding=encoding,
+        device=device,
+        autocast=options.autocast,
         teacher=teacher,
     )
-    plan = _store_plan(frames, header, encoding, options, job, sweeps, read_plan(open_root(place)))
+    earlier = begun_plan(open_root(place))
+    job = replace(job, batch=_batch(options, earlier, job, model, frames, sweeps))
+    header = {
+        "teacher": teacher,
+        "weights_sha256": digest,
+        "grid": model.grid.to_dict(),
+        "coverage": coverage.header(),
+        "bev": encoding.to_dict(),
+        "sweeps": count if stored_sweeps is None else stored_sweeps,
+        "batch": job.batch,
+        "device": device,
+        "autocast": options.autocast,
+        **({"adapter": opened.adapter} if opened.adapter else {}),
+    }
+    plan = _store_plan(frames, header, encoding, options, job, sweeps, earlier)
     todo = begin(place, plan, grow=True)
     url = open_root(place).url
     jobs = [
@@ -151,10 +169,46 @@ def cache_teacher(
     ]
     total = sum(len(tokens) for tokens in plan.shards)
     with FrameProgress("cache-teacher", total, total - sum(len(shard.tokens) for shard in todo)) as progress:
-        summaries = run_shards(write_teacher_shard, jobs, workers=workers, scheduler=scheduler, progress=progress)
+        gpus = visible_gpus() if device == "cuda" else ()
+        if jobs and job.autocast:
+            change = autocast_difference(model, job, probe_clouds(frames, job, sweeps, 2))
+            progress.note(f"autocast {job.autocast}: the feature differs from float32's by {change:.1e} of its size")
+        summaries = run_shards(
+            write_teacher_shard, jobs, workers=workers, cluster=cluster, gpus=gpus, progress=progress
+        )
+        if summaries:
+            progress.note(stage_line(summaries))
+    if told:
+        told(summaries)
     if summaries and not any(s["frames"] for s in summaries) and len(todo) == len(plan.shards):
         raise DataError(f"not one of {len(frames)} frames could be read; the first: {summaries[0]['first_problem']}")
     return finish(place, plan)
+
+
+def stage_line(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Where all tasks' time went, in words: seconds at work by stage, and that the forward pass waited."""
+    total = {stage: sum(summary["stage_seconds"][stage] for summary in summaries) for stage in STAGES}
+    return (
+        f"seconds of all workers: reading {total['read']:.1f}, forward pass {total['forward']:.1f}, writing "
+        f"{total['write']:.1f}; the forward pass waited {total['wait_read']:.1f} for clouds and "
+        f"{total['wait_write']:.1f} for writing"
+    )
+
+
+def _batch(
+    options: TeacherOptions,
+    earlier: StorePlan | None,
+    job: TeacherPass,
+    model: Detector,
+    frames: FrameStore,
+    sweeps: Mapping[str, tuple[Sweep, ...]] | None,
+) -> int:
+    """Frames of a forward pass: as asked for, as the store was begun with, else as many as fit."""
+    if options.batch is not None:
+        return options.batch
+    if earlier is not None and isinstance(earlier.header.get("batch"), int):
+        return int(earlier.header["batch"])
+    return probe_batch(model, job, probe_clouds(frames, job, sweeps, 2)) if job.device != "cpu" else BATCH
 
 
 def _store_plan(

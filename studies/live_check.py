@@ -19,6 +19,7 @@ from cache.errors import ConfigError
 from cache.layout import frames_place, teacher_names, teacher_place
 from cache.store import FrameStore, TeacherStore
 from pipeline.adapters.imported import is_import_path
+from pipeline.device import choose_device
 from pipeline.points import Sweep
 from pipeline.teacher import resolve_checkpoint, sweeps_from_tables
 from pipeline.teacher_shard import TeacherPass, read_cloud, run_teacher
@@ -96,6 +97,9 @@ def _live(cache: str | Path, name: str, count: int, checkpoint: Path | None, dat
         digest=str(header["weights_sha256"]),
         coverage=store.coverage,
         encoding=store.bev,
+        device=choose_device(str(header.get("device", "cpu"))),
+        autocast=str(header.get("autocast", "")),
+        batch=int(header["batch"]),
         teacher=str(header["teacher"]),
     )
     model = job.model()
@@ -104,7 +108,7 @@ def _live(cache: str | Path, name: str, count: int, checkpoint: Path | None, dat
         sweeps = sweeps_from_tables(frames, data_root, int(header["sweeps"]))
     wanted = set(np.linspace(0, len(store) - 1, min(count, len(store))).round().astype(int).tolist())
     identical, cells, worst = 0, 0.0, 0.0
-    for batch in _batches(store, int(header["batch"])):
+    for batch in _batches(store, job.batch):
         if not wanted & set(batch):
             continue
         rows = [frames.row_of(store.token(row)) for row in batch]

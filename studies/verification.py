@@ -13,9 +13,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from cache.errors import BevcaskError, ConfigError
 from cache.files import sha256
 from cache.findings import Finding
-from cache.layout import frames_place, teacher_names, teacher_place
+from cache.layout import TEACHER_NAME, frames_place, teacher_place
 from cache.manifest import MANIFEST, read_document
-from cache.roots import open_root
+from cache.roots import join, open_root
 from cache.verify import verify
 
 
@@ -74,7 +74,8 @@ def verify_cache(cache: str | Path, teacher: str | None, digest: str | None, con
                 progress=lambda done, total, bar=bar: bars.update(bar, completed=done, total=total),  # type: ignore[misc]
             )
             out.append(StoreCheck(name, str(place), digests[name], confirmed, findings))
-    return out
+    strangers = _strangers(cache) if teacher is None else []
+    return [*out, StoreCheck("teachers", str(join(cache, "teachers")), "", False, strangers)] if strangers else out
 
 
 def _digests(text: str | None) -> list[str]:
@@ -89,9 +90,19 @@ def _places(cache: str | Path, teacher: str | None) -> dict[str, str | Path]:
     """Every place that has something of a store in it, a manifest or not."""
     if teacher is not None:
         return {f"teachers/{teacher}": teacher_place(cache, teacher)}
-    names = {name.split("/")[1] for name in open_root(cache).sizes() if name.startswith("teachers/")}
-    names |= set(teacher_names(cache))
+    paths = [name.split("/") for name in open_root(cache).sizes() if name.startswith("teachers/")]
+    names = {parts[1] for parts in paths if len(parts) > 2 and TEACHER_NAME.fullmatch(parts[1])}
     return {"frames": frames_place(cache), **{f"teachers/{name}": teacher_place(cache, name) for name in sorted(names)}}
+
+
+def _strangers(cache: str | Path) -> list[Finding]:
+    """What lies in <cache>/teachers and in no teacher store."""
+    paths = [name.split("/") for name in open_root(join(cache, "teachers")).sizes()]
+    names = {parts[0] for parts in paths if len(parts) < 2 or not TEACHER_NAME.fullmatch(parts[0])}
+    return [
+        Finding(name, "something that is no teacher store", "stores only: 1 to 64 of a-z, 0-9, - and _", "move it away")
+        for name in sorted(names)
+    ]
 
 
 def _digest_at(place: str | Path) -> str:

@@ -36,7 +36,7 @@ def third_party_imports(path: Path) -> set[str]:
 
 
 def test_every_import_of_the_packages_is_a_declared_dependency() -> None:
-    requirements = [*PROJECT["dependencies"], *EXTRAS["cpu"], *EXTRAS["cuda"], *EXTRAS["bench"]]
+    requirements = [*PROJECT["dependencies"], *EXTRAS["cpu"], *EXTRAS["cuda"], *EXTRAS["bench"], *EXTRAS["slurm"]]
     declared = {canonicalize_name(Requirement(text).name) for text in requirements}
     distributions = packages_distributions()
     benchmarks = {"streaming": "mosaicml-streaming", "litdata": "litdata"}  # not installed everywhere

@@ -140,10 +140,11 @@ class BatchBuilder:
         if parts.images is None:
             parts.images = np.empty((batch, CAMERAS, size[1], size[0], 3), np.uint8)
         affines = np.zeros((CAMERAS, 2, 3))
-        for i, (camera, image) in enumerate(zip(_in_order(frame), augment.images, strict=True)):
+        jpegs = self.frames.read_bytes_many(row, [channel.lower() for channel in CAMERA_CHANNELS])
+        for i, (camera, image, jpeg) in enumerate(zip(_in_order(frame), augment.images, jpegs, strict=True)):
             geometry = picture_geometry((camera.width, camera.height), size, image)
             where = f"{self.frames.root}: frame {frame.token} {camera.channel}"
-            draw_picture(self.frames.image(row, camera.channel), geometry, parts.images[sample, i], where)
+            draw_picture(jpeg, geometry, parts.images[sample, i], where)
             affines[i] = geometry.affine()
             parts.intrinsics.append(np.vstack([affines[i], [0, 0, 1]]) @ camera.intrinsic)
             parts.camera_to_lidar.append(matrix @ np.linalg.inv(camera.lidar_to_camera))

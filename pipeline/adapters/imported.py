@@ -29,6 +29,7 @@ METHODS = {
     "__call__": "Batch -> DetectorOutput",
     "decode": "DetectorOutput -> list of Detections",
     "eval": "evaluation mode; returns itself",
+    "to": "to a device; returns itself",
 }
 
 

@@ -26,7 +26,7 @@ from cache.grid import BevGrid
 from cache.manifest import MANIFEST, PLAN, Manifest
 from cache.npy import decode_npy
 from cache.plan import Format, ShardPlan
-from cache.verify_records import record_problem
+from cache.records import record_problem
 from cache.verify_tar import check_tar, read_header
 from cache.verify_zarr import check_zarr_json, check_zarr_shard
 

@@ -23,6 +23,7 @@ from cache.files import write_json
 from studies.benches.machine import machine
 
 BENCHES = {
+    "cache-teacher": "studies.benches.cache_teacher",
     "faults": "studies.benches.faults",
     "scale": "studies.benches.scale",
     "size": "studies.benches.size",

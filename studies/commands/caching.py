@@ -11,6 +11,7 @@ from cache.local_cache import use_local_cache
 from studies.commands.command_line import (
     cache_root,
     close_store,
+    cluster_of,
     console,
     letter_sizes,
     need,
@@ -33,6 +34,8 @@ from studies.commands.command_line import (
         "image-scale": "stored image size over file size, up to 1 (the files' own bytes)",
         "workers": "processes (default: one per core)",
         "scheduler": "a running Dask cluster, tcp://HOST:PORT",
+        "cluster": "slurm: start workers as SLURM jobs through dask-jobqueue (default: processes on this machine)",
+        "performance-report": "write Dask's report of the run to this HTML file",
         "json": "print a last line of JSON",
     }
 )
@@ -47,6 +50,8 @@ def cache_frames(
     image_scale: float = 1.0,
     workers: str | None = None,
     scheduler: str | None = None,
+    cluster: str = "local",
+    performance_report: str | None = None,
     json: bool = False,
 ) -> None:
     """Write the frame store: images, calibration, poses, annotations, depth labels and, if asked, clouds."""
@@ -60,8 +65,8 @@ def cache_frames(
         root,
         split=split,
         options=FrameOptions(image_scale=image_scale, points=points, sweeps=sweeps),
-        workers=whole(workers, "--workers"),
-        scheduler=scheduler,
+        workers=whole(workers, "--workers", 1),
+        cluster=cluster_of(scheduler, cluster, performance_report),
     )
     then = f"./bevcask cache-teacher --cache {root} --name demo" + ("" if points else f" --data-root {data_root}")
     close_store("frame store", manifest, frames_place(root), json, [then])
@@ -80,8 +85,13 @@ def cache_frames(
         "format": "webdataset or zarr",
         "capacity": "zarr only: room in its arrays, e.g. K=900,N=300 (default: measured first)",
         "sweeps": "LiDAR sweeps before the key frame, read from --data-root (default 9)",
+        "device": "cpu, cuda (one worker per visible GPU) or auto",
+        "autocast": "float16 or bfloat16: a faster forward pass, whose difference from float32 is told",
+        "batch": "frames in one forward pass (default: 4 on a CPU, as many as fit on a GPU)",
         "workers": "processes (default: one per core)",
         "scheduler": "a running Dask cluster, tcp://HOST:PORT",
+        "cluster": "slurm: start workers as SLURM jobs through dask-jobqueue (default: processes on this machine)",
+        "performance-report": "write Dask's report of the run to this HTML file",
         "local-cache": "a folder through which stores at URLs are read",
         "local-cache-limit": "its size, such as 200GB; the least recently used shards make room",
         "json": "print a last line of JSON",
@@ -100,8 +110,13 @@ def cache_teacher(
     format: str = "webdataset",
     capacity: str = "",
     sweeps: str | None = None,
+    device: str = "auto",
+    autocast: str = "",
+    batch: str | None = None,
     workers: str | None = None,
     scheduler: str | None = None,
+    cluster: str = "local",
+    performance_report: str | None = None,
     local_cache: str | None = None,
     local_cache_limit: str | None = None,
     json: bool = False,
@@ -120,10 +135,18 @@ def cache_teacher(
         checkpoint=path_of(checkpoint),
         data_root=path_of(data_root),
         options=TeacherOptions(
-            coverage, encoding, dtype, format, letter_sizes(capacity, "--capacity"), whole(sweeps, "--sweeps")
+            coverage,
+            encoding,
+            dtype,
+            format,
+            letter_sizes(capacity, "--capacity"),
+            whole(sweeps, "--sweeps"),
+            device,
+            autocast,
+            whole(batch, "--batch"),
         ),
-        workers=whole(workers, "--workers"),
-        scheduler=scheduler,
+        workers=whole(workers, "--workers", 1),
+        cluster=cluster_of(scheduler, cluster, performance_report),
     )
     then = f"./bevcask evaluate --cache {root} --teacher {store}"
     close_store("teacher store", manifest, teacher_place(root, store), json, [then])
@@ -180,7 +203,7 @@ def plan(
         teacher=teacher,
         checkpoint=path_of(checkpoint),
         teacher_options=TeacherOptions(coverage, encoding, dtype, format),
-        workers=whole(workers, "--workers"),
+        workers=whole(workers, "--workers", 1),
     )
     for renderable in cost_tables(cost):
         console.print(renderable)

@@ -52,9 +52,11 @@ def verify(
         compared = run_live(root, teacher, count, checkpoint=weights, data_root=data, callable=callable)
         for result in compared:
             console.print(result.line, style=None if result.held else "red", markup=False, soft_wrap=True)
+    good = not found and all(result.held for result in compared)
+    if good:
+        next_step(f"./bevcask inspect --cache {root}")
     if json:
         print_json({"stores": [c.to_dict() for c in checks], "live": [result.to_dict() for result in compared]})
-    if found or not all(result.held for result in compared):
+    if not good:
         what = f"{found} findings" if found else "the teacher says something else today"
         raise CorruptError(f"{root}: {what}; each line above says what to do")
-    next_step(f"./bevcask inspect --cache {root}")

@@ -6,6 +6,7 @@ Tasks stand in the modules beside this one; `tasks.py` at the top collects them.
 from __future__ import annotations
 
 import functools
+import inspect
 import json as json_text
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,9 +37,14 @@ def task(
     if body is None:
         return functools.partial(task, help=help, positional=positional, iterable=iterable)
 
+    signature = inspect.signature(body)
+    numbers = {p.name: type(p.default) for p in signature.parameters.values() if type(p.default) in (int, float)}
+
     @functools.wraps(body)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         try:
+            for name in numbers.keys() & kwargs.keys():
+                kwargs[name] = _number(kwargs[name], numbers[name], f"--{name.replace('_', '-')}")
             return body(*args, **kwargs)
         except BevcaskError as error:
             message = " ".join(str(error).split()) or type(error).__name__
@@ -55,6 +61,12 @@ def task(
             Console(stderr=True).print("interrupted; the same command goes on where it can", style="yellow")
             raise Exit(code=130) from error
 
+    # texts to invoke, which ends in a traceback where a number does not parse
+    guarded.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[
+            p.replace(default=str(p.default)) if p.name in numbers else p for p in signature.parameters.values()
+        ]
+    )
     # an empty list matters: invoke would make an argument without a default positional, and then --help runs the task
     return invoke_task(guarded, positional=list(positional), iterable=list(iterable), help=dict(help or {}))
 
@@ -66,14 +78,23 @@ def need(value: str | None, option: str, what: str) -> str:
     return value
 
 
-def whole(value: str | None, option: str) -> int | None:
-    """invoke hands over a string for an option whose default is None."""
+def whole(value: str | None, option: str, least: int | None = None) -> int | None:
+    """invoke hands over a string for an option whose default is None. ConfigError where it is no number, or below
+    `least`."""
     if value is None:
         return None
+    number = int(_number(value, int, option))
+    if least is not None and number < least:
+        raise ConfigError(f"{option} {number}: expected {least} or more")
+    return number
+
+
+def _number(value: Any, kind: type, option: str) -> Any:
     try:
-        return int(value)
+        return kind(value)
     except ValueError:
-        raise ConfigError(f"{option} {value!r} is not a whole number; `--help` lists the options") from None
+        expected = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"{option} {value!r} is not {expected}; `--help` lists the options") from None
 
 
 def letter_sizes(value: str, option: str) -> dict[str, int]:
@@ -130,3 +151,10 @@ def close_store(
             f"{len(manifest.quarantined)} frames could not be read and are not in the store; its manifest.json lists "
             "them all: repair their files and run the same command again"
         )
+
+
+def cluster_of(scheduler: str | None, kind: str, report: str | None) -> Any:
+    """The `pipeline.engine.Cluster` that --scheduler, --cluster and --performance-report ask for."""
+    from pipeline.engine import Cluster
+
+    return Cluster(scheduler, kind, path_of(report))

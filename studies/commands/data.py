@@ -45,7 +45,7 @@ def simulate(
         frames=frames,
         sweeps=sweeps,
         seed=seed,
-        workers=whole(workers, "--workers"),
+        workers=whole(workers, "--workers", 1),
     )
     console.print(summary_line(summary), soft_wrap=True)
     next_step(f"./bevcask cache-frames --data-root {folder} --version {version} --cache CACHE --points")

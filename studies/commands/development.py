@@ -40,7 +40,7 @@ def test(
     """The test suite; arguments choose a part of it."""
     from pipeline.engine import default_workers
 
-    count = whole(workers, "--workers") or (1 if path and Path(path).is_file() else min(default_workers(), 4))
+    count = whole(workers, "--workers", 1) or (1 if path and Path(path).is_file() else min(default_workers(), 4))
     command = [sys.executable, "-m", "pytest", f"--durations={durations}", "--durations-min=1"]
     command += ["--numprocesses", str(count), "--dist", "loadfile"] if count > 1 else []
     command += ["-k", select] if select else []

@@ -12,6 +12,7 @@ from cache.local_cache import use_local_cache
 from studies.commands.command_line import (
     cache_root,
     close_store,
+    cluster_of,
     console,
     letter_sizes,
     need,
@@ -30,6 +31,8 @@ from studies.commands.command_line import (
         "split": "only scenes of one split (default: all of the version)",
         "workers": "processes (default: one per core)",
         "scheduler": "a running Dask cluster, tcp://HOST:PORT",
+        "cluster": "slurm: start workers as SLURM jobs through dask-jobqueue (default: processes on this machine)",
+        "performance-report": "write Dask's report of the run to this HTML file",
         "json": "print a last line of JSON",
     }
 )
@@ -41,6 +44,8 @@ def extend(
     split: str | None = None,
     workers: str | None = None,
     scheduler: str | None = None,
+    cluster: str = "local",
+    performance_report: str | None = None,
     json: bool = False,
 ) -> None:
     """Add scenes that the frame store does not have yet, with the options it was made with; its shards stay."""
@@ -53,8 +58,8 @@ def extend(
         Path(need(data_root, "--data-root", "a nuScenes folder")),
         need(version, "--version", "the data set version that the store holds"),
         split=split,
-        workers=whole(workers, "--workers"),
-        scheduler=scheduler,
+        workers=whole(workers, "--workers", 1),
+        cluster=cluster_of(scheduler, cluster, performance_report),
     )
     waiting = behind(root, data_root)
     added = f"{extension.scenes} scenes, {extension.frames} frames" if extension.frames else "nothing new"
@@ -115,6 +120,8 @@ def merge(
         "capacity": "zarr only: room in its arrays, e.g. K=900,N=300 (default: counted first)",
         "workers": "processes (default: one per core)",
         "scheduler": "a running Dask cluster, tcp://HOST:PORT",
+        "cluster": "slurm: start workers as SLURM jobs through dask-jobqueue (default: processes on this machine)",
+        "performance-report": "write Dask's report of the run to this HTML file",
         "local-cache": "a folder through which stores at URLs are read",
         "local-cache-limit": "its size, such as 200GB; the least recently used shards make room",
         "json": "print a last line of JSON",
@@ -132,6 +139,8 @@ def re_encode(
     capacity: str = "",
     workers: str | None = None,
     scheduler: str | None = None,
+    cluster: str = "local",
+    performance_report: str | None = None,
     local_cache: str | None = None,
     local_cache_limit: str | None = None,
     json: bool = False,
@@ -147,8 +156,8 @@ def re_encode(
         need(name, "--name", "the teacher store to read"),
         store,
         options=ReencodeOptions(format, encoding, dtype, coverage, letter_sizes(capacity, "--capacity")),
-        workers=whole(workers, "--workers"),
-        scheduler=scheduler,
+        workers=whole(workers, "--workers", 1),
+        cluster=cluster_of(scheduler, cluster, performance_report),
     )
     then = f"./bevcask evaluate --cache {root} --teacher {store}"
     close_store("teacher store", manifest, teacher_place(root, store), json, [then])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ import pytest
 
 from cache.commit import begin, finish
 from cache.errors import FingerprintError
+from cache.files import PARTIAL
 from cache.plan import Format, Scene, StorePlan
+from cache.roots import LocalRoot
 from cache.store import Store
+from cache.verify import verify
 from tests.cache.stores import (
     FORMATS,
     SCENES,
@@ -153,3 +158,93 @@ def test_a_new_place_may_be_begun_with_grow(tmp_path: Path) -> None:
     for kind, layout in (("frames", WEBDATASET), ("teacher", ZARR)):
         write_store(tmp_path / kind, plan_of(kind, layout), grow=True)
         assert len(Store(tmp_path / kind)) == 6
+
+
+class _StoppedError(Exception):
+    """As SIGKILL: nothing after it happens."""
+
+
+@LAYOUTS
+def test_a_growing_store_can_be_read_whatever_moment_its_run_is_stopped_at(
+    tmp_path: Path, layout: Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, grown = small(layout), teacher_plan(format=layout)
+    fresh = tree_of(tmp_path / "fresh", grown)
+    real_write, real_remove = LocalRoot.write, LocalRoot.remove
+    step, reached, read = 0, True, set()
+    while reached:
+        place = tmp_path / str(step)
+        write_store(place, first)
+        for number in todo(place, grown, grow=True):
+            write_shard(place, grown, number)
+        calls, reached = 0, False
+
+        def stopping(real: Any, at: int = step) -> Any:
+            def call(root: LocalRoot, name: str) -> Any:
+                nonlocal calls, reached
+                calls += 1
+                if calls > at:
+                    reached = True
+                    raise _StoppedError
+                return real(root, name)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalRoot, "write", stopping(real_write))
+            patch.setattr(LocalRoot, "remove", stopping(real_remove))
+            with contextlib.suppress(_StoppedError):
+                finish(place, grown)
+        store = Store(place)
+        assert_reads(store, TOKENS if len(store) == len(TOKENS) else TOKENS[:4], grown)
+        read.add(len(store))
+        finish(place, grown)
+        assert tree(place) == fresh and not verify(place)
+        step += 1
+    assert read == {4, 6} and step > 2 * 12 + 2
+
+
+def tree_of(place: Path, plan: StorePlan) -> dict[str, bytes]:
+    write_store(place, plan)
+    return tree(place)
+
+
+def test_a_store_that_grows_is_opened_by_others_all_the_time(tmp_path: Path) -> None:
+    first, grown = small(WEBDATASET), teacher_plan()
+    stop, failures, sizes = threading.Event(), [], set()
+
+    def reopen() -> None:
+        while not stop.is_set():
+            try:
+                store = Store(tmp_path)
+                sizes.add(len(store))
+                store.read(len(store) - 1, "boxes")
+            except Exception as error:
+                failures.append(error)
+
+    write_store(tmp_path, first)
+    write_store(tmp_path, grown, grow=True)
+    readers = [threading.Thread(target=reopen) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    try:
+        for _ in range(25):
+            finish(tmp_path, first)
+            finish(tmp_path, grown)
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
+    assert not failures and sizes == {4, 6}
+
+
+def test_what_a_worker_that_died_left_is_gone_when_the_run_ends(tmp_path: Path) -> None:
+    """Its task ran again on another worker, while the run went on."""
+    plan = teacher_plan()
+    for number in todo(tmp_path, plan):
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        (tmp_path / "shards" / f"{number:05d}.tar.1a2b{PARTIAL}").write_bytes(b"half")
+        write_shard(tmp_path, plan, number)
+    finish(tmp_path, plan)
+    assert not [name for name in tree(tmp_path) if name.endswith(PARTIAL)]
+    assert not verify(tmp_path)

@@ -133,7 +133,7 @@ def test_no_frames_are_an_index_of_length_zero(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [{"scene": "c" * 32}, {"class_counts": [1]}, {"class_counts": [1, 2, 3]}])
 def test_frames_that_the_plan_does_not_know_are_named(changes: dict[str, Any]) -> None:
     records = [{"shard": 0, "frames": [frame("e" * 32, {}, **changes)]}]
-    with pytest.raises(StoreError, match=f"frame {'e' * 32}: .* expected one of 3 planned scenes, and 2 classes"):
+    with pytest.raises(StoreError, match=f"frame {'e' * 32}: .* expected one of 3 scenes, and 2 classes"):
         build(records)
 
 

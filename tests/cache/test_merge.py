@@ -289,11 +289,14 @@ def grow_plan(store: Path) -> None:
         (grow_plan, StoreError, r"plan\.json: not the one that its manifest names"),
     ],
 )
-def test_a_source_that_is_not_whole_is_refused(tmp_path: Path, damage: Any, error: type, named: str) -> None:
+@pytest.mark.parametrize("copy", [True, False], ids=["copied", "linked"])
+def test_a_source_that_is_not_whole_is_refused(
+    tmp_path: Path, damage: Any, error: type, named: str, copy: bool
+) -> None:
     a, b = two(tmp_path)
     damage(b / "frames")
     with pytest.raises(error, match=named):
-        merge_caches(tmp_path / "out", [a, b], copy=True)
+        merge_caches(tmp_path / "out", [a, b], copy=copy)
     assert not list((tmp_path).glob("out/**/manifest.json"))
 
 

@@ -377,7 +377,7 @@ def test_an_entry_that_does_not_fit_the_plan_is_named_at_the_end(tmp_path: Path,
     begin(tmp_path, plan)
     with open_shard(tmp_path, plan.shard_plans()[0]) as writer:
         writer.write(dataclasses.replace(entry_of(TOKENS[0]), **changes), teacher_values(TOKENS[0]))
-    with pytest.raises(StoreError, match=rf"frame {TOKENS[0]}: scene .* expected one of 2 planned scenes, and 10"):
+    with pytest.raises(StoreError, match=rf"frame {TOKENS[0]}: scene .* expected one of 2 scenes, and 10"):
         finish(tmp_path, plan)
 
 

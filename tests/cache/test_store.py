@@ -7,8 +7,9 @@ import dataclasses
 import os
 import pickle
 import random
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from tests.cache.stores import (
     ZARR,
     assert_equal,
     entry_of,
+    forge_column,
+    forge_manifest,
     frame_of,
     frame_plan,
     frame_values,
@@ -370,6 +373,12 @@ def test_joined_cells_of_other_encodings(tmp_path: Path, layout: str, dtype: str
     cells, offsets = store.cells_of([4, 0, 2])
     for i, row in enumerate([4, 0, 2]):
         assert_equal(cells.values[offsets[i] : offsets[i + 1]], store.cells(row).values)
+    none, offsets = store.cells_of([])
+    for name in ("index", "values", "weights"):
+        assert_equal(getattr(none, name), getattr(store.cells(0), name)[:0])
+    assert offsets.tolist() == [0]
+    boxes = store.read_joined([1, 3], ["boxes", "scores", "boxes"])  # a name may stand twice
+    assert_equal(boxes["boxes"], np.concatenate([store.read(row, "boxes") for row in (1, 3)]))
 
 
 def test_joined_reading_from_many_threads_is_that_of_one(teacher_root: Path) -> None:
@@ -408,3 +417,56 @@ def test_damage_met_by_a_joined_read_is_named_as_by_a_single_one(teacher_root: P
     store.close()
     with pytest.raises(CorruptError, match="missing; restore it"):
         store.cells_of([0])
+
+
+@contextlib.contextmanager
+def little_memory(room: int = 3 << 29) -> Iterator[None]:
+    """What is asked for beyond `room` bytes more than now raises MemoryError."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (used + room, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.parametrize("read", ["cells_of", "read_joined", "cells", "read_many"])
+@pytest.mark.parametrize("claim", ["sizes", "length"])
+def test_an_index_that_claims_too_much_takes_no_memory(
+    teacher_root: Path, tmp_path: Path, read: str, claim: str
+) -> None:
+    """All digests agree; only what the members themselves say is less."""
+    place = Path(shutil.copytree(teacher_root, tmp_path / "copy"))
+
+    def change(array: np.ndarray) -> np.ndarray:
+        array = array.copy()
+        array[:] = 2**28 if claim == "sizes" else 2**31
+        return array
+
+    forge_column(place, claim, change)
+    store = TeacherStore(place)
+    calls: dict[str, Callable[[], Any]] = {
+        "cells_of": lambda: store.cells_of([0] * 8),
+        "read_joined": lambda: store.read_joined([0] * 8, ["bev_values"]),
+        "cells": lambda: store.cells(0),
+        "read_many": lambda: store.read_many(0, ["bev_values", "boxes"]),
+    }
+    with little_memory(), pytest.raises(CorruptError):
+        calls[read]()
+
+
+@pytest.mark.parametrize("field", ["bev_values", "bev_index"])
+def test_a_field_that_the_manifest_calls_a_picture_is_no_array(teacher_root: Path, tmp_path: Path, field: str) -> None:
+    place = Path(shutil.copytree(teacher_root, tmp_path / "copy"))
+
+    def change(values: dict[str, Any]) -> None:
+        for spec in values["fields"]:
+            if spec["name"] == field:
+                spec["ext"] = "jpg"
+
+    forge_manifest(place, change)
+    store = TeacherStore(place)
+    for read in (lambda: store.cells(0), lambda: store.cells_of([0]), lambda: store.read_joined([0], [field])):
+        with pytest.raises(StoreError):
+            read()

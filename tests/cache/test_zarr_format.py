@@ -16,8 +16,8 @@ import zarr
 
 from cache.commit import begin
 from cache.errors import CorruptError
+from cache.shard_files import side_fields
 from cache.store import Store, TeacherStore
-from cache.zarr_writer import side_fields
 from tests.cache.stores import (
     SHARDS,
     TOKENS,

@@ -357,7 +357,7 @@ def test_the_pass_runs_a_foreign_checkpoint_and_its_store_says_so(tmp_path, simu
     assert header["adapter"] == "openpcdet as centerpoint-pillar-0.2"
     assert header["teacher"] == "centerpoint-pillar-0.2"
     assert header["weights_sha256"] == file_sha256(path)
-    model = load_teacher(str(path), file_sha256(path), "centerpoint-pillar-0.2").model
+    model = load_teacher(str(path), file_sha256(path), teacher="centerpoint-pillar-0.2")
     with torch.inference_mode():
         output = model(Batch(points=[torch.from_numpy(frames.points(0).copy())], tokens=[frames.tokens[0]]))
     cells = store.cells(store.row_of(frames.tokens[0]))

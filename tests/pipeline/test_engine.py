@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
+from dask.distributed import Client, LocalCluster
 
-from cache.errors import BevcaskError, DataError
-from pipeline.engine import run_shards
+from cache.errors import BevcaskError, ConfigError, DataError
+from pipeline.engine import Cluster, run_shards, slurm_cluster
 
 
 def echo(number: int) -> dict[str, Any]:
@@ -23,9 +28,13 @@ def fail_on_three(number: int) -> dict[str, Any]:
 class Collect:
     def __init__(self) -> None:
         self.seen: list[int] = []
+        self.notes: list[str] = []
 
     def advance(self, summary: dict[str, Any]) -> None:
         self.seen.append(summary["frames"])
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -48,4 +57,68 @@ def test_no_jobs_start_no_cluster() -> None:
 
 def test_a_scheduler_that_does_not_answer_is_named() -> None:
     with pytest.raises(BevcaskError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
-        run_shards(echo, [(1,)], scheduler="tcp://127.0.0.1:9")
+        run_shards(echo, [(1,)], cluster=Cluster("tcp://127.0.0.1:9"))
+
+
+def gpu_of_worker(number: int) -> dict[str, Any]:
+    return {**echo(number), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"), "process": os.getpid()}
+
+
+def test_each_local_worker_sees_its_own_gpu() -> None:
+    results = run_shards(gpu_of_worker, [(n,) for n in range(12)], gpus=("3", "GPU-ab12"))
+    by_process = {(r["process"], r["gpu"]) for r in results}
+    assert len({process for process, _ in by_process}) == len(by_process) <= 2
+    assert {gpu for _, gpu in by_process} <= {"3", "GPU-ab12"}
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") not in ("3", "GPU-ab12")
+
+
+def test_a_running_cluster_is_used_by_its_address() -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=40) as running:
+        pids = set(Client(running).run(os.getpid).values())
+        results = run_shards(gpu_of_worker, [(n,) for n in range(3)], cluster=Cluster(running.scheduler_address))
+    assert {r["process"] for r in results} == pids
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, "mesos"), "--cluster 'mesos' is unknown, expected one of local, slurm"),
+        (("tcp://a:1", "slurm"), "give one of the two"),
+    ],
+)
+def test_clusters_that_there_are_not_are_told(arguments: tuple[str | None, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Cluster(*arguments)
+
+
+def test_a_slurm_job_asks_for_one_process_and_the_memory_of_the_configuration() -> None:
+    """The job script is looked at; no scheduler is there to submit it to."""
+    pytest.importorskip("dask_jobqueue", reason="dask-jobqueue (extra slurm) is not installed")
+    with dask.config.set({"jobqueue.slurm.memory": "7GB", "jobqueue.slurm.queue": "gpu"}):
+        cluster = slurm_cluster(0)
+        try:
+            script = cluster.job_script()
+        finally:
+            cluster.close()
+    assert "#SBATCH -p gpu" in script and "#SBATCH --mem=7G" in script and "#SBATCH -n 1" in script
+    assert "--nthreads 1" in script
+
+
+def test_without_dask_jobqueue_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
+    with pytest.raises(ConfigError, match=r"dask-jobqueue; run: pip install 'bevcask\[slurm\]'"):
+        run_shards(echo, [(1,)], cluster=Cluster(kind="slurm"))
+
+
+def test_the_report_is_written_where_asked(tmp_path: Path) -> None:
+    pytest.importorskip("bokeh", reason="bokeh (extra dashboard) is not installed")
+    progress = Collect()
+    run_shards(echo, [(1,), (2,)], workers=2, cluster=Cluster(report=tmp_path / "report.html"), progress=progress)
+    assert "<html" in (tmp_path / "report.html").read_text().lower()
+    assert [note for note in progress.notes if note.startswith("Dask dashboard: http")]
+
+
+def test_a_report_without_bokeh_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("pipeline.engine.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs bokeh; run: pip install 'bevcask\[dashboard\]'"):
+        Cluster(report=tmp_path / "report.html")

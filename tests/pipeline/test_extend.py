@@ -107,13 +107,13 @@ def test_the_teacher_then_runs_on_new_shards_only(
     assert (waiting.name, waiting.missing) == ("t", 2)
     assert f"cache-teacher --cache {cache} --name t --teacher own --checkpoint" in waiting.command
     seen: list[str] = []
-    real = teacher_shard.run_teacher
+    real = teacher_shard.fields_of
 
-    def watched(model: Any, frames: Any, rows: Any, *more: Any) -> Any:
-        seen.extend(frames.token(row) for row in rows)
-        return real(model, frames, rows, *more)
+    def watched(said: Any, frames: Any, job: Any) -> Any:
+        seen.extend(frames.token(row) for row in said.rows)
+        return real(said, frames, job)
 
-    monkeypatch.setattr(teacher_shard, "run_teacher", watched)
+    monkeypatch.setattr(teacher_shard, "fields_of", watched)
     manifest = run("t")
     frames = FrameStore(cache / "frames")
     assert seen == frames.tokens[4:]

@@ -233,3 +233,17 @@ def test_a_store_goes_on_where_its_source_has_grown(simulated_root: Path, weight
     grown = reencode(tmp_path, "t", "x", options=ReencodeOptions(dtype="u8", format="zarr"), workers=1)
     assert grown.header == begun.header and grown.shards[:2] == begun.shards and len(grown.shards) == 3
     assert TeacherStore(tmp_path / "teachers" / "x").tokens == FrameStore(tmp_path / "frames").tokens
+
+
+@pytest.mark.parametrize("coverage", ["", "gaussian(dilate=1)"])
+def test_too_small_a_room_is_refused_with_that_of_the_fullest_frame_before_anything_is_written(
+    house: House, coverage: str
+) -> None:
+    source = house.direct(ALL) if coverage else house.direct()
+    if coverage:
+        coverage = "gaussian(dilate=2)+footprint"
+    full = house.again(source, "full", format="zarr", coverage=coverage).manifest.format.capacity["K"]
+    with pytest.raises(StoreError, match=rf"fullest frames hold K={full}, but --capacity says K=1; give"):
+        house.again(source, "short", format="zarr", coverage=coverage, capacity={"K": 1})
+    assert not (house.cache / "teachers" / "short").exists()
+    assert house.again(source, "short", format="zarr", coverage=coverage, capacity={"K": full}).tokens

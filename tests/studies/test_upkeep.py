@@ -134,3 +134,37 @@ def test_sizes_and_times_read_well() -> None:
         "2.0 TB",
     ]
     assert [time_text(seconds) for seconds in (3, 600, 36000)] == ["3 s", "10 min", "10.0 h"]
+
+
+def test_verify_ends_in_json_and_names_what_is_no_store(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, good = run(capsys, "verify", cache=str(folder / "a"))
+    assert [store["findings"] for store in good["stores"]] == [[], []]
+    (folder / "a" / "teachers" / "notes.txt").write_text("x")
+    (folder / "a" / "teachers" / "Bad.Name").mkdir()
+    (folder / "a" / "teachers" / "Bad.Name" / "manifest.json").write_text("{}")
+    (folder / "a" / "frames" / "stranger").write_text("x")
+    capsys.readouterr()
+    with pytest.raises(Exit):
+        tasks.verify(Context(), cache=str(folder / "a"), json=True)  # type: ignore[attr-defined]
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])["stores"]
+    files = {(store["store"], finding["file"]) for store in told for finding in store["findings"]}
+    assert files == {("teachers", "notes.txt"), ("teachers", "Bad.Name"), ("frames", "stranger")}
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("gc", {"older_than": "abc"}, "--older-than 'abc' is not a number"),
+        ("cache_frames", {"image_scale": "x"}, "--image-scale 'x' is not a number"),
+        ("simulate", {"frames": "2.5"}, "--frames '2.5' is not a whole number"),
+        ("cache_frames", {"workers": "0"}, "--workers 0: expected 1 or more"),
+    ],
+)
+def test_an_option_that_is_no_number_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, options: dict[str, str], message: str
+) -> None:
+    more = {"cache": str(tmp_path / "c")} if task != "simulate" else {"out": str(tmp_path / "c")}
+    if task == "cache_frames":
+        more |= {"data_root": str(tmp_path), "version": VERSION}
+    assert message in failing(capsys, task, **more, **options)
+    assert not (tmp_path / "c").exists()

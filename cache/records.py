@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cache.fields import TOKEN_PATTERN
@@ -11,17 +11,18 @@ from cache.manifest import Manifest, StoredFile
 from cache.plan import ShardPlan
 from cache.shard_files import shard_files
 
+SENSELESS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 _RECORD_KEYS = {"shard", "plan", "files", "frames", "quarantined", "digest"}
 _FRAME_KEYS = {"token", "scene", "timestamp_us", "kind", "class_counts", "digest", "sizes", "members"}
 
 
 def record_problem(
-    record: Any, data: bytes, shard: ShardPlan, letters: Sequence[str], manifest: Manifest | None
+    record: Any, data: bytes, shard: ShardPlan, letters: Sequence[str], manifest: Manifest | None = None
 ) -> str:
     """What is wrong with a record, "" for nothing. data: the file's bytes; letters: of the store's shapes; a shard plan
     without settings stands for one that is lost.
 
-    Raises KeyError, TypeError, ValueError, AttributeError or StoreError where it makes no sense at all.
+    Raises one of SENSELESS or StoreError where it makes no sense at all.
     """
     if not has_valid_seal(data):
         return "content that does not match its own digest"
@@ -40,15 +41,23 @@ def record_problem(
         return "frames that are not the planned ones"
     names = {spec.name for spec in shard.fields}
     for frame in record["frames"]:
-        numbers = [frame["timestamp_us"], frame["kind"], *frame["class_counts"], *frame["sizes"].values()]
-        numbers += [number for location in frame["members"].values() for number in location]
+        places = list(frame["members"].values())
         if (
             set(frame) != _FRAME_KEYS
             or not TOKEN_PATTERN.fullmatch(frame["token"])
             or not set(frame["members"]) <= names
             or not set(frame["sizes"]) <= set(letters)
-            or any(type(number) is not int for number in numbers)
-            or any(len(location) != 3 for location in frame["members"].values())
+            or type(frame["timestamp_us"]) is not int
+            or abs(frame["timestamp_us"]) >= 1 << 63
+            or not _are_whole([frame["kind"]], 8)
+            or not _are_whole(frame["class_counts"], 16)
+            or not _are_whole(frame["sizes"].values(), 32)
+            or not all(len(place) == 3 and _are_whole(place[:1], 64) and _are_whole(place[1:], 32) for place in places)
         ):
             return f"a frame {frame['token']!r:.40} that no writer makes"
     return ""
+
+
+def _are_whole(numbers: Iterable[Any], bits: int) -> bool:
+    """Whether all are whole numbers from 0 that fit so many bits, as the index's columns hold them."""
+    return all(type(number) is int and 0 <= number < 1 << bits for number in numbers)
