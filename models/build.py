@@ -19,7 +19,7 @@ from safetensors.torch import save as save_tensors
 from cache.classes import DETECTION_CLASSES
 from cache.errors import ConfigError, DataError
 from cache.files import write_bytes
-from models.centerpoint import CenterPointPillar, CenterPointPillarConfig
+from models.centerpoint import CenterPoint, CenterPointPillarConfig, CenterPointVoxelConfig
 from models.config import Config, parse_config
 from models.detector import Detector
 from models.lift_splat import LiftSplat, LiftSplatConfig
@@ -32,7 +32,8 @@ BOX_CONVENTION = "x,y,z(gravity centre),l,w,h,yaw(counter-clockwise from +x),vx,
 METADATA_KEY = "bevcask"
 
 KINDS: dict[str, tuple[type[Config], Callable[[Any], torch.nn.Module]]] = {
-    "centerpoint-pillar": (CenterPointPillarConfig, CenterPointPillar),
+    "centerpoint-pillar": (CenterPointPillarConfig, CenterPoint),
+    "centerpoint-voxel": (CenterPointVoxelConfig, CenterPoint),
     "lift-splat": (LiftSplatConfig, LiftSplat),
 }
 
@@ -74,7 +75,10 @@ def build_detector(config: Mapping[str, Any]) -> Detector:
     resolved = resolve_config(config)
     config_class, detector_class = KINDS[resolved["kind"]]
     model = detector_class(parse_config(config_class, resolved, "model config"))
-    return cast(Detector, model.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    for parameter in model.parameters():
+        if parameter.dim() == 4:  # Module.to would also try the 5 dimensions of sparse convolutions, and fail
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return cast(Detector, model)
 
 
 def save_weights(model: Detector, path: Path, metadata: Mapping[str, str] | None = None) -> None:

@@ -47,12 +47,14 @@ class CenterHeadConfig(Config):
     objects: those that no cell of their 3 x 3 neighbourhood exceeds (hard); all (all); all, with scores times
     (score / best of the neighbourhood)^2 (soft), which spares objects in adjacent cells: on 1.6 m cells half of the
     barriers and cones are. circle_nms_m: per class, the centre distance below which the weaker box goes (metres, not
-    squared as in mmdetection3d); absent = none.
+    squared as in mmdetection3d); absent = none. bias_before_norm: convolutions have a bias that the norm after
+    them makes needless, as OpenPCDet's do.
     """
 
     tasks: tuple[tuple[str, ...], ...] = SIX_TASKS
     shared_channels: int = 64
     branch_channels: int = 64
+    bias_before_norm: bool = False
     min_overlap: float = 0.1
     min_radius: int = 2
     box_weight: float = 0.25
@@ -100,11 +102,11 @@ class GroupTargets:
 class TaskHead(nn.ModuleDict):
     """The branches of one task group; each map from one hidden convolution."""
 
-    def __init__(self, in_channels: int, hidden: int, classes: int) -> None:
+    def __init__(self, in_channels: int, hidden: int, classes: int, bias: bool) -> None:
         super().__init__()
         for name, channels in {**BRANCHES, "heatmap": classes}.items():
             last = nn.Conv2d(hidden, channels, 3, padding=1)
-            self[name] = nn.Sequential(*_conv_norm_relu(in_channels, hidden), last)
+            self[name] = nn.Sequential(*_conv_norm_relu(in_channels, hidden, bias), last)
             if name == "heatmap":
                 nn.init.constant_(last.bias, -2.19)  # type: ignore[arg-type]  # p = 0.1: empty cells else drown the rest
 
@@ -124,9 +126,10 @@ class CenterHead(nn.Module):
         self.class_ids = [[DETECTION_CLASSES.index(name) for name in task] for task in config.tasks]
         radii = torch.tensor([config.circle_nms_m.get(name, 0.0) for name in DETECTION_CLASSES])
         self.register_buffer("nms_radius_m", radii, persistent=False)
-        self.shared = _conv_norm_relu(in_channels, config.shared_channels)
+        self.shared = _conv_norm_relu(in_channels, config.shared_channels, config.bias_before_norm)
         self.tasks = nn.ModuleList(
-            TaskHead(config.shared_channels, config.branch_channels, len(task)) for task in config.tasks
+            TaskHead(config.shared_channels, config.branch_channels, len(task), config.bias_before_norm)
+            for task in config.tasks
         )
 
     def forward(self, bev: Tensor) -> list[dict[str, Tensor]]:
@@ -264,6 +267,6 @@ def _encode(boxes: np.ndarray, row: np.ndarray, col: np.ndarray, grid: BevGrid) 
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def _conv_norm_relu(in_channels: int, out_channels: int) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+def _conv_norm_relu(in_channels: int, out_channels: int, bias: bool) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))

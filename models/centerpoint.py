@@ -1,14 +1,15 @@
-"""CenterPoint on pillars, the LiDAR detector: points -> pillars -> SECOND backbone and neck -> centre head.
+"""CenterPoint, the LiDAR detector: points -> pillars or voxels -> SECOND backbone and neck -> centre head.
 
-Reads top to bottom like the figure of the paper; full size is the preset centerpoint-pillar-0.2, the demo's teacher is
-centerpoint-pillar-tiny. The neck's output is what students distil from.
+Reads top to bottom like the figure of the paper. The two kinds differ in the encoder only; full size are the presets
+centerpoint-pillar-0.2, centerpoint-voxel-0.1 and -0.075, the demo's teacher is centerpoint-pillar-tiny. The neck's
+output is what students distil from.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from cache.errors import DataError
@@ -18,41 +19,92 @@ from models.center_head import CenterHead, CenterHeadConfig
 from models.config import Config, GridConfig
 from models.detector import Batch, DetectorOutput, LossPart, total_of
 from models.pillars import PillarEncoder
+from models.sparse_encoder import SparseEncoder, SparseEncoderConfig
 
 
 class CenterPointPillarConfig(Config):
-    """pillars: the grid of the canvas; z_range: metres; the head's grid is the pillars' at the backbone's stride."""
+    """pillars: the grid of the canvas; z_range: metres; the head's grid is the pillars' at the backbone's stride.
+
+    pillar_layers, pillar_features and pillar_padding: see `models.pillars`.
+    """
 
     kind: Literal["centerpoint-pillar"] = "centerpoint-pillar"
     pillars: GridConfig
     z_range: tuple[float, float] = (-5.0, 3.0)
-    pillar_channels: int = 64
+    pillar_channels: int = Field(default=64, ge=2, multiple_of=2)
+    pillar_layers: Literal[1, 2] = 1
+    pillar_features: Literal["scaled", "released"] = "scaled"
+    pillar_padding: int = Field(default=0, ge=0)
     backbone: BevBackboneConfig
     head: CenterHeadConfig = CenterHeadConfig()
 
     @model_validator(mode="after")
     def _divides(self) -> CenterPointPillarConfig:
-        deepest = 1
-        for stride in self.backbone.strides:
-            deepest *= stride
-        grid = self.pillars.grid()
-        if grid.height % deepest or grid.width % deepest:
-            raise ValueError(f"{grid.height} x {grid.width} pillars do not divide by the backbone's stride {deepest}")
+        _require_division(self.pillars, "pillars", 1, self.backbone)
+        if self.pillar_padding and self.pillar_layers != 1:
+            raise ValueError("pillar_padding goes with pillar_layers = 1")
         return self
 
+    def encoder(self) -> PillarEncoder:
+        """With fresh weights; its canvas has the pillars' grid."""
+        return PillarEncoder(
+            self.pillar_channels,
+            self.pillars.grid(),
+            self.z_range,
+            layers=self.pillar_layers,
+            released=self.pillar_features == "released",
+            padding=self.pillar_padding,
+        )
 
-class CenterPointPillar(nn.Module):
+    def canvas(self) -> GridConfig:
+        """The grid of the encoder's output."""
+        return self.pillars
+
+
+class CenterPointVoxelConfig(Config):
+    """voxels: the grid of the columns of voxels; z_range and voxel_height_m: metres; the canvas is `encoder.stride`
+    times coarser.
+    """
+
+    kind: Literal["centerpoint-voxel"] = "centerpoint-voxel"
+    voxels: GridConfig
+    z_range: tuple[float, float] = (-5.0, 3.0)
+    voxel_height_m: float = Field(default=0.2, gt=0)
+    sparse: SparseEncoderConfig = SparseEncoderConfig()
+    backbone: BevBackboneConfig
+    head: CenterHeadConfig = CenterHeadConfig()
+
+    @model_validator(mode="after")
+    def _divides(self) -> CenterPointVoxelConfig:
+        _require_division(self.voxels, "voxels", self.sparse.stride, self.backbone)
+        layers = (self.z_range[1] - self.z_range[0]) / self.voxel_height_m
+        if abs(layers - round(layers)) > 1e-6:
+            raise ValueError(f"z_range {self.z_range} is not a whole number of {self.voxel_height_m} m voxels")
+        if self.sparse.layers_left(round(layers) + 1) < 1:
+            raise ValueError(f"{round(layers)} layers of voxels are too few for {len(self.sparse.channels)} stages")
+        return self
+
+    def encoder(self) -> SparseEncoder:
+        """With fresh weights. ConfigError where spconv is not installed."""
+        return SparseEncoder(self.voxels.grid(), self.z_range, self.voxel_height_m, self.sparse)
+
+    def canvas(self) -> GridConfig:
+        """The grid of the encoder's output."""
+        return self.voxels.model_copy(update={"cell_m": self.voxels.cell_m * self.sparse.stride})
+
+
+class CenterPoint(nn.Module):
     """A `models.detector.Detector` over points."""
 
     modality: Literal["lidar", "camera"] = "lidar"
 
-    def __init__(self, config: CenterPointPillarConfig) -> None:
+    def __init__(self, config: CenterPointPillarConfig | CenterPointVoxelConfig) -> None:
         super().__init__()
         self.config: dict[str, Any] = config.model_dump(mode="json")
-        pillars = config.pillars
-        self.grid = pillars.model_copy(update={"cell_m": pillars.cell_m * config.backbone.stride}).grid()
-        self.encoder = PillarEncoder(config.pillar_channels, pillars.grid(), config.z_range)
-        self.backbone = BevBackbone(config.pillar_channels, config.backbone)
+        canvas = config.canvas()
+        self.grid = canvas.model_copy(update={"cell_m": canvas.cell_m * config.backbone.stride}).grid()
+        self.encoder = config.encoder()
+        self.backbone = BevBackbone(self.encoder.out_channels, config.backbone)
         self.bev_channels = self.backbone.out_channels
         self.head = CenterHead(self.bev_channels, self.grid, config.head)
 
@@ -72,3 +124,13 @@ class CenterPointPillar(nn.Module):
 
     def decode(self, output: DetectorOutput) -> list[Detections]:
         return self.head.decode(output.heads)
+
+
+def _require_division(fine: GridConfig, what: str, encoder_stride: int, backbone: BevBackboneConfig) -> None:
+    """ValueError where the grid does not divide by all strides together."""
+    deepest = encoder_stride
+    for stride in backbone.strides:
+        deepest *= stride
+    grid = fine.grid()
+    if grid.height % deepest or grid.width % deepest:
+        raise ValueError(f"{grid.height} x {grid.width} {what} do not divide by {deepest}, the deepest stride")

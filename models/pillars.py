@@ -6,6 +6,8 @@ once, so every later gather walks memory in order; cost is linear in points.
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,18 +17,35 @@ from cache.grid import BevGrid
 INTENSITY_UNIT = 32.0  # of the raw 0..255: most returns lie below 60
 DT_UNIT_S = 0.1  # two sweeps
 POINT_FEATURES = 10  # x, y, z, intensity, dt, 3 offsets to the pillar's mean point, 2 to its centre
+RELEASED_FEATURES = 11  # 3 offsets to the pillar's centre
 
 
 class PillarEncoder(nn.Module):
     """PointPillars' pillar feature net (Lang et al. 2019, section 2.1) in the dynamic form of OpenPCDet.
 
     channels: C of the canvas; grid: of the pillars; z_range: (low, high) in metres, points outside are dropped.
+    layers: 2 has every point see its pillar's maximum of a first layer (OpenPCDet), 1 is the paper's (mmdetection3d).
+    released: the 11 features in metres, seconds and 0..255 of released weights, in fp32 always, in place of 10 in units
+    of order one. padding: mmdetection3d fills pillars up to this many points with rows of zeros, which take part in the
+    maximum; 0 is without. The norm's statistics are of real points only, so padding is for weights that exist.
     """
 
-    def __init__(self, channels: int, grid: BevGrid, z_range: tuple[float, float]) -> None:
+    def __init__(
+        self,
+        channels: int,
+        grid: BevGrid,
+        z_range: tuple[float, float],
+        *,
+        layers: int = 1,
+        released: bool = False,
+        padding: int = 0,
+    ) -> None:
         super().__init__()
-        self.grid, self.z_range, self.channels = grid, z_range, channels
-        self.linear = nn.Linear(POINT_FEATURES, channels, bias=False)
+        self.grid, self.z_range, self.channels, self.out_channels = grid, z_range, channels, channels
+        self.released, self.padding = released, padding
+        features = RELEASED_FEATURES if released else POINT_FEATURES
+        self.first = PointLayer(features, channels // 2) if layers == 2 else None
+        self.linear = nn.Linear(channels if layers == 2 else features, channels, bias=False)
         self.norm = nn.BatchNorm1d(channels, eps=1e-3, momentum=0.01)
 
     def forward(self, points: list[Tensor]) -> Tensor:
@@ -37,12 +56,23 @@ class PillarEncoder(nn.Module):
             unused = sum(parameter.sum() for parameter in self.parameters()) * 0.0
             return cloud.new_zeros(batch, self.channels, height, width) + unused
         pillars, pillar_of, counts = torch.unique_consecutive(cell, return_inverse=True, return_counts=True)
-        features = self._features(cloud, cell, pillar_of, counts)  # (P, 10)
-        features = self.norm(self.linear(features))  # (P, C)
-        # ReLU after the maximum: the same values for a third of the rows
-        highest = F.relu(_PillarMax.apply(features, pillar_of, len(pillars)))  # (pillars, C)
+        with torch.autocast(cloud.device.type, enabled=False) if self.released else contextlib.nullcontext():
+            features = self._features(cloud, cell, pillar_of, counts)  # (P, 10) or (P, 11)
+            if self.first is not None:
+                features = self.first(features, pillar_of, len(pillars))  # (P, C)
+            features = self.norm(self.linear(features))  # (P, C)
+            # ReLU after the maximum: the same values for a third of the rows
+            highest = F.relu(_PillarMax.apply(features, pillar_of, len(pillars)))  # (pillars, C)
+        if self.padding:
+            highest = torch.where((counts < self.padding)[:, None], torch.maximum(highest, self._padded()), highest)
         canvas = highest.new_zeros(batch * height * width, self.channels).index_copy(0, pillars, highest)
         return canvas.view(batch, height, width, self.channels).permute(0, 3, 1, 2)
+
+    def _padded(self) -> Tensor:
+        """(C,): what a row of zeros comes out as."""
+        norm = self.norm
+        zeros = torch.zeros(1, self.channels, device=norm.weight.device)
+        return F.relu(F.batch_norm(zeros, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)[0])
 
     def _by_pillar(self, points: list[Tensor]) -> tuple[Tensor, Tensor]:
         """All points inside the range (P, 5), and their flat cell (P,) b * H * W + row * W + col, ascending."""
@@ -62,13 +92,18 @@ class PillarEncoder(nn.Module):
         return cloud.index_select(0, order[:count]), cell[:count].long()
 
     def _features(self, cloud: Tensor, cell: Tensor, pillar_of: Tensor, counts: Tensor) -> Tensor:
-        """(P, 10), fp32. Units make all columns of order one, which bf16's 8 bits and the first steps of training need:
-        in metres x drowns the offsets, and with dt in seconds moving boxes' velocity is learned half as fast."""
+        """(P, 10), or (P, 11) as released, fp32. Units make the 10 of order one, which bf16's 8 bits and the first
+        steps of training need: in metres x drowns the offsets, and with dt in seconds moving boxes' velocity is learned
+        half as fast."""
         grid, xyz = self.grid, cloud[:, :3]
         mean = xyz.new_zeros(len(counts), 3).index_add_(0, pillar_of, xyz) / counts[:, None]
         height, width = grid.shape
         centre_x = grid.x_min + (cell % width + 0.5) * grid.cell_m
         centre_y = grid.y_min + (cell // width % height + 0.5) * grid.cell_m
+        if self.released:
+            centre_z = torch.full_like(centre_x, sum(self.z_range) / 2)
+            centre = torch.stack([centre_x, centre_y, centre_z], dim=1)
+            return torch.cat([cloud, xyz - mean.index_select(0, pillar_of), xyz - centre], dim=1)
         half_range = max(abs(grid.x_min), abs(grid.x_max), abs(grid.y_min), abs(grid.y_max))
         return torch.cat(
             [
@@ -81,6 +116,21 @@ class PillarEncoder(nn.Module):
             ],
             dim=1,
         )
+
+
+class PointLayer(nn.Module):
+    """Linear, norm and ReLU of every point, beside the maximum over its pillar: (P, F) -> (P, 2 * channels)."""
+
+    def __init__(self, features: int, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, channels, bias=False)
+        self.norm = nn.BatchNorm1d(channels, eps=1e-3, momentum=0.01)
+
+    def forward(self, features: Tensor, pillar_of: Tensor, pillars: int) -> Tensor:
+        """pillar_of: (P,) int64, the pillar of every point."""
+        points = F.relu(self.norm(self.linear(features)))
+        highest = _PillarMax.apply(points, pillar_of, pillars)
+        return torch.cat([points, highest.index_select(0, pillar_of)], dim=1)
 
 
 class _PillarMax(torch.autograd.Function):

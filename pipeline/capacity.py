@@ -15,7 +15,7 @@ from cache.store import FrameStore
 from pipeline.coverage import coverage_weights
 from pipeline.evidence import evidence_of
 from pipeline.points import Sweep
-from pipeline.teacher_shard import TeacherPass, load_teacher, read_cloud, run_teacher
+from pipeline.teacher_shard import TeacherPass, read_cloud, run_teacher
 
 PROBED_FRAMES = 16
 MARGIN = 1.5  # of the largest probed frame; a frame above it fails its shard and names --capacity
@@ -44,7 +44,7 @@ def capacities(
 
 def _most_cells(frames: FrameStore, job: TeacherPass) -> int:
     """Cells of the fullest frame, by its annotations alone."""
-    coverage, grid = job.coverage, load_teacher(job.weights, job.digest, job.device).grid
+    coverage, grid = job.coverage, job.model().grid
     if coverage.every_cell:
         return grid.height * grid.width
     return max((_count(frames, row, coverage, grid) for row in range(len(frames))), default=1)
@@ -59,7 +59,7 @@ def _probed(
     frames: FrameStore, fields: Sequence[FieldSpec], job: TeacherPass, sweeps: Mapping[str, tuple[Sweep, ...]] | None
 ) -> dict[str, int]:
     """Letters' largest sizes over a few frames spread over the store, with a margin."""
-    model = load_teacher(job.weights, job.digest, job.device)
+    model = job.model()
     most: dict[str, int] = {}
     for row, cloud in _readable(frames, job, sweeps, PROBED_FRAMES):
         values = run_teacher(model, frames, [row], [cloud], job)[0]

@@ -179,7 +179,7 @@ def _run_teacher(
 ) -> StoreCost:
     """The pass over the probe's store. The model is loaded, and has seen a batch, before the clock starts."""
     weights = resolve_checkpoint(teacher, checkpoint)
-    load_teacher(str(weights), file_sha256(weights))
+    load_teacher(str(weights), file_sha256(weights), teacher=teacher)
     plain = replace(options, format="webdataset", capacity={}, sweeps=None)
     with _quiet():
         cache_teacher(cache, "warm", teacher=teacher, checkpoint=checkpoint, options=plain, workers=1)

@@ -31,7 +31,7 @@ from pipeline.overlap import STAGES
 from pipeline.points import Sweep
 from pipeline.progress import FrameProgress
 from pipeline.tables import open_tables
-from pipeline.teacher_shard import BATCH, TeacherPass, load_teacher, write_teacher_shard
+from pipeline.teacher_shard import BATCH, TeacherPass, open_once, write_teacher_shard
 
 SHIPPED_TEACHERS = {"demo": Path(__file__).parent.parent / "models" / "checkpoints" / "demo-teacher.safetensors"}
 DEFAULT_SWEEPS = 9
@@ -73,7 +73,10 @@ class TeacherOptions:
 
 
 def resolve_checkpoint(teacher: str, checkpoint: Path | None) -> Path:
-    """The weights file of a shipped name or of an own checkpoint; ConfigError where there is none."""
+    """The weights file of a shipped name or of any checkpoint; ConfigError where there is none.
+
+    What the file and the name are together is for `pipeline.adapters.opening` to say.
+    """
     path = checkpoint or SHIPPED_TEACHERS.get(teacher)
     if path is None:
         raise ConfigError(
@@ -110,8 +113,9 @@ def cache_teacher(
     """Writes <cache>/teachers/<name> beside <cache>/frames; skips what an earlier run with the same settings committed,
     and goes on where the frame store has grown.
 
-    Clouds come from the frame store where it holds points, else from data_root (the folder the frames came from).
-    told: is handed the tasks' summaries, see `write_teacher_shard`.
+    teacher: a shipped name; a preset for a foreign checkpoint, package.module:callable (see docs/teachers.md), or any
+    name for own weights. Clouds come from the frame store where it holds points, else from data_root (the folder the
+    frames came from). told: is handed the tasks' summaries, see `write_teacher_shard`.
     Returns the manifest. Raises ConfigError, StoreError, DataError or FingerprintError with the remedy.
     """
     options = options or TeacherOptions()
@@ -120,7 +124,8 @@ def cache_teacher(
     weights = resolve_checkpoint(teacher, checkpoint)
     digest = file_sha256(weights)
     device = choose_device(options.device)
-    model = load_teacher(str(weights), digest, device)
+    opened = open_once(str(weights), digest, device, teacher)
+    model = opened.model
     coverage = Coverage.parse(options.coverage, model.grid)
     require_names(coverage, frames)
     stored_sweeps = frames.manifest.header["sweeps"] if frames.manifest.header["points"] else None
@@ -141,6 +146,7 @@ def cache_teacher(
         encoding=encoding,
         device=device,
         autocast=options.autocast,
+        teacher=teacher,
     )
     earlier = begun_plan(open_root(place))
     job = replace(job, batch=_batch(options, earlier, job, model, frames, sweeps))
@@ -154,6 +160,7 @@ def cache_teacher(
         "batch": job.batch,
         "device": device,
         "autocast": options.autocast,
+        **({"adapter": opened.adapter} if opened.adapter else {}),
     }
     plan = _store_plan(frames, header, encoding, options, job, sweeps, earlier)
     todo = begin(place, plan, grow=True)

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from cache.grid import BevGrid
 from cache.plan import ShardPlan
 from cache.shard_writer import ShardWriter, open_shard
 from cache.store import FrameStore
-from models.build import load_weights
 from models.detector import Batch, Detector
+from pipeline.adapters.opening import Opened, open_teacher
 from pipeline.coverage import coverage_weights, reads_heat
 from pipeline.evidence import evidence_of
 from pipeline.overlap import overlap
@@ -39,7 +39,7 @@ BATCH = 4
 class TeacherPass:
     """What all tasks of a pass share. frames: URL of the frame store; data_root: where sweeps lie that it does not
     hold; weights and digest: the teacher's file and its sha256; device: "cpu" or "cuda"; autocast: "", "float16" or
-    "bfloat16"; batch: frames in one forward pass.
+    "bfloat16"; batch: frames in one forward pass; teacher: its name, as `cache-teacher --teacher` has it.
     """
 
     frames: str
@@ -51,6 +51,11 @@ class TeacherPass:
     device: str = "cpu"
     autocast: str = ""
     batch: int = BATCH
+    teacher: str = ""
+
+    def model(self) -> Detector:
+        """The teacher, loaded once per process."""
+        return load_teacher(self.weights, self.digest, self.device, self.teacher)
 
 
 @dataclass(frozen=True)
@@ -66,18 +71,24 @@ class Said:
     grid: BevGrid
 
 
+def load_teacher(path: str, digest: str, device: str = "cpu", teacher: str = "") -> Detector:
+    """The model in evaluation mode, once per process; teacher: its name, see `pipeline.adapters.opening`."""
+    return open_once(path, digest, device, teacher).model
+
+
 @functools.lru_cache(maxsize=2)
-def load_teacher(path: str, digest: str, device: str = "cpu") -> Detector:
-    """The model, once per process. The digest is checked so that every worker runs the very same weights."""
+def open_once(path: str, digest: str, device: str, teacher: str) -> Opened:
+    """The model and how it came to be. The digest is checked so that every worker runs the very same weights."""
     found = file_sha256(Path(path))
     if found != digest:
         raise BevcaskError(
             f"{path}: sha256 {found[:16]} on this worker, the client has {digest[:16]}; copy the same file to all nodes"
         )
-    model = load_weights(Path(path))
+    opened = open_teacher(Path(path), teacher)
+    model = opened.model
     if model.modality != "lidar":
         raise ConfigError(f"{path}: a {model.modality} model, expected a LiDAR teacher; choose another checkpoint")
-    return model.eval().to(device)
+    return replace(opened, model=model.eval().to(device))
 
 
 def write_teacher_shard(
@@ -88,7 +99,7 @@ def write_teacher_shard(
     them."""
     start = time.perf_counter()
     torch.set_num_threads(1)
-    model = load_teacher(job.weights, job.digest, job.device)
+    model = job.model()
     frames = FrameStore(job.frames)
 
     def put(said: Said) -> None:

@@ -18,10 +18,11 @@ from cache.cells import Cells
 from cache.errors import ConfigError
 from cache.layout import frames_place, teacher_names, teacher_place
 from cache.store import FrameStore, TeacherStore
+from pipeline.adapters.imported import is_import_path
 from pipeline.device import choose_device
 from pipeline.points import Sweep
 from pipeline.teacher import resolve_checkpoint, sweeps_from_tables
-from pipeline.teacher_shard import TeacherPass, load_teacher, read_cloud, run_teacher
+from pipeline.teacher_shard import TeacherPass, read_cloud, run_teacher
 
 TOLERANCE = {"float16": 2e-3, "float32": 1e-3, "u8": 5e-2}  # u8: a value may fall into the next of its 255 steps
 CELLS = 1e-2
@@ -59,16 +60,30 @@ class LiveCheck:
 
 
 def run_live(
-    cache: str | Path, teacher: str | None, count: int, *, checkpoint: Path | None = None, data_root: Path | None = None
+    cache: str | Path,
+    teacher: str | None,
+    count: int,
+    *,
+    checkpoint: Path | None = None,
+    data_root: Path | None = None,
+    callable: str | None = None,
 ) -> list[LiveCheck]:
     """Runs the teacher of one store, or of every teacher store, again on `count` frames spread over the store.
 
     checkpoint: the weights, needed where the teacher is not a shipped one; data_root: needed where the frame store
-    holds no points. Raises ConfigError where the weights are not those that the store was made with.
+    holds no points; callable: the teacher's import path where it is one, for a store's word alone runs no code. Raises
+    ConfigError where the weights are not those that the store was made with.
     """
     if count < 1:
         raise ConfigError(f"--live {count}: expected 1 frame or more")
     names = [teacher] if teacher is not None else teacher_names(cache)
+    for name in names:
+        said = str(TeacherStore(teacher_place(cache, name)).manifest.header["teacher"])
+        if is_import_path(said) and said != callable:
+            raise ConfigError(
+                f"teachers/{name}: says that the callable {said} made it; if you trust that module to run here, add "
+                f"--callable {said}"
+            )
     return [_live(cache, name, count, checkpoint, data_root) for name in names]
 
 
@@ -85,8 +100,9 @@ def _live(cache: str | Path, name: str, count: int, checkpoint: Path | None, dat
         device=choose_device(str(header.get("device", "cpu"))),
         autocast=str(header.get("autocast", "")),
         batch=int(header["batch"]),
+        teacher=str(header["teacher"]),
     )
-    model = load_teacher(job.weights, job.digest, job.device)
+    model = job.model()
     sweeps = None
     if not frames.manifest.header["points"]:
         sweeps = sweeps_from_tables(frames, data_root, int(header["sweeps"]))

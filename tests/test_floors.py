@@ -149,10 +149,26 @@ def unsafe_lines(source: str) -> list[int]:
     return found
 
 
-def test_nothing_in_the_packages_pickles() -> None:
+# The one reader of what torch wrote, and the one form in which it may call torch.
+FOREIGN_READER = "pipeline/adapters/reading.py"
+RESTRICTED_LOAD = 'torch.load(path, map_location="cpu", weights_only=True)'
+
+
+def test_nothing_in_the_packages_pickles_and_foreign_files_are_read_with_weights_only() -> None:
     sources = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")] + [ROOT / "tasks.py"]
-    found = [f"{path.relative_to(ROOT)}:{line}" for path in sources for line in unsafe_lines(path.read_text())]
-    assert found == []
+    found = [
+        (str(path.relative_to(ROOT)), ast.unparse(call))
+        for path in sources
+        for line in unsafe_lines(path.read_text())
+        for call in calls_of(path.read_text(), line)
+    ]
+    assert found == [(FOREIGN_READER, ast.unparse(ast.parse(RESTRICTED_LOAD)))]
+
+
+def calls_of(source: str, line: int) -> list[ast.AST]:
+    """What stands on a line: its outermost call, or the module where there is none, so that nothing is left out."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and node.lineno == line]
+    return calls[:1] or [ast.parse(source.splitlines()[line - 1].strip())]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from studies.commands.command_line import cache_root, console, next_step, path_o
         "digest": "manifest digest kept elsewhere, such as in a run's run.json; several with commas",
         "live": "run the teacher again on this many frames and compare",
         "checkpoint": "with --live: the weights, where the teacher is not a shipped one",
+        "callable": "with --live: package.module:callable, where the store's teacher is one",
         "data-root": "with --live: the nuScenes folder, where the frame store holds no points",
         "json": "print a last line of JSON",
     }
@@ -29,6 +30,7 @@ def verify(
     live: str | None = None,
     checkpoint: str | None = None,
     data_root: str | None = None,
+    callable: str | None = None,
     json: bool = False,
 ) -> None:
     """Check every byte of the stores against their manifests, and a manifest against a digest kept elsewhere."""
@@ -46,7 +48,8 @@ def verify(
     if count is not None and not found:
         from studies.live_check import run_live
 
-        compared = run_live(root, teacher, count, checkpoint=path_of(checkpoint), data_root=path_of(data_root))
+        weights, data = path_of(checkpoint), path_of(data_root)
+        compared = run_live(root, teacher, count, checkpoint=weights, data_root=data, callable=callable)
         for result in compared:
             console.print(result.line, style=None if result.held else "red", markup=False, soft_wrap=True)
     good = not found and all(result.held for result in compared)

@@ -10,6 +10,12 @@ from models.detector import Batch
 
 # One small config per kind, so that tests of behaviour run in a second or two.
 LIDAR = {"preset": "centerpoint-pillar-tiny", "pillars": {"cell_m": 0.8}, "pillar_channels": 16}
+VOXEL = {
+    "preset": "centerpoint-voxel-tiny",
+    "voxels": {"cell_m": 0.4},
+    "sparse": {"channels": [4, 8, 8, 16], "out_channels": 16},
+    "backbone": {"layers": [1, 1], "filters": [32, 64]},
+}
 CAMERA = {
     "preset": "lift-splat-tiny",
     "image_size": [128, 64],

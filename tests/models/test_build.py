@@ -25,10 +25,20 @@ BOTH = pytest.mark.parametrize("config", [LIDAR, CAMERA], ids=["lidar", "camera"
 
 
 def test_every_preset_builds_and_student_and_teacher_share_a_grid():
-    assert preset_names() == ["centerpoint-pillar-0.2", "centerpoint-pillar-tiny", "lift-splat-r50", "lift-splat-tiny"]
+    assert preset_names() == [
+        "centerpoint-pillar-0.2",
+        "centerpoint-pillar-tiny",
+        "centerpoint-voxel-0.075",
+        "centerpoint-voxel-0.1",
+        "centerpoint-voxel-tiny",
+        "lift-splat-r50",
+        "lift-splat-tiny",
+    ]
     with torch.device("meta"):
         models = {name: build_detector(load_preset(name)) for name in preset_names()}
     assert models["lift-splat-tiny"].grid == models["centerpoint-pillar-tiny"].grid
+    assert models["lift-splat-tiny"].grid == models["centerpoint-voxel-tiny"].grid
+    assert models["lift-splat-r50"].grid == models["centerpoint-voxel-0.1"].grid
     assert models["lift-splat-r50"].grid == models["centerpoint-pillar-0.2"].grid
 
 
@@ -40,6 +50,10 @@ def test_full_size_presets_have_the_published_shape():
     names = lidar.state_dict()
     assert tuple(names["backbone.neck.deblocks.0.0.weight"].shape) == (128, 64, 2, 2)
     assert tuple(names["backbone.neck.deblocks.2.0.weight"].shape) == (256, 128, 2, 2)
+    assert tuple(names["encoder.first.linear.weight"].shape) == (32, 11)
+    assert tuple(names["encoder.linear.weight"].shape) == (64, 64)
+    parts = [sum(p.numel() for p in part.parameters()) for part in (lidar.encoder, lidar.backbone, lidar.head)]
+    assert parts == [4_640, 4_388_608, 1_595_782]
     assert len(lidar.head.tasks) == 6
     assert len(camera.head.tasks) == 6
     resnet = sum(p.numel() for p in camera.backbone.parameters())

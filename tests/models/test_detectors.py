@@ -14,9 +14,9 @@ from cache.errors import DataError
 from cache.frame import Detections
 from models.build import build_detector
 from models.detector import Batch, Detector
-from tests.models.synthetic import CAMERA, LIDAR, synthetic_batch
+from tests.models.synthetic import CAMERA, LIDAR, VOXEL, synthetic_batch
 
-BOTH = pytest.mark.parametrize("config", [LIDAR, CAMERA], ids=["lidar", "camera"])
+EVERY = pytest.mark.parametrize("config", [LIDAR, VOXEL, CAMERA], ids=["lidar", "voxel", "camera"])
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def empty(batch: Batch) -> Batch:
     )
 
 
-@BOTH
+@EVERY
 def test_output_is_what_the_protocol_says(config):
     model, batch = build(config), synthetic_batch()
     output = model.eval()(batch)
@@ -60,7 +60,7 @@ def test_output_is_what_the_protocol_says(config):
     assert all(value.shape == () and value.dtype == torch.float32 for value in loss.values())
 
 
-@BOTH
+@EVERY
 def test_thirty_steps_on_one_batch_halve_the_loss(config):
     model, batch = build(config), synthetic_batch()
     optimiser = torch.optim.AdamW(model.parameters(), lr=4e-3)
@@ -75,7 +75,7 @@ def test_thirty_steps_on_one_batch_halve_the_loss(config):
     assert history[-1] < 0.5 * history[0], history
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("frames", ["full", "empty", "one empty"])
 def test_losses_and_gradients_are_finite(config, precision, frames):
@@ -101,7 +101,7 @@ def test_losses_and_gradients_are_finite(config, precision, frames):
     assert all(np.isfinite(found.boxes_lidar).all() for found in model.decode(output))
 
 
-@BOTH
+@EVERY
 def test_bf16_agrees_with_fp32(config):
     model, batch = build(config), synthetic_batch()
     model.train()
@@ -114,7 +114,7 @@ def test_bf16_agrees_with_fp32(config):
     assert (half - plain).norm() < 0.05 * plain.norm()
 
 
-@BOTH
+@EVERY
 def test_frames_of_a_batch_do_not_mix(config):
     model = build(config).eval()
     batch = synthetic_batch(frames=2)
@@ -142,7 +142,7 @@ class CountOperations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@BOTH
+@EVERY
 def test_the_number_of_operations_does_not_grow_with_points_objects_or_returns(config):
     model = build(config).train()
 

@@ -48,6 +48,41 @@ def test_canvas_equals_the_loop_over_pillars():
     torch.testing.assert_close(model(clouds()), slow_canvas(model, clouds()), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("layers", "padding"), [(2, 0), (1, 4)], ids=["two layers", "padded"])
+def test_the_released_forms_equal_the_loop_over_pillars(layers, padding):
+    """11 features in plain units; with two layers every point sees its pillar's maximum; padding adds rows of zeros."""
+    torch.manual_seed(0)
+    model = PillarEncoder(6, GRID, (-2.0, 2.0), layers=layers, released=True, padding=padding).eval()
+    with torch.no_grad():
+        model.norm.bias.uniform_(0.0, 40.0)
+        model.norm.running_mean.uniform_(-5.0, 5.0)
+
+    def normed(norm, x):
+        return (x - norm.running_mean) / (norm.running_var + 1e-3).sqrt() * norm.weight + norm.bias
+
+    canvas, short = torch.zeros(2, 6, *GRID.shape), 0
+    for b, cloud in enumerate(clouds()):
+        cloud = cloud[(cloud[:, 2] >= -2) & (cloud[:, 2] < 2)]
+        row, col = ((cloud[:, 1] + 4) / 0.5).floor(), ((cloud[:, 0] + 8) / 0.5).floor()
+        for r in range(GRID.height):
+            for c in range(GRID.width):
+                p = cloud[(row == r) & (col == c)]
+                if not len(p):
+                    continue
+                centre = torch.tensor([-8 + c * 0.5 + 0.25, -4 + r * 0.5 + 0.25, 0.0])
+                f = torch.cat([p, p[:, :3] - p[:, :3].mean(0), p[:, :3] - centre], dim=1)
+                if padding > len(p):
+                    short += 1
+                    f = torch.cat([f, torch.zeros(padding - len(p), 11)])
+                if layers == 2:
+                    h = normed(model.first.norm, f @ model.first.linear.weight.T).relu()
+                    f = torch.cat([h, h.amax(0).expand_as(h)], dim=1)
+                canvas[b, :, r, c] = normed(model.norm, f @ model.linear.weight.T).relu().amax(0)
+    assert bool(short) == bool(padding)
+    with torch.no_grad():
+        torch.testing.assert_close(model(clouds()), canvas, atol=1e-4, rtol=1e-4)
+
+
 def test_gradient_of_the_maximum_equals_torch():
     g = torch.Generator().manual_seed(2)
     features = torch.rand(50, 4, generator=g, requires_grad=True)
