@@ -23,6 +23,7 @@ from cache.plan import FORMATS, Format, StorePlan
 from cache.roots import open_root
 from cache.store import FrameStore
 from models.detector import Detector
+from pipeline.averaging import VIEWS
 from pipeline.capacity import capacities, probe_clouds
 from pipeline.device import AUTOCAST, DEVICES, autocast_difference, choose_device, probe_batch, visible_gpus
 from pipeline.engine import Cluster, run_shards
@@ -41,7 +42,8 @@ DEFAULT_SWEEPS = 9
 class TeacherOptions:
     """coverage: see `cache.coverage`; encoding and dtype of the stored BEV feature, see `cache.bev`; format of the
     store; capacity {letter: size} of a Zarr store's arrays, what is left out is measured first; sweeps read with a data
-    root (None: 9); device, autocast and batch of the forward pass (None: as many frames as fit), see `pipeline.device`.
+    root (None: 9); device, autocast and batch of the forward pass (None: as many frames as fit), see `pipeline.device`;
+    tta and ensemble: views and further checkpoints that are averaged, see `pipeline.averaging`.
     """
 
     coverage: str = "gaussian"
@@ -53,6 +55,8 @@ class TeacherOptions:
     device: str = "auto"
     autocast: str = ""
     batch: int | None = None
+    tta: str = ""
+    ensemble: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         for option, value, known in (
@@ -61,6 +65,7 @@ class TeacherOptions:
             ("--format", self.format, FORMATS),
             ("--device", self.device, DEVICES),
             ("--autocast", self.autocast, AUTOCAST),
+            ("--tta", self.tta, VIEWS),
         ):
             if value not in known:
                 raise ConfigError(f"{option} {value!r} is unknown, expected one of {', '.join(filter(None, known))}")
@@ -147,7 +152,10 @@ def cache_teacher(
         device=device,
         autocast=options.autocast,
         teacher=teacher,
+        tta=options.tta,
+        others=tuple((str(path.resolve()), file_sha256(path)) for path in _present(options.ensemble)),
     )
+    model = job.model()
     earlier = begun_plan(open_root(place))
     job = replace(job, batch=_batch(options, earlier, job, model, frames, sweeps))
     header = {
@@ -160,6 +168,8 @@ def cache_teacher(
         "batch": job.batch,
         "device": device,
         "autocast": options.autocast,
+        **({"tta": options.tta} if options.tta else {}),
+        **({"ensemble_sha256": [digest for _, digest in job.others]} if job.others else {}),
         **({"adapter": opened.adapter} if opened.adapter else {}),
     }
     plan = _store_plan(frames, header, encoding, options, job, sweeps, earlier)
@@ -185,6 +195,13 @@ def cache_teacher(
     if summaries and not any(s["frames"] for s in summaries) and len(todo) == len(plan.shards):
         raise DataError(f"not one of {len(frames)} frames could be read; the first: {summaries[0]['first_problem']}")
     return finish(place, plan)
+
+
+def _present(paths: Sequence[Path]) -> Sequence[Path]:
+    for path in paths:
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such checkpoint; name those of the ensemble with commas between")
+    return paths
 
 
 def stage_line(summaries: Sequence[Mapping[str, Any]]) -> str:

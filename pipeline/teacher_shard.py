@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from cache.shard_writer import ShardWriter, open_shard
 from cache.store import FrameStore
 from models.detector import Batch, Detector
 from pipeline.adapters.opening import Opened, open_teacher
+from pipeline.averaging import Averaged
 from pipeline.coverage import coverage_weights, reads_heat
 from pipeline.evidence import evidence_of
 from pipeline.overlap import overlap
@@ -39,7 +40,8 @@ BATCH = 4
 class TeacherPass:
     """What all tasks of a pass share. frames: URL of the frame store; data_root: where sweeps lie that it does not
     hold; weights and digest: the teacher's file and its sha256; device: "cpu" or "cuda"; autocast: "", "float16" or
-    "bfloat16"; batch: frames in one forward pass; teacher: its name, as `cache-teacher --teacher` has it.
+    "bfloat16"; batch: frames in one forward pass; teacher: its name, as `cache-teacher --teacher` has it; tta: views
+    that are averaged, see `pipeline.averaging`; others: (file, sha256) of further checkpoints of an ensemble.
     """
 
     frames: str
@@ -52,10 +54,14 @@ class TeacherPass:
     autocast: str = ""
     batch: int = BATCH
     teacher: str = ""
+    tta: str = ""
+    others: tuple[tuple[str, str], ...] = ()
 
     def model(self) -> Detector:
-        """The teacher, loaded once per process."""
-        return load_teacher(self.weights, self.digest, self.device, self.teacher)
+        """The teacher; its checkpoints are loaded once per process."""
+        files = [(self.weights, self.digest), *self.others]
+        models = [load_teacher(path, digest, self.device, self.teacher) for path, digest in files]
+        return cast(Detector, Averaged(models, self.tta).eval()) if self.tta or self.others else models[0]
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def load_teacher(path: str, digest: str, device: str = "cpu", teacher: str = "")
     return open_once(path, digest, device, teacher).model
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=8)
 def open_once(path: str, digest: str, device: str, teacher: str) -> Opened:
     """The model and how it came to be. The digest is checked so that every worker runs the very same weights."""
     found = file_sha256(Path(path))

@@ -67,12 +67,14 @@ def run_live(
     checkpoint: Path | None = None,
     data_root: Path | None = None,
     callable: str | None = None,
+    ensemble: Sequence[Path] = (),
 ) -> list[LiveCheck]:
     """Runs the teacher of one store, or of every teacher store, again on `count` frames spread over the store.
 
     checkpoint: the weights, needed where the teacher is not a shipped one; data_root: needed where the frame store
-    holds no points; callable: the teacher's import path where it is one, for a store's word alone runs no code. Raises
-    ConfigError where the weights are not those that the store was made with.
+    holds no points; callable: the teacher's import path where it is one, for a store's word alone runs no code;
+    ensemble: the further checkpoints of one, in order. Raises ConfigError where the weights are not those that the
+    store was made with.
     """
     if count < 1:
         raise ConfigError(f"--live {count}: expected 1 frame or more")
@@ -84,12 +86,24 @@ def run_live(
                 f"teachers/{name}: says that the callable {said} made it; if you trust that module to run here, add "
                 f"--callable {said}"
             )
-    return [_live(cache, name, count, checkpoint, data_root) for name in names]
+    return [_live(cache, name, count, checkpoint, data_root, ensemble) for name in names]
 
 
-def _live(cache: str | Path, name: str, count: int, checkpoint: Path | None, data_root: Path | None) -> LiveCheck:
+def _live(
+    cache: str | Path,
+    name: str,
+    count: int,
+    checkpoint: Path | None,
+    data_root: Path | None,
+    ensemble: Sequence[Path],
+) -> LiveCheck:
     store, frames = TeacherStore(teacher_place(cache, name)), FrameStore(frames_place(cache))
     header = store.manifest.header
+    digests = [str(digest) for digest in header.get("ensemble_sha256", ())]
+    if len(digests) != len(ensemble):
+        raise ConfigError(
+            f"{store.root}: made with {len(digests)} further checkpoints, --ensemble names {len(ensemble)}"
+        )
     job = TeacherPass(
         frames=frames.root.url,
         data_root=str(data_root) if data_root else None,
@@ -101,6 +115,8 @@ def _live(cache: str | Path, name: str, count: int, checkpoint: Path | None, dat
         autocast=str(header.get("autocast", "")),
         batch=int(header["batch"]),
         teacher=str(header["teacher"]),
+        tta=str(header.get("tta", "")),
+        others=tuple(zip(map(str, ensemble), digests, strict=True)),
     )
     model = job.model()
     sweeps = None

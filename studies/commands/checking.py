@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from invoke.context import Context
@@ -17,6 +18,7 @@ from studies.commands.command_line import cache_root, console, next_step, path_o
         "digest": "manifest digest kept elsewhere, such as in a run's run.json; several with commas",
         "live": "run the teacher again on this many frames and compare",
         "checkpoint": "with --live: the weights, where the teacher is not a shipped one",
+        "ensemble": "with --live: the further checkpoints of an ensemble, with commas between",
         "callable": "with --live: package.module:callable, where the store's teacher is one",
         "data-root": "with --live: the nuScenes folder, where the frame store holds no points",
         "json": "print a last line of JSON",
@@ -31,6 +33,7 @@ def verify(
     checkpoint: str | None = None,
     data_root: str | None = None,
     callable: str | None = None,
+    ensemble: str = "",
     json: bool = False,
 ) -> None:
     """Check every byte of the stores against their manifests, and a manifest against a digest kept elsewhere."""
@@ -49,7 +52,8 @@ def verify(
         from studies.live_check import run_live
 
         weights, data = path_of(checkpoint), path_of(data_root)
-        compared = run_live(root, teacher, count, checkpoint=weights, data_root=data, callable=callable)
+        more = tuple(Path(part) for part in ensemble.split(",") if part)
+        compared = run_live(root, teacher, count, checkpoint=weights, data_root=data, callable=callable, ensemble=more)
         for result in compared:
             console.print(result.line, style=None if result.held else "red", markup=False, soft_wrap=True)
     good = not found and all(result.held for result in compared)
