@@ -140,7 +140,7 @@ def _kill(
                 process.wait()
                 hit = True
                 break
-            hit = _kill_worker(process.pid, rng)
+            hit = kill_worker(process.pid, rng)
         problem = _look(place, whole)
         tally.looks += 1
         if problem:
@@ -157,8 +157,9 @@ def _kill(
     return hit
 
 
-def _kill_worker(client: int, rng: random.Random) -> bool:
-    """Kills one of the run's workers: children of the client that work, and are not multiprocessing's own helpers."""
+def kill_worker(client: int, rng: random.Random) -> bool:
+    """Kills one of a run's workers: children of the client that work, and are not multiprocessing's own helpers.
+    Whether there was one."""
     workers = []
     for child in psutil.Process(client).children(recursive=True):
         try:
