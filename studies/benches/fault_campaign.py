@@ -42,7 +42,8 @@ class Tally:
 def corrupt_many(
     work: Path, count: int, *, seed: int, mend_every: int = 1, advance: Callable[[], None] = lambda: None
 ) -> Tally:
-    """`count` corruptions, kinds and stores in turn; one that finds nothing to change in its store is not counted. mend_every: each how many-th store is mended by its remedies."""
+    """`count` corruptions, kinds and stores in turn; one that finds nothing to change in its store is not counted.
+    mend_every: each how many-th store is mended by its remedies."""
     tally = Tally()
     stores = small_stores()
     whole = {}
