@@ -45,7 +45,7 @@ class FrameRecord:
     version has no annotations; lidarseg: path of the key sweep's classes, "" where the data set has none."""
 
     frame: Frame
-    sweeps: tuple[Sweep, ...]  # the key frame's first, then older ones
+    sweeps: tuple[Sweep, ...]  # the key frame's first, then older ones, then later ones
     image_paths: tuple[str, ...]  # in CAMERA_CHANNELS order
     truth: GroundTruth | None
     lidarseg: str = ""
@@ -68,11 +68,11 @@ class DataSet:
         return replace(self, records=tuple(tuple(replace(r, lidarseg="") for r in scene) for scene in self.records))
 
 
-def open_tables(root: Path, version: str, split: str | None, sweeps: int) -> DataSet:
+def open_tables(root: Path, version: str, split: str | None, sweeps: int, sweeps_after: int = 0) -> DataSet:
     """Reads the tables under root/version and the records of a split (all splits of the version for None).
 
-    sweeps: how many LiDAR sweeps before each key frame to name (fewer where a recording starts). Raises DataError for a
-    wrong root, version or split, and for tables that do not link.
+    sweeps, sweeps_after: how many LiDAR sweeps before and after each key frame to name (fewer where a recording starts
+    or ends). Raises DataError for a wrong root, version or split, and for tables that do not link.
     """
     _check_folder(root, version)
     try:
@@ -94,7 +94,8 @@ def open_tables(root: Path, version: str, split: str | None, sweeps: int) -> Dat
     try:
         records = tuple(
             tuple(
-                _record(nusc, sample, row, split_of[row["name"]], sweeps, annotated) for sample in _samples(nusc, row)
+                _record(nusc, sample, row, split_of[row["name"]], (sweeps, sweeps_after), annotated)
+                for sample in _samples(nusc, row)
             )
             for row in scene_rows
         )
@@ -145,7 +146,12 @@ def _pose(row: dict[str, Any]) -> Pose:
 
 
 def _record(
-    nusc: NuScenes, sample: dict[str, Any], scene: dict[str, Any], split: str, sweeps: int, annotated: bool
+    nusc: NuScenes,
+    sample: dict[str, Any],
+    scene: dict[str, Any],
+    split: str,
+    sweeps: tuple[int, int],
+    annotated: bool,
 ) -> FrameRecord:
     key = nusc.get("sample_data", sample["data"]["LIDAR_TOP"])
     ego_to_global, lidar_to_ego = _sensor_poses(nusc, key)
@@ -177,7 +183,7 @@ def _record(
     )
     return FrameRecord(
         frame,
-        tuple(_sweeps(nusc, key, canonical_to_global, sweeps)),
+        tuple(_sweeps(nusc, key, canonical_to_global, *sweeps)),
         tuple(image_paths),
         _truth(nusc, sample) if annotated else None,
         _lidarseg(nusc, key["token"]),
@@ -191,16 +197,22 @@ def _sensor_poses(nusc: NuScenes, row: dict[str, Any]) -> tuple[Pose, Pose]:
     )
 
 
-def _sweeps(nusc: NuScenes, key: dict[str, Any], canonical_to_global: np.ndarray, count: int) -> list[Sweep]:
-    """The key frame and up to `count` sweeps before it, each through its own ego pose."""
+def _sweeps(
+    nusc: NuScenes, key: dict[str, Any], canonical_to_global: np.ndarray, before: int, after: int
+) -> list[Sweep]:
+    """The key frame, then up to `before` sweeps before it and up to `after` behind it, nearest first, each through its
+    own ego pose; dt_s of the latter is negative."""
     from_global = np.linalg.inv(canonical_to_global)
     out = [Sweep(key["filename"], np.eye(4), 0.0)]
-    row = key
-    while len(out) <= count and row["prev"]:
-        row = nusc.get("sample_data", row["prev"])
-        ego, sensor = _sensor_poses(nusc, row)
-        transform = from_global @ ego.matrix() @ sensor.matrix()
-        out.append(Sweep(row["filename"], transform, 1e-6 * (key["timestamp"] - row["timestamp"])))
+    for link, count in (("prev", before), ("next", after)):
+        row = key
+        for _ in range(count):
+            if not row[link]:
+                break
+            row = nusc.get("sample_data", row[link])
+            ego, sensor = _sensor_poses(nusc, row)
+            transform = from_global @ ego.matrix() @ sensor.matrix()
+            out.append(Sweep(row["filename"], transform, 1e-6 * (key["timestamp"] - row["timestamp"])))
     return out
 
 

@@ -43,7 +43,8 @@ class TeacherOptions:
     """coverage: see `cache.coverage`; encoding and dtype of the stored BEV feature, see `cache.bev`; format of the
     store; capacity {letter: size} of a Zarr store's arrays, what is left out is measured first; sweeps read with a data
     root (None: 9); device, autocast and batch of the forward pass (None: as many frames as fit), see `pipeline.device`;
-    tta and ensemble: views and further checkpoints that are averaged, see `pipeline.averaging`.
+    tta and ensemble: views and further checkpoints that are averaged, see `pipeline.averaging`; sweeps_after: sweeps
+    behind the key frame, which an offline pass may read.
     """
 
     coverage: str = "gaussian"
@@ -57,6 +58,7 @@ class TeacherOptions:
     batch: int | None = None
     tta: str = ""
     ensemble: tuple[Path, ...] = ()
+    sweeps_after: int = 0
 
     def __post_init__(self) -> None:
         for option, value, known in (
@@ -73,6 +75,8 @@ class TeacherOptions:
             raise ConfigError(f"--batch {self.batch}: expected 1 frame or more")
         if self.sweeps is not None and self.sweeps < 0:
             raise ConfigError(f"--sweeps {self.sweeps} is negative, expected 0 or more")
+        if self.sweeps_after < 0:
+            raise ConfigError(f"--sweeps-after {self.sweeps_after} is negative, expected 0 or more")
         if self.capacity and self.format != "zarr":
             raise ConfigError("--capacity is for --format zarr; leave it out, other formats hold any number")
 
@@ -139,8 +143,13 @@ def cache_teacher(
             f"--sweeps {options.sweeps}: {frames.root} holds clouds of {stored_sweeps} sweeps; leave the option out, "
             "or cache the frames with other sweeps"
         )
+    if stored_sweeps is not None and options.sweeps_after:
+        raise ConfigError(
+            f"--sweeps-after {options.sweeps_after}: {frames.root} holds clouds, of earlier sweeps only; cache the "
+            "frames without --points, and sweeps are read from --data-root"
+        )
     count = DEFAULT_SWEEPS if options.sweeps is None else options.sweeps
-    sweeps = sweeps_from_tables(frames, data_root, count) if stored_sweeps is None else None
+    sweeps = sweeps_from_tables(frames, data_root, count, options.sweeps_after) if stored_sweeps is None else None
     encoding = BevEncoding(model.bev_channels, *model.grid.shape, len(coverage.names), options.encoding, options.dtype)
     job = TeacherPass(
         frames=frames.root.url,
@@ -169,6 +178,7 @@ def cache_teacher(
         "device": device,
         "autocast": options.autocast,
         **({"tta": options.tta} if options.tta else {}),
+        **({"sweeps_after": options.sweeps_after} if options.sweeps_after else {}),
         **({"ensemble_sha256": [digest for _, digest in job.others]} if job.others else {}),
         **({"adapter": opened.adapter} if opened.adapter else {}),
     }
@@ -262,14 +272,17 @@ def _store_plan(
     )
 
 
-def sweeps_from_tables(frames: FrameStore, data_root: Path | None, count: int) -> dict[str, tuple[Sweep, ...]]:
-    """The sweeps of every frame of a store, by token, from the raw data's tables; DataError where one is missing."""
+def sweeps_from_tables(
+    frames: FrameStore, data_root: Path | None, count: int, after: int = 0
+) -> dict[str, tuple[Sweep, ...]]:
+    """The sweeps of every frame of a store, `count` before and `after` behind it, by token, from the raw data's tables;
+    DataError where one is missing."""
     if data_root is None:
         raise StoreError(
             f"{frames.root}: holds no points; give --data-root (the nuScenes folder), or cache the frames with --points"
         )
     version = frames.manifest.identity["dataset_version"]
-    data = open_tables(data_root, version, None, count)
+    data = open_tables(data_root, version, None, count, after)
     sweeps = {record.frame.token: record.sweeps for scene in data.records for record in scene}
     missing = [token for token in frames.tokens if token not in sweeps]
     if missing:

@@ -121,7 +121,7 @@ def _live(
     model = job.model()
     sweeps = None
     if not frames.manifest.header["points"]:
-        sweeps = sweeps_from_tables(frames, data_root, int(header["sweeps"]))
+        sweeps = sweeps_from_tables(frames, data_root, int(header["sweeps"]), int(header.get("sweeps_after", 0)))
     wanted = set(np.linspace(0, len(store) - 1, min(count, len(store))).round().astype(int).tolist())
     identical, cells, worst = 0, 0.0, 0.0
     for batch in _batches(store, job.batch):

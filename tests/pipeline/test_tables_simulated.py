@@ -114,3 +114,22 @@ def test_stock_webdataset_iterates_and_decodes_the_shards(simulated_root: Path, 
             np.testing.assert_array_equal(sample["gt_lidar.npy"], store.boxes_lidar(row))
             seen.append(sample["__key__"])
     assert seen == store.tokens
+
+
+def test_later_sweeps_come_last_with_a_negative_age_and_stand_where_their_own_key_frame_has_them(
+    simulated_root: Path,
+) -> None:
+    """The sweeps before the second key frame lie behind the first: both tell where the same file's points are."""
+    past, both = (open_tables(simulated_root, VERSION, None, 2, after) for after in (0, 9))
+    first, second = both.records[0][:2]
+    older = len(past.records[0][0].sweeps)
+    assert [sweep.path for sweep in first.sweeps[:older]] == [sweep.path for sweep in past.records[0][0].sweeps]
+    later = first.sweeps[older:]
+    assert later and [sweep.dt_s for sweep in later] == sorted((sweep.dt_s for sweep in later), reverse=True)
+    assert all(sweep.dt_s < 0 for sweep in later)
+    second_to_first = np.linalg.inv(first.frame.lidar_to_global()) @ second.frame.lidar_to_global()
+    seen_from_second = {sweep.path: sweep for sweep in second.sweeps if sweep.dt_s >= 0}
+    shared = [sweep for sweep in later if sweep.path in seen_from_second]
+    assert len(shared) >= 2
+    for sweep in shared:
+        assert np.allclose(sweep.to_canonical, second_to_first @ seen_from_second[sweep.path].to_canonical, atol=1e-6)

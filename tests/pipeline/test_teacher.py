@@ -234,6 +234,28 @@ def test_a_frame_that_the_frame_store_lost_is_quarantined_here_and_added_after_i
 def test_sweeps_that_the_stored_clouds_do_not_have_are_refused(cached: Path, weights: Path) -> None:
     with pytest.raises(ConfigError, match=r"--sweeps 7: .* holds clouds of 2 sweeps"):
         cache_teacher(cached, "s", teacher="own", checkpoint=weights, options=TeacherOptions(sweeps=7), workers=1)
+    with pytest.raises(ConfigError, match=r"--sweeps-after 1: .* holds clouds, of earlier sweeps only"):
+        cache_teacher(cached, "s", teacher="own", checkpoint=weights, options=TeacherOptions(sweeps_after=1), workers=1)
+    with pytest.raises(ConfigError, match="--sweeps-after -1 is negative"):
+        TeacherOptions(sweeps_after=-1)
+
+
+def test_later_sweeps_are_read_on_request_and_named_in_the_header(
+    simulated_root: Path, weights: Path, tmp_path: Path
+) -> None:
+    options = FrameOptions(image_scale=0.1)
+    cache_frames(simulated_root, VERSION, tmp_path, split="mini_train", options=options, workers=1)
+
+    def run(name: str, after: int) -> TeacherStore:
+        wanted = TeacherOptions(sweeps=1, sweeps_after=after)
+        cache_teacher(
+            tmp_path, name, teacher="own", checkpoint=weights, data_root=simulated_root, options=wanted, workers=1
+        )
+        return TeacherStore(tmp_path / "teachers" / name)
+
+    past, both = run("past", 0), run("both", 3)
+    assert "sweeps_after" not in past.manifest.header and both.manifest.header["sweeps_after"] == 3
+    assert np.abs(past.cells(0).values.astype(np.float32) - both.cells(0).values).max() > 1e-3
 
 
 def test_a_corrupt_frame_store_stops_the_pass_by_name(cached: Path, weights: Path, tmp_path: Path) -> None:
