@@ -14,7 +14,7 @@ from evaluation.audit import BANDS, MATCH_M, MEASURES, Audit
 # heading of a column, its measure, and the measure that it is given as a share of
 _COLUMNS: tuple[tuple[str, str, str | None], ...] = (
     ("boxes", "annotated", None),
-    ("counted", "counted", None),
+    ("counts", "counted", None),
     ("supported", "supported", "counted"),
     ("with cells", "with_cells", "counted"),
     ("off\ngrid", "outside_grid", None),
@@ -75,7 +75,7 @@ def _row(counts: np.ndarray) -> list[str]:
 def _sentences(audit: Audit) -> list[str]:
     totals, score = audit.totals(), audit.setting.score
     return [
-        f"counted: {totals['counted']} of {totals['annotated']} boxes, those that the metric counts (in range of the "
+        f"counts: {totals['counted']} of {totals['annotated']} boxes, those that the metric counts (in range of the "
         "class, a LiDAR or radar point, no cycle in a rack); the columns behind it are of these",
         f"{totals['without_support']} objects have no support: no detection of score {score:g} or more within "
         f"{MATCH_M:g} m, one to one as the metric matches",
@@ -106,6 +106,6 @@ def _table(title: str) -> Table:
         title_justify="left",
         header_style="bold",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
+        padding=0,  # the box parts columns by a space; any more, and six digits would not fit 80 columns
+        show_edge=False,
     )

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE = (1500, 860)
-_COLOURS = LinearSegmentedColormap.from_list("share", ["#6b1d2b", "#a35a2a", "#b8a03a", "#4f9a6a", "#2f86c9"])
+_COLOURS = LinearSegmentedColormap.from_list("share", ["#6b1d2b", "#94491f", "#7f6a14", "#2f7a52", "#2470ad"])
 _SHOWN = BANDS[:-1]  # nothing beyond 50 m counts
-_LEFT, _BOTTOM, _WIDTH, _HEIGHT, _GAP = 0.135, 0.09, 0.415, 0.74, 0.015
+_LEFT, _BOTTOM, _WIDTH, _HEIGHT, _GAP = 0.135, 0.09, 0.415, 0.75, 0.015
 
 
 def paint_audit(figure: Figure, audit: Audit, name: str) -> None:
@@ -39,6 +39,8 @@ def paint_audit(figure: Figure, audit: Audit, name: str) -> None:
         color=SOFT,
         va="center",
     )
+    note = "distance from the car; empty where there is no object that the metric counts"
+    figure.text(_LEFT + _WIDTH, 0.03, note, fontsize=11, color=SOFT, ha="center", va="center")
     titles = (
         ("supported", f"found by the teacher: score {audit.setting.score:g} or more, within {MATCH_M:g} m"),
         ("with_cells", "with a stored cell in the footprint"),
@@ -63,6 +65,5 @@ def _paint_panel(axes: Axes, part: np.ndarray, whole: np.ndarray, title: str, *,
     names = [label.replace("_", " ") for label in DETECTION_CLASSES] if named else []
     axes.set_yticks(np.arange(len(names)) + 0.5, names)
     axes.tick_params(length=0, colors=INK, labelsize=11)
-    axes.set_xlabel("distance from the car", color=SOFT, fontsize=11)
     for spine in axes.spines.values():
         spine.set_visible(False)

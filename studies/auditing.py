@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import RenderableType
+from rich.markup import escape
 
 from cache.classes import require_detection_classes
 from cache.errors import ConfigError
@@ -60,9 +61,9 @@ def audit_source(
 
 def _picture(audit: Audit, name: str, out: Path) -> str:
     if not audit.labelled:
-        return f"{out} is not written: without annotations there is no support to draw"
+        return f"{escape(str(out))} is not written: without annotations there is no support to draw"
     write_png(out, draw_audit(audit, name))
-    return f"heat maps written to {out}"
+    return f"heat maps written to {escape(str(out))}"
 
 
 def _next_step(store: FrameStore, cache: str | Path, teacher: str, split: str) -> str:
