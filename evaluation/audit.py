@@ -2,8 +2,9 @@
 
 Takes frames, their annotations, the teacher's detections and the places of its stored cells; gives counts by class and
 by distance from the car: objects that the teacher found, that have stored cells, that no cell can serve. Never reads
-the feature values. One frame at a time, so memory does not grow. Measured on one busy core: 2 ms a frame with 40 boxes
-and 100 detections, 11 ms with 200 boxes, 500 detections and all of 128 x 128 cells; reading the store comes on top.
+the feature values. One frame at a time, so memory does not grow. Measured on one core of a busy machine: 0.9 ms a frame
+with 40 boxes, 100 detections and 1,500 cells; 4.9 ms with 200, 500 and all of 128 x 128; a simulated store of local
+files, reading included, 1.3 ms a frame.
 """
 
 from __future__ import annotations

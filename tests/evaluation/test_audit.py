@@ -17,7 +17,7 @@ from rich.console import Console
 
 from cache.cells import scatter_cells
 from cache.classes import DETECTION_CLASSES
-from cache.errors import ConfigError, FingerprintError
+from cache.errors import ConfigError, CorruptError, FingerprintError
 from cache.frame import Detections, GroundTruth, Pose
 from cache.grid import BevGrid
 from cache.store import FrameStore, TeacherStore
@@ -407,6 +407,14 @@ def test_a_store_of_other_frames_is_refused(stores: Path) -> None:
     other = TeacherStore(Path(__file__).parents[1] / "golden" / "v1" / "teachers" / "cells-fp16")
     with pytest.raises(FingerprintError, match="cache the teacher again on these frames"):
         audit_store(frames, other, rows)
+
+
+def test_a_cell_off_the_grid_is_a_damaged_store(stores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, teacher, rows = opened(stores, "cells")
+    beyond = np.array([0, teacher.bev.height * teacher.bev.width], np.int32), np.ones((2, 2), np.float32)
+    monkeypatch.setattr(TeacherStore, "read_many", lambda *_: beyond)
+    with pytest.raises(CorruptError, match=rf"cells 0\.\.{beyond[0][1]}, expected 0\.\.{beyond[0][1] - 1}; cache"):
+        audit_store(frames, teacher, rows)
 
 
 @needs_real_data

@@ -159,6 +159,18 @@ def test_after_another_split_the_audit_of_the_training_split_is_next(cache: Path
     assert audit_source(cache, "t").next_step.endswith("--teacher t --audit --split mini_train")
 
 
+def test_where_some_frames_have_no_annotations_the_others_are_audited_and_nothing_is_scored(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = FrameStore(cache / "frames").split_rows("mini_train")
+    monkeypatch.setattr(FrameStore, "is_labelled", lambda store, row: row != rows[0])
+    outcome = audit_source(cache, "t", split="mini_train")
+    assert str(outcome.renderables[0]).startswith("1 of 4 frames of mini_train have no annotations")
+    assert outcome.summary is not None and set(outcome.summary) == {"audit"}
+    audit = outcome.summary["audit"]
+    assert (audit["frames"]["labelled"], audit["frames"]["unlabelled"]) == (3, 1) and audit["totals"]["counted"] > 0
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
