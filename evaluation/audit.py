@@ -251,7 +251,7 @@ def match(
     for detection in order[np.isfinite(distance[order]).any(axis=1)]:  # the others find nothing
         free = np.where(found, np.inf, distance[detection])
         nearest = int(free.argmin())
-        if free[nearest] < MATCH_M:
+        if np.isfinite(free[nearest]):
             found[nearest] = taken[detection] = True
     return found, taken
 

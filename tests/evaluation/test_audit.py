@@ -128,6 +128,14 @@ def test_the_better_score_goes_first_though_it_stands_later() -> None:
     assert totals(world(boxes, [(*one[:3], 1.1 - one[3]) for one in said]))["supported"] == 1
 
 
+def test_of_equal_scores_the_later_goes_first_as_the_devkit_sorts() -> None:
+    boxes: list[Box] = [(CAR, 0.0, 0, 4, 2), (CAR, 2.5, 0, 4, 2)]
+    both, first = (CAR, 1.0, 0.0, 0.5), (CAR, -0.5, 0.0, 0.5)
+    for said, supported in (([both, first], 2), ([first, both], 1)):
+        given = world(boxes, said)
+        assert totals(given)["supported"] == slow_audit([given], SETTING).totals()["supported"] == supported
+
+
 @pytest.mark.parametrize(
     ("said", "supported"),
     [
@@ -159,6 +167,8 @@ def test_cells_of_weight_zero_and_columns_are_told_apart() -> None:
     assert found.cells.tolist() == [[2, 1, 2], [0, 0, 0]] and found.in_boxes.tolist() == [0, 0, 0]
     weights[0, 0] = 0.1
     found = audit_frame(dataclasses.replace(given, weights=weights), SETTING)
+    none = audit_frame(dataclasses.replace(given, weights=np.zeros((3, 2), np.float32)), SETTING)
+    assert found.without_cells.tolist() == [0, 0] and none.without_cells.tolist() == [1, 0]
     assert found.totals()["with_cells"] == 1 and found.in_boxes.tolist() == [1, 1, 0]
     assert found.cell_shares() == [("any", 3.0, 1 / 3), ("one", 2.0, 0.5), ("two", 2.0, 0.0)]
 
@@ -324,7 +334,7 @@ def assert_equal(ours: Audit, theirs: Audit) -> None:
     ("grid", "score", "seed"),
     [
         (BevGrid(-51.2, 51.2, -51.2, 51.2, 3.2), 0.1, 40),
-        (BevGrid(-16.0, 16.0, -8.0, 24.0, 0.8), 0.5, 41),
+        (BevGrid(-16.0, 16.0, -8.0, 16.0, 0.8), 0.5, 41),
         (BevGrid(-30.0, 30.0, -30.0, 30.0, 6.0), 0.0, 42),
     ],
 )
@@ -339,6 +349,7 @@ def test_the_audit_equals_the_slow_one_on_random_worlds(grid: BevGrid, score: fl
     assert_equal(ours, slow_audit(given, setting))
     found = ours.totals()
     assert found["counted"] < found["annotated"] and found["no_lidar"] and found["supported"] and found["unmatched"]
+    assert found["without_support"] == found["counted"] - found["supported"]
     assert 0 < found["with_cells"] <= found["counted"] - found["outside_grid"]
 
 
@@ -472,6 +483,7 @@ def test_the_heat_maps_show_where_support_is_missing() -> None:
     assert full.shape == lost.shape == (860, 1500, 3) and full.dtype == np.uint8
     rows, columns = np.nonzero((full != lost).any(axis=-1))
     fields = rows > 140  # below the heading, whose figures change too
+    assert fields.sum() > 5_000  # the whole field, not only its text
     # the sixth of ten rows and the third of five columns of the left panel
     assert rows[fields].min() > 450 and rows[fields].max() < 530
     assert columns[fields].min() > 440 and columns[fields].max() < 590
