@@ -20,6 +20,9 @@ from cache.errors import DataError
 from cache.files import write_bytes
 from cache.frame import Frame
 from cache.grid import BevGrid
+from evaluation.audit import Audit
+from evaluation.audit_view import SIZE as AUDIT_SIZE
+from evaluation.audit_view import paint_audit
 from evaluation.bev_view import paint_bev
 from evaluation.camera_view import paint_cameras
 from evaluation.layers import (
@@ -41,6 +44,7 @@ __all__ = [
     "MaskLayer",
     "decode_jpeg",
     "detection_layer",
+    "draw_audit",
     "draw_bev",
     "draw_cameras",
     "draw_frame",
@@ -123,6 +127,13 @@ def draw_frame(
     _write_facts(figure, below / width + 0.02, (below + panels) / height - 0.03, panels / height, facts)
     if masks and grid is not None:
         paint_mask_panels(figure, (0, 0, 1, panels / height), masks, grid, points, next(iter(layers), None))
+    return _rgb(canvas)
+
+
+def draw_audit(audit: Audit, name: str) -> np.ndarray:
+    """RGB picture of an audit under its `name`: heat maps by class and distance."""
+    figure, canvas = _figure(*AUDIT_SIZE)
+    paint_audit(figure, audit, name)
     return _rgb(canvas)
 
 

@@ -31,7 +31,7 @@ class Outcome:
     """What `./bevcask evaluate` says: lines and tables, the JSON summary (None where nothing was scored), what next."""
 
     renderables: list[RenderableType]
-    summary: dict[str, float] | None
+    summary: dict[str, Any] | None
     next_step: str
 
 

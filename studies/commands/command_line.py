@@ -89,6 +89,16 @@ def whole(value: str | None, option: str, least: int | None = None) -> int | Non
     return number
 
 
+def share(value: str | None, option: str) -> float | None:
+    """A number of 0 to 1, None where the option was left out; else ConfigError."""
+    if value is None:
+        return None
+    number = float(_number(value, float, option))
+    if not 0 <= number <= 1:
+        raise ConfigError(f"{option} {number:g}: expected 0 to 1")
+    return number
+
+
 def _number(value: Any, kind: type, option: str) -> Any:
     try:
         return kind(value)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from invoke.context import Context
 
+from cache.errors import ConfigError
 from cache.local_cache import use_local_cache
-from studies.commands.command_line import cache_root, console, need, next_step, path_of, print_json, task, whole
+from studies.commands.command_line import cache_root, console, need, next_step, path_of, print_json, share, task, whole
 
 
 @task(
@@ -54,6 +55,9 @@ def train(
         "submission": "score an official submission JSON",
         "split": "the split (default: the validation split, or the only one)",
         "export": "also write the predictions as an official submission JSON",
+        "audit": "with --teacher: what the store can teach, by class and distance",
+        "score": "with --audit: the least score of a detection that supports an object (default 0.1)",
+        "out": "with --audit: heat maps of it as a PNG file",
         "local-cache": "a folder through which stores at URLs are read",
         "local-cache-limit": "its size, such as 200GB; the least recently used shards make room",
         "json": "print a last line of JSON",
@@ -67,22 +71,35 @@ def evaluate(
     submission: str | None = None,
     split: str | None = None,
     export: str | None = None,
+    audit: bool = False,
+    score: str | None = None,
+    out: str | None = None,
     local_cache: str | None = None,
     local_cache_limit: str | None = None,
     json: bool = False,
 ) -> None:
     """Score a run, a teacher store or a submission with the official nuScenes metric, from the stores alone."""
-    from studies.scoring import evaluate_source
+    from studies.auditing import audit_source
+    from studies.scoring import Outcome, evaluate_source
 
     use_local_cache(local_cache, local_cache_limit)
-    outcome = evaluate_source(
-        cache_root(cache, "a folder or URL of stores"),
-        run=path_of(run),
-        teacher=teacher,
-        submission=path_of(submission),
-        split=split,
-        export=path_of(export),
-    )
+    root, least = cache_root(cache, "a folder or URL of stores"), share(score, "--score")
+    outcome: Outcome
+    if audit:
+        if run or submission:
+            raise ConfigError("--audit looks into a teacher store: give --teacher, and neither --run nor --submission")
+        outcome = audit_source(root, teacher, split=split, score=least, export=path_of(export), out=path_of(out))
+    elif score or out:
+        raise ConfigError(f"{'--score' if score else '--out'} belongs to --audit; add --audit to the command")
+    else:
+        outcome = evaluate_source(
+            root,
+            run=path_of(run),
+            teacher=teacher,
+            submission=path_of(submission),
+            split=split,
+            export=path_of(export),
+        )
     for renderable in outcome.renderables:
         console.print(renderable)
     next_step(outcome.next_step)

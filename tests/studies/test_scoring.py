@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from invoke.context import Context
+from invoke.exceptions import Exit
 
 from cache.errors import ConfigError, DataError, StoreError
 from cache.frame import Detections
-from cache.store import FrameStore
+from cache.store import FrameStore, TeacherStore
+from evaluation.audit import audit_store
 from pipeline.frames import FrameOptions, cache_frames
 from pipeline.simulator import simulate
 from pipeline.teacher import TeacherOptions, cache_teacher
+from studies.auditing import audit_source
+from studies.commands.training import evaluate
 from studies.inspection import describe, draw_token
 from studies.scoring import choose_split, evaluate_source, score, score_shuffled
 from tests.pipeline.real_data import REAL_ROOT, needs_real_data
 
+ROOT = Path(__file__).parents[2]
 VERSION = "v1.0-mini"
 
 
@@ -109,6 +119,88 @@ def test_a_version_without_annotations_exports_and_says_that_it_cannot_be_scored
     assert outcome.summary is None and "can't be scored" in str(outcome.renderables[-1])
     written = json.loads(path.read_text())
     assert list(written["results"]) == FrameStore(cache / "frames").tokens and written["meta"]["use_lidar"] is True
+    audited = audit_source(cache, "t", out=tmp_path / "a.png")
+    assert "nothing to compare the teacher with: cells only" in str(audited.renderables)
+    assert "a.png is not written" in str(audited.renderables) and not (tmp_path / "a.png").exists()
+    assert audited.summary is not None and set(audited.summary) == {"audit"}
+    assert audited.summary["audit"]["frames"]["unlabelled"] == 1 and "classes" not in audited.summary["audit"]
+    exported = audit_source(cache, "t", export=tmp_path / "again.json")
+    assert "can't be scored" in str(exported.renderables[1]) and (tmp_path / "again.json").exists()
+
+
+def test_audit_prints_the_score_and_the_audit_and_writes_the_picture(cache: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "[new]" / "audit.png"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-P", "-m", "invoke", "--search-root", str(ROOT), "evaluate", "--cache", str(cache)),
+            *("--teacher", "t", "--audit", "--score", "0.05", "--split", "mini_train", "--out", str(picture), "--json"),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    plain = evaluate_source(cache, teacher="t", split="mini_train").summary
+    assert {key: value for key, value in said.items() if key != "audit"} == plain
+    audit = said["audit"]
+    store = FrameStore(cache / "frames")
+    expected = audit_store(store, TeacherStore(cache / "teachers" / "t"), store.split_rows("mini_train"), 0.05)
+    assert audit == {"split": "mini_train", **expected.to_dict()} and audit["totals"]["counted"] > 20
+    assert "objects have no support" in done.stdout and "stored cells" in done.stdout
+    assert "[new]/audit.png" in "".join(done.stdout.split())
+    assert "next: ./bevcask train --recipe demo-distilled" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_after_another_split_the_audit_of_the_training_split_is_next(cache: Path) -> None:
+    assert audit_source(cache, "t").next_step.endswith("--teacher t --audit --split mini_train")
+
+
+def test_where_some_frames_have_no_annotations_the_others_are_audited_and_nothing_is_scored(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = FrameStore(cache / "frames").split_rows("mini_train")
+    monkeypatch.setattr(FrameStore, "is_labelled", lambda store, row: row != rows[0])
+    outcome = audit_source(cache, "t", split="mini_train")
+    assert str(outcome.renderables[0]).startswith("1 of 4 frames of mini_train have no annotations")
+    assert outcome.summary is not None and set(outcome.summary) == {"audit"}
+    audit = outcome.summary["audit"]
+    assert (audit["frames"]["labelled"], audit["frames"]["unlabelled"]) == (3, 1) and audit["totals"]["counted"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"teacher": "gone", "audit": True}, r"gone: no store"),
+        ({"teacher": "other", "audit": True}, r"other: classes = .* cache the teacher again on these frames"),
+        ({"teacher": "t", "audit": True, "score": "1.5"}, r"--score 1\.5: expected 0 to 1"),
+        ({"teacher": "t", "audit": True, "score": "nan"}, r"--score nan: expected 0 to 1"),
+        ({"teacher": "t", "audit": True, "score": "high"}, r"--score 'high' is not a number"),
+        ({"teacher": "t", "audit": True, "out": "a.html"}, r"--out a\.html: the heat maps are a PNG"),
+        ({"teacher": "t", "audit": True, "split": "val"}, r"no split 'val'; it has"),
+        ({"teacher": "t", "score": "0.5"}, r"--score belongs to --audit"),
+        ({"teacher": "t", "out": "a.png"}, r"--out belongs to --audit"),
+        ({"run": "r", "audit": True}, r"--audit looks into a teacher store: give --teacher"),
+        ({"audit": True}, r"--audit looks into a teacher store: name it with --teacher"),
+    ],
+)
+def test_wrong_arguments_of_an_audit_are_one_line(
+    cache: Path, capsys: pytest.CaptureFixture[str], options: dict, says: str
+) -> None:
+    other = cache / "teachers" / "other"
+    if not other.exists():
+        shutil.copytree(ROOT / "tests" / "golden" / "v1" / "teachers" / "cells-fp16", other)
+    try:
+        with pytest.raises(Exit) as ended:
+            evaluate(Context(), cache=str(cache), **options)
+    finally:
+        shutil.rmtree(other)
+    said = capsys.readouterr()
+    assert ended.value.code == 1 and len(said.err.splitlines()) == 1 and said.out == ""
+    assert re.search(says, said.err), said.err
 
 
 def test_inspect_tells_and_draws(cache: Path, tmp_path: Path) -> None:
