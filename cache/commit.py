@@ -10,7 +10,7 @@ shard that holds quarantined frames is written again on every run, until its fra
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cache.errors import FingerprintError, StoreError
@@ -21,7 +21,6 @@ from cache.manifest import MANIFEST, PLAN, Manifest, Shard, StoredFile, read_doc
 from cache.plan import ShardPlan, StorePlan
 from cache.records import SENSELESS, record_problem
 from cache.roots import Root, open_root
-from cache.shard_files import FOLDER
 
 NEXT = ".next"
 
@@ -30,8 +29,9 @@ def begin(place: Any, plan: StorePlan, *, grow: bool = False) -> list[ShardPlan]
     """Opens a place for writing under `plan` and returns the shards still to be written.
 
     grow: whether the plan may add scenes and shards behind those of an earlier one. Raises FingerprintError, naming the
-    first values that differ, where shards were committed there under another plan. Partial files of a killed run are
-    removed: one client writes a store at a time.
+    first values that differ, where the place was begun under another plan, even if none of its shards was committed: a
+    worker that still runs may commit one. Partial files of a killed run are removed: one client writes a store at a
+    time.
     """
     root = open_root(place)
     earlier = read_plan(root)
@@ -41,34 +41,23 @@ def begin(place: Any, plan: StorePlan, *, grow: bool = False) -> list[ShardPlan]
         )
     same = earlier is not None and _as_json(earlier) == _as_json(plan)
     sizes = root.sizes()
-    begun = _is_begun(sizes)
-    if earlier is not None and begun and not same and not (grow and _grows(earlier, plan)):
+    if earlier is not None and not same and not (grow and _grows(earlier, plan)):
+        empty = "" if any(name.startswith("records/") for name in sizes) else " (no shard of it was committed)"
         raise FingerprintError(
             f"{root}: was begun with {_differences(_as_json(earlier), _as_json(plan))}; "
-            "use the same settings, another store name, or remove that folder"
+            f"use the same settings, another store name, or remove that folder{empty}"
         )
     if not same:
         with root.write(PLAN) as file:
             file.write(canonical_json(plan.to_dict()))
-    stale = () if same or begun or earlier is None else ("shards/", f"{FOLDER}/")  # of the plan that goes
-    for name in sizes:
-        if name.endswith(PARTIAL) or name.startswith(stale):
-            root.remove(name)
+    for leftover in (name for name in sizes if name.endswith(PARTIAL)):
+        root.remove(leftover)
     todo = []
     for shard in plan.shard_plans():
         record = committed_record(root, shard, sizes)
         if record is None or record["quarantined"]:
             todo.append(shard)
     return todo
-
-
-def begun_plan(root: Root) -> StorePlan | None:
-    """The plan under which something was committed, None where nothing was: another plan may then take its place."""
-    return read_plan(root) if _is_begun(root.sizes()) else None
-
-
-def _is_begun(names: Iterable[str]) -> bool:
-    return any(name == MANIFEST or (name.startswith("records/") and name.endswith(".json")) for name in names)
 
 
 def read_plan(root: Root) -> StorePlan | None:
@@ -213,13 +202,21 @@ def finish(place: Any, plan: StorePlan) -> Manifest:
     root = open_root(place)
     shards: list[Shard] = []
     quarantined: list[dict[str, str]] = []
-    index = FrameIndex.from_records(
-        _records(root, plan, shards, quarantined),
-        [spec.name for spec in plan.fields],
-        plan.letters,
-        [scene.token for scene in plan.scenes],
-        len(plan.identity["classes"]),
-    )
+    missing: list[int] = []
+    records = _records(root, plan, root.sizes(), shards, quarantined, missing)
+    fields, scenes = [spec.name for spec in plan.fields], [scene.token for scene in plan.scenes]
+    try:
+        index = FrameIndex.from_records(records, fields, plan.letters, scenes, len(plan.identity["classes"]))
+    except (StoreError, *SENSELESS) as error:
+        if not missing:
+            last = plan.shard_plans()[max(len(shards) - 1, 0)].record
+            raise StoreError(
+                f"{root}/{last}: frames that no index can hold ({error}); delete it and run the same command again"
+            ) from None
+    if missing:
+        raise StoreError(
+            f"{root}: shards {missing[:5]} of {len(plan.shards)} are not committed; run the same command again"
+        )
     extra = _write_extra(root, plan)
     plan_bytes = canonical_json(plan.to_dict())
     manifest = Manifest(
@@ -257,11 +254,15 @@ def _is_read(root: Root, index: FrameIndex) -> bool:
 
 
 def _records(
-    root: Root, plan: StorePlan, shards: list[Shard], quarantined: list[dict[str, str]]
+    root: Root,
+    plan: StorePlan,
+    sizes: Mapping[str, int],
+    shards: list[Shard],
+    quarantined: list[dict[str, str]],
+    missing: list[int],
 ) -> Iterator[dict[str, Any]]:
-    """Every shard's record in order; what the manifest needs of each goes to `shards` and `quarantined`."""
-    sizes = root.sizes()
-    missing = []
+    """Every shard's record in order; what the manifest needs of each goes to `shards` and `quarantined`, the numbers of
+    shards without one to `missing`."""
     for shard in plan.shard_plans():
         record = committed_record(root, shard, sizes)
         if record is None:
@@ -270,10 +271,6 @@ def _records(
         shards.append(Shard(len(record["frames"]), tuple(StoredFile.from_list(file) for file in record["files"])))
         quarantined.extend(record["quarantined"])
         yield record
-    if missing:
-        raise StoreError(
-            f"{root}: shards {missing[:5]} of {len(plan.shards)} are not committed; run the same command again"
-        )
 
 
 def _write_extra(root: Root, plan: StorePlan) -> tuple[StoredFile, ...]:

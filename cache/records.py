@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from cache.plan import ShardPlan
 from cache.shard_files import shard_files
 
 SENSELESS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+_DIGEST_PATTERN = re.compile(r"[0-9a-f]{16}")
+_SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
 _RECORD_KEYS = {"shard", "plan", "files", "frames", "quarantined", "digest"}
 _FRAME_KEYS = {"token", "scene", "timestamp_us", "kind", "class_counts", "digest", "sizes", "members"}
 
@@ -29,6 +32,9 @@ def record_problem(
     if set(record) != _RECORD_KEYS or record["shard"] != shard.number:
         return f"a record of shard {record.get('shard')!r:.20} with {sorted(record)}"
     stored = [StoredFile.from_list(row) for row in record["files"]]
+    if not all(_SHA256_PATTERN.fullmatch(row[2]) and _are_whole(row[1:2], 63) for row in record["files"]):
+        return f"sizes or digests of files {record['files']!r:.200} that no writer makes"
+    longest = max(file.size for file in stored)
     if [file.name for file in stored] != shard_files(shard):
         return f"files {[file.name for file in stored]!r:.200}"
     if manifest is not None:
@@ -45,6 +51,9 @@ def record_problem(
         if (
             set(frame) != _FRAME_KEYS
             or not TOKEN_PATTERN.fullmatch(frame["token"])
+            or not _DIGEST_PATTERN.fullmatch(frame["digest"])
+            or not isinstance(frame["scene"], str)
+            or not isinstance(frame["class_counts"], list)
             or not set(frame["members"]) <= names
             or not set(frame["sizes"]) <= set(letters)
             or type(frame["timestamp_us"]) is not int
@@ -53,6 +62,7 @@ def record_problem(
             or not _are_whole(frame["class_counts"], 16)
             or not _are_whole(frame["sizes"].values(), 32)
             or not all(len(place) == 3 and _are_whole(place[:1], 64) and _are_whole(place[1:], 32) for place in places)
+            or any(place[0] + place[1] > longest for place in places)
         ):
             return f"a frame {frame['token']!r:.40} that no writer makes"
     return ""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cache.bev import DTYPES, LAYOUTS
-from cache.commit import begin, begun_plan, finish
+from cache.commit import begin, finish, read_plan
 from cache.coverage import Coverage
 from cache.errors import ConfigError, StoreError
 from cache.fields import FieldSpec, letters_of
@@ -77,7 +77,7 @@ def reencode(
     source = TeacherStore(teacher_place(cache, name))
     planned = Source.open(source.root).plan
     job = _job(cache, source, options)
-    earlier = begun_plan(open_root(place))
+    earlier = read_plan(open_root(place))
     _probe(source, job)
     fields = (*job.encoding.fields(), *_other_fields(source))
     plan = StorePlan(

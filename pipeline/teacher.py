@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.bev import DTYPES, LAYOUTS, BevEncoding
-from cache.commit import begin, begun_plan, finish, read_plan
+from cache.commit import begin, finish, read_plan
 from cache.coverage import Coverage
 from cache.errors import ConfigError, DataError, StoreError
 from cache.fields import FieldSpec
@@ -165,7 +165,7 @@ def cache_teacher(
         others=tuple((str(path.resolve()), file_sha256(path)) for path in _present(options.ensemble)),
     )
     model = job.model()
-    earlier = begun_plan(open_root(place))
+    earlier = read_plan(open_root(place))
     job = replace(job, batch=_batch(options, earlier, job, model, frames, sweeps))
     header = {
         "teacher": teacher,

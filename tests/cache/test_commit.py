@@ -25,7 +25,6 @@ from cache.plan import StorePlan
 from cache.roots import open_root
 from cache.shard_writer import open_shard
 from cache.store import FrameStore, Store, TeacherStore
-from cache.verify import verify
 from tests.cache.stores import (
     FRAME_FIELDS,
     IDENTITY,
@@ -287,6 +286,13 @@ RECORD_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "no frames": lambda record: record.pop("frames"),
     "text for frames": lambda record: record.update(frames="abc"),
     "kind": lambda record: record["frames"][0].update(kind=256),
+    "digest": lambda record: record["frames"][0].update(digest="zz"),
+    "short digest": lambda record: record["frames"][0].update(digest="ab"),
+    "number for a digest": lambda record: record["frames"][0].update(digest=5),
+    "list for a scene": lambda record: record["frames"][0].update(scene=["a"]),
+    "no counts": lambda record: record["frames"][0].update(class_counts={}),
+    "no digest of a file": lambda record: record["files"][0].__setitem__(2, None),
+    "beyond the file": lambda record: next(iter(record["frames"][0]["members"].values())).__setitem__(0, 2**64 - 1),
 }
 
 
@@ -307,14 +313,27 @@ def test_a_record_that_no_writer_makes_is_not_assembled_and_a_rerun_writes_its_s
     assert tree(place) == tree(whole)
 
 
-def test_a_plan_under_which_nothing_was_committed_gives_way_to_another(tmp_path: Path) -> None:
-    """A run that failed at once, as with too small a capacity, does not block its store's name."""
+@pytest.mark.parametrize("change", [{"scene": "f" * 32}, {"class_counts": [1]}])
+def test_a_record_that_no_index_can_hold_is_named_with_the_remedy(
+    tmp_path: Path, whole: Path, plan: StorePlan, change: dict[str, Any]
+) -> None:
+    place = Path(shutil.copytree(whole, tmp_path / "again"))
+    record = json.loads(record_path(whole, 1).read_bytes())
+    del record["digest"]
+    record["frames"][0].update(change)
+    record_path(place, 1).write_bytes(canonical_json(seal(record)))
+    with pytest.raises(StoreError, match=r"records/00001\.json: frames that no index can hold .*; delete it"):
+        finish(place, plan)
+    record_path(place, 1).unlink()
+    write_store(place, plan)
+    assert tree(place) == tree(whole)
+
+
+def test_another_plan_is_refused_even_where_nothing_was_committed(tmp_path: Path) -> None:
+    """A worker whose client died may still commit a shard of the first plan, over one of the second."""
     begin(tmp_path, teacher_plan(format=dataclasses.replace(ZARR, capacity={"N": 1, "K": 1})))
-    (tmp_path / "data.zarr" / "boxes" / "c" / "0").mkdir(parents=True)
-    (tmp_path / "data.zarr" / "boxes" / "c" / "0" / "0").write_bytes(b"of a shard without its record")
-    write_store(tmp_path, teacher_plan())
-    write_store(tmp_path.parent / "fresh", teacher_plan())
-    assert tree(tmp_path) == tree(tmp_path.parent / "fresh") and not verify(tmp_path)
+    with pytest.raises(FingerprintError, match=r"remove that folder \(no shard of it was committed\)"):
+        begin(tmp_path, teacher_plan())
 
 
 def test_quarantined_frames_are_listed_skipped_and_tried_again(tmp_path: Path, plan: StorePlan, whole: Path) -> None:
