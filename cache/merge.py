@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache.commit import begin, commit_shard, committed_record, finish, first_difference, read_plan
+from cache.commit import begin, commit_shard, committed_record, finish, read_plan
+from cache.differences import first_difference
 from cache.errors import ConfigError, CorruptError, FingerprintError, StoreError
 from cache.files import PARTIAL, file_sha256, fsync_folder, no_space_as_error, sha256
 from cache.index import FrameIndex

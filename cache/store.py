@@ -18,7 +18,7 @@ from cache.cells import Cells, join_cells
 from cache.codecs import Scratch, content_size
 from cache.coverage import Coverage
 from cache.depth_labels import unpack_depth
-from cache.errors import ConfigError, CorruptError, FingerprintError, StoreError
+from cache.errors import ConfigError, CorruptError, StoreError
 from cache.frame import Detections, Frame, GroundTruth
 from cache.grid import BevGrid
 from cache.index import FrameIndex
@@ -372,34 +372,3 @@ class TeacherStore(Store):
     def detections(self, row: int) -> Detections:
         """The teacher's decoded boxes, canonical frame, scores descending."""
         return Detections(*self.read_many(row, ("boxes", "scores", "labels")))
-
-
-def require_same_frames(frames: FrameStore, teacher: TeacherStore, rows: Sequence[int]) -> list[int]:
-    """The teacher store's rows of the frame store's `rows`.
-
-    Raises FingerprintError where the identities differ (both values named) or a frame has other poses there, StoreError
-    where frames are missing.
-    """
-    for key, expected in frames.manifest.identity.items():
-        found = teacher.manifest.identity.get(key)
-        if found != expected:
-            raise FingerprintError(
-                f"{teacher.root}: {key} = {found}, but {frames.root} has {expected}; "
-                "cache the teacher again on these frames"
-            )
-    wanted = np.asarray(rows, np.int64)
-    there = teacher.index.rows_of(frames.index.token[wanted])
-    if (there < 0).any():
-        missing = wanted[there < 0]
-        raise StoreError(
-            f"{teacher.root}: {len(missing)} of {len(rows)} frames are missing, the first "
-            f"{frames.token(missing[0])}; run cache-teacher again on this cache"
-        )
-    differs = (frames.index.digest[wanted] != teacher.index.digest[there]).any(axis=1)
-    if differs.any():
-        row, other = wanted[differs][0], there[differs][0]
-        raise FingerprintError(
-            f"{teacher.root}: frame {frames.token(row)} has pose digest {teacher.entry(other).digest}, but "
-            f"{frames.root} has {frames.entry(row).digest}; cache the teacher again on these frames"
-        )
-    return there.tolist()

@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from cache.commit import first_difference, read_plan
+from cache.commit import read_plan
+from cache.differences import first_difference
 from cache.errors import BevcaskError, StoreError
 from cache.file_stream import FileStream
 from cache.files import PARTIAL, canonical_json, parse_json, seal, sha256

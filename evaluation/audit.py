@@ -19,7 +19,8 @@ from cache.classes import DETECTION_CLASSES
 from cache.errors import ConfigError, CorruptError
 from cache.frame import Detections, Frame, GroundTruth, rotation_matrix
 from cache.grid import BevGrid
-from cache.store import FrameStore, TeacherStore, require_same_frames
+from cache.same_frames import require_same_frames
+from cache.store import FrameStore, TeacherStore
 from evaluation.boxes import detections_to_global
 
 SCORE = 0.1

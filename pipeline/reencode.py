@@ -26,7 +26,8 @@ from cache.manifest import Manifest
 from cache.merge import Source
 from cache.plan import FORMATS, Format, StorePlan
 from cache.roots import open_root
-from cache.store import FrameStore, TeacherStore, require_same_frames
+from cache.same_frames import require_same_frames
+from cache.store import FrameStore, TeacherStore
 from pipeline.coverage import READ_HEAT
 from pipeline.engine import Cluster, run_shards
 from pipeline.evidence import require_names

@@ -16,7 +16,8 @@ from cache.classes import require_detection_classes
 from cache.errors import ConfigError, StoreError
 from cache.frame import Detections, Frame
 from cache.layout import frames_place, teacher_place
-from cache.store import FrameStore, TeacherStore, require_same_frames
+from cache.same_frames import require_same_frames
+from cache.store import FrameStore, TeacherStore
 from evaluation.control import shuffled_over_frames
 from evaluation.official import Metrics, evaluate, evaluate_submission
 from evaluation.submission import export_submission, load_submission, require_annotations, submission_meta

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from cache.commit import first_difference
+from cache.differences import first_difference
 from cache.errors import CorruptError, FingerprintError
 from cache.files import write_bytes
 from trainer.optimiser import Average

@@ -22,7 +22,8 @@ from cache.errors import BevcaskError, ConfigError, StoreError
 from cache.files import read_json, write_json
 from cache.frame import CAMERA_CHANNELS
 from cache.layout import frames_place, teacher_place
-from cache.store import FrameStore, TeacherStore, require_same_frames
+from cache.same_frames import require_same_frames
+from cache.store import FrameStore, TeacherStore
 from models.build import build_detector, save_weights
 from models.detector import Batch, Detector, total_of
 from trainer.augment import frame_augment

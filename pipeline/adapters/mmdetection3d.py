@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.adapters.layouts import NO_Z_OFFSET, OLD_SIZES, OLD_YAW
 from pipeline.adapters.mapping import Plan, Step, conv_norm, last_conv
-from pipeline.adapters.openpcdet import residual_block
+from pipeline.adapters.openpcdet import residual_block, sparse_ends
 
 NAME = "mmdetection3d"
 FIRST_SPARSE = "pts_middle_encoder.conv_input.0.weight"
@@ -22,9 +22,7 @@ BRANCHES = {"center": "reg", "height": "height", "dim": "dim", "rot": "rot", "ve
 def voxel_encoder(stages: int, blocks: int, sparse: Step) -> Plan:
     """Their encoder_layer1.2 is the halving into our stage 1."""
     theirs = "pts_middle_encoder."
-    plan = conv_norm(
-        ("encoder.input.conv", "encoder.input.norm"), (f"{theirs}conv_input.0", f"{theirs}conv_input.1"), sparse
-    )
+    plan = sparse_ends(theirs, sparse)
     for i in range(stages):
         ours, layer = f"encoder.stages.{i}", f"{theirs}encoder_layers.encoder_layer{i + 1}"
         if i:
@@ -32,9 +30,6 @@ def voxel_encoder(stages: int, blocks: int, sparse: Step) -> Plan:
             plan |= conv_norm((f"{ours}.down.conv", f"{ours}.down.norm"), (f"{halving}.0", f"{halving}.1"), sparse)
         for j in range(blocks):
             plan |= residual_block(f"{ours}.blocks.{j}", f"{layer}.{j}", sparse)
-    plan |= conv_norm(
-        ("encoder.output.conv", "encoder.output.norm"), (f"{theirs}conv_out.0", f"{theirs}conv_out.1"), sparse
-    )
     return plan
 
 

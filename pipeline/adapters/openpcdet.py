@@ -17,18 +17,21 @@ BRANCHES = {"center": "center", "height": "center_z", "dim": "dim", "rot": "rot"
 def voxel_encoder(stages: int, blocks: int, sparse: Step) -> Plan:
     """A stage begins with its halving: conv2.0 halves, conv2.1 and conv2.2 are blocks."""
     theirs = "backbone_3d."
-    plan = conv_norm(
-        ("encoder.input.conv", "encoder.input.norm"), (f"{theirs}conv_input.0", f"{theirs}conv_input.1"), sparse
-    )
+    plan = sparse_ends(theirs, sparse)
     for i in range(stages):
         ours, stage = f"encoder.stages.{i}", f"{theirs}conv{i + 1}"
         if i:
             plan |= conv_norm((f"{ours}.down.conv", f"{ours}.down.norm"), (f"{stage}.0.0", f"{stage}.0.1"), sparse)
         for j in range(blocks):
             plan |= residual_block(f"{ours}.blocks.{j}", f"{stage}.{j + (i > 0)}", sparse)
-    plan |= conv_norm(
-        ("encoder.output.conv", "encoder.output.norm"), (f"{theirs}conv_out.0", f"{theirs}conv_out.1"), sparse
-    )
+    return plan
+
+
+def sparse_ends(theirs: str, sparse: Step) -> Plan:
+    """The sparse encoder's first and last convolution; named alike in both families."""
+    plan: Plan = {}
+    for ours, name in (("encoder.input", "conv_input"), ("encoder.output", "conv_out")):
+        plan |= conv_norm((f"{ours}.conv", f"{ours}.norm"), (f"{theirs}{name}.0", f"{theirs}{name}.1"), sparse)
     return plan
 
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from cache.frame import CAMERA_CHANNELS
 from cache.layout import frames_place, teacher_place
-from cache.store import FrameStore, TeacherStore, require_same_frames
+from cache.same_frames import require_same_frames
+from cache.store import FrameStore, TeacherStore
 from models.build import load_weights
 from models.detector import Batch, Detector
 from models.gaussian import foreground_mask

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.commit import begin, differences, finish, first_difference, read_plan
+from cache.commit import begin, finish, read_plan
+from cache.differences import differences, first_difference
 from cache.errors import BevcaskError, FingerprintError, OutOfSpaceError, StoreError
 from cache.fields import FieldSpec
 from cache.files import canonical_json, seal, sha256

@@ -17,7 +17,8 @@ WRITERS = {"tar_writer", "zarr_metadata"}  # the modules that import a library w
 READ_ALL = """
 import json, sys
 import cache
-from cache.store import FrameStore, Store, TeacherStore, require_same_frames
+from cache.same_frames import require_same_frames
+from cache.store import FrameStore, Store, TeacherStore
 frames = FrameStore(sys.argv[1])
 for place in sys.argv[1:]:
     store = Store(place)

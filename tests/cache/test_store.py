@@ -24,8 +24,9 @@ from cache.frame import CAMERA_CHANNELS
 from cache.index import KIND_LABELLED, KIND_UNLABELLED
 from cache.plan import StorePlan
 from cache.roots import open_root
+from cache.same_frames import require_same_frames
 from cache.shard_writer import open_shard
-from cache.store import FrameStore, Store, TeacherStore, require_same_frames
+from cache.store import FrameStore, Store, TeacherStore
 from tests.cache.stores import (
     COVERAGE,
     ENCODING,

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from cache.errors import StoreError
+from cache.same_frames import require_same_frames
 from cache.serving import NeededSelector, StoreOffer, TermNeed, serves
-from cache.store import FrameStore, TeacherStore, require_same_frames
+from cache.store import FrameStore, TeacherStore
 from tests.golden.make import content, make, stores_of
 
 VERSIONS = sorted(path for path in Path(__file__).parent.iterdir() if (path / "expected.json").is_file())
