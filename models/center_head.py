@@ -123,6 +123,7 @@ class CenterHead(nn.Module):
         super().__init__()
         self.grid, self.config = grid, config
         self.headless_ids = [DETECTION_CLASSES.index(name) for name in config.headless]
+        self.heat_classes = tuple(name for task in config.tasks for name in task)
         self.class_ids = [[DETECTION_CLASSES.index(name) for name in task] for task in config.tasks]
         radii = torch.tensor([config.circle_nms_m.get(name, 0.0) for name in DETECTION_CLASSES])
         self.register_buffer("nms_radius_m", radii, persistent=False)

@@ -17,7 +17,7 @@ from cache.frame import Detections
 from models.bev_backbone import BevBackbone, BevBackboneConfig
 from models.center_head import CenterHead, CenterHeadConfig
 from models.config import Config, GridConfig
-from models.detector import Batch, DetectorOutput, LossPart, total_of
+from models.detector import Batch, BevLevel, DetectorOutput, LossPart, total_of
 from models.pillars import PillarEncoder
 from models.sparse_encoder import SparseEncoder, SparseEncoderConfig
 
@@ -107,6 +107,8 @@ class CenterPoint(nn.Module):
         self.backbone = BevBackbone(self.encoder.out_channels, config.backbone)
         self.bev_channels = self.backbone.out_channels
         self.head = CenterHead(self.bev_channels, self.grid, config.head)
+        self.heat_classes = self.head.heat_classes
+        self.levels = {"canvas": BevLevel(self.encoder.out_channels, canvas.grid())}
 
     def forward(self, batch: Batch) -> DetectorOutput:
         """Reads batch.points."""
@@ -114,7 +116,7 @@ class CenterPoint(nn.Module):
             raise DataError("the batch holds no points, which a LiDAR model reads; use `cache-frames --points`")
         canvas = self.encoder(batch.points)
         bev = self.backbone(canvas)
-        return DetectorOutput(bev=bev, heads=self.head(bev))
+        return DetectorOutput(bev=bev, heads=self.head(bev), levels={"canvas": canvas})
 
     def loss_parts(self, output: DetectorOutput, batch: Batch) -> dict[str, LossPart]:
         return self.head.loss_parts(output.heads, self.head.targets(batch.boxes, batch.labels, output.bev.device))

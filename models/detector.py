@@ -62,17 +62,38 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class QueryOutput:
+    """What a detector of queries says, layer by layer of its decoder; the last layer's is its answer.
+
+    logits: (L, B, Q, classes), by id of `cache.classes.DETECTION_CLASSES`. boxes: (L, B, Q, 10) x, y, z (m, gravity
+    centre), log l, log w, log h (of m), sin yaw, cos yaw, vx, vy (m/s); differentiable. references: (L, B, Q, 2) BEV
+    centres x, y (m) that each layer began from, without gradient. embeddings: (B, Q, C) of the last layer.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    references: Tensor
+    embeddings: Tensor
+
+
+@dataclass(frozen=True)
 class DetectorOutput:
     """What a forward pass gives.
 
     bev: (B, C, H, W) on `Detector.grid`, the map that dense distillation reads: the neck's output, before the head.
-    heads: one dict of maps (B, channels, H, W) per task group: heatmap (logits), center, height, dim, rot, vel.
+    heads: one dict of maps (B, channels, H, W) per task group: heatmap (logits), center, height, dim, rot, vel; a
+    detector of queries may have a heatmap alone, or none.
     depth_logits: (B * cameras, D, h', w') of camera models, else None.
+    levels: further BEV maps by name, (B, C', H', W') over the same ranges in cells a whole number of times as large or
+    as small; which there are, `Detector.levels` says.
+    queries: of detectors of queries, else None.
     """
 
     bev: Tensor
     heads: list[dict[str, Tensor]]
     depth_logits: Tensor | None = None
+    levels: Mapping[str, Tensor] = field(default_factory=dict)
+    queries: QueryOutput | None = None
 
     def class_heat(self) -> Tensor:
         """(B, classes, H, W) float32 probabilities 0..1 of the heatmaps, task groups one after another."""
@@ -100,16 +121,27 @@ def total_of(parts: Mapping[str, LossPart]) -> dict[str, Tensor]:
     return {name: part.value() for name, part in parts.items()}
 
 
+@dataclass(frozen=True)
+class BevLevel:
+    """One map of `DetectorOutput.levels`."""
+
+    channels: int
+    grid: BevGrid
+
+
 class Detector(Protocol):
     """A `torch.nn.Module` that finds boxes. The lower block is the part of nn.Module that callers use.
 
-    grid: of `DetectorOutput.bev` and the head; bev_channels: C of that map; config: what `models.build` made it from.
+    grid: of `DetectorOutput.bev` and the head; bev_channels: C of that map; config: what `models.build` made it from;
+    levels: what `DetectorOutput.levels` holds; heat_classes: the class of each channel of `DetectorOutput.class_heat`.
     """
 
     grid: BevGrid
     modality: Literal["lidar", "camera"]
     bev_channels: int
     config: dict[str, Any]
+    levels: Mapping[str, BevLevel]
+    heat_classes: tuple[str, ...]
 
     def forward(self, batch: Batch) -> DetectorOutput: ...
 

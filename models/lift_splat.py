@@ -18,7 +18,7 @@ from models.bev_encoder import BevEncoder, BevEncoderConfig
 from models.center_head import CenterHead, CenterHeadConfig
 from models.config import Config, GridConfig
 from models.depth import DepthConfig, depth_loss
-from models.detector import Batch, DetectorOutput, LossPart, total_of
+from models.detector import Batch, BevLevel, DetectorOutput, LossPart, total_of
 from models.fpn import FinestFpn
 from models.resnet import LEVELS, ResNet, ResNetConfig
 from models.splat import frustum_cells, pixel_centres, splat
@@ -103,6 +103,8 @@ class LiftSplat(nn.Module):
         self.encoder = BevEncoder(config.context_channels, config.encoder)
         self.bev_channels = self.encoder.out_channels
         self.head = CenterHead(self.bev_channels, self.grid, config.head)
+        self.heat_classes = self.head.heat_classes
+        self.levels = {"splat": BevLevel(config.context_channels, self.grid)}
         self.register_buffer("depth_edges", config.depth.edges(), persistent=False)
         self.register_buffer("depth_centres", config.depth.centres(), persistent=False)
         width, height = config.image_size
@@ -124,7 +126,7 @@ class LiftSplat(nn.Module):
         depth_logits, context = self.depth_net(features, self._camera_features(k, to_lidar))
         splatted = self._splat(depth_logits, context, k, to_lidar)
         bev = self.encoder(splatted)
-        return DetectorOutput(bev=bev, heads=self.head(bev), depth_logits=depth_logits)
+        return DetectorOutput(bev, self.head(bev), depth_logits, levels={"splat": splatted})
 
     def _camera_features(self, intrinsics: Tensor, camera_to_lidar: Tensor) -> Tensor:
         """(B * cameras, CAMERA_FEATURES), of order one."""
