@@ -16,14 +16,13 @@ from typing import Any
 from cache.differences import differences
 from cache.errors import FingerprintError, StoreError
 from cache.fields import letters_of
-from cache.files import PARTIAL, canonical_json, parse_json, seal, sha256
+from cache.files import PARTIAL, canonical_json, has_valid_seal, parse_json, seal, sha256
+from cache.growth import NEXT, is_grown
 from cache.index import FrameIndex
 from cache.manifest import MANIFEST, PLAN, Manifest, Shard, StoredFile, read_document, read_parsed
 from cache.plan import ShardPlan, StorePlan
 from cache.records import SENSELESS, record_problem
 from cache.roots import Root, open_root
-
-NEXT = ".next"
 
 
 def begin(place: Any, plan: StorePlan, *, grow: bool = False) -> list[ShardPlan]:
@@ -42,12 +41,18 @@ def begin(place: Any, plan: StorePlan, *, grow: bool = False) -> list[ShardPlan]
         )
     same = earlier is not None and _as_json(earlier) == _as_json(plan)
     sizes = root.sizes()
-    if earlier is not None and not same and not (grow and _grows(earlier, plan)):
+    if (
+        earlier is not None
+        and not same
+        and not (grow and is_grown(earlier.settings(), earlier.scenes, earlier.shards, plan))
+    ):
         empty = "" if any(name.startswith("records/") for name in sizes) else " (no shard of it was committed)"
         raise FingerprintError(
             f"{root}: was begun with {_differences(_as_json(earlier), _as_json(plan))}; "
             f"use the same settings, another store name, or remove that folder{empty}"
         )
+    if earlier is None:
+        _refuse_others_shards(root, plan, sizes)
     if not same:
         with root.write(PLAN) as file:
             file.write(canonical_json(plan.to_dict()))
@@ -59,6 +64,23 @@ def begin(place: Any, plan: StorePlan, *, grow: bool = False) -> list[ShardPlan]
         if record is None or record["quarantined"]:
             todo.append(shard)
     return todo
+
+
+def _refuse_others_shards(root: Root, plan: StorePlan, sizes: Mapping[str, int]) -> None:
+    """FingerprintError where the plan of a store is lost and its shards are not this plan's: a run would write over
+    them. A record that is no writer's says nothing."""
+    ours = {shard.record: shard.digest for shard in plan.shard_plans()}
+    for name in (name for name in sizes if name.startswith("records/")):
+        try:
+            data = read_document(root, name)
+            bound = parse_json(data, name, "a shard record")["plan"]
+        except (StoreError, FileNotFoundError, *SENSELESS):
+            continue
+        if has_valid_seal(data) and bound != ours.get(name, bound):
+            raise FingerprintError(
+                f"{root}: has no {PLAN}, and {name} is of another plan than this run's; use the settings of the run "
+                "that wrote it, another store name, or remove that folder"
+            )
 
 
 def read_plan(root: Root) -> StorePlan | None:
@@ -74,15 +96,6 @@ def read_plan(root: Root) -> StorePlan | None:
         raise StoreError(
             f"{root}/{PLAN}: not a store plan ({type(error).__name__}: {error}); remove that store"
         ) from None
-
-
-def _grows(earlier: StorePlan, plan: StorePlan) -> bool:
-    """Whether `plan` is `earlier` with scenes and shards added at the end."""
-    return (
-        _as_json(earlier)["settings"] == _as_json(plan)["settings"]
-        and plan.scenes[: len(earlier.scenes)] == earlier.scenes
-        and plan.shards[: len(earlier.shards)] == earlier.shards
-    )
 
 
 def _differences(earlier: dict[str, Any], plan: dict[str, Any], shown: int = 4) -> str:

@@ -94,6 +94,16 @@ class Manifest:
         index = [StoredFile(f"index/{name}", row["size"], row["sha256"]) for name, row in self.index.items()]
         return [self.plan, *self.extra, *index, *(file for shard in self.shards for file in shard.files)]
 
+    def settings(self) -> dict[str, Any]:
+        """As `StorePlan.settings`."""
+        return {
+            "kind": self.kind,
+            "format": self.format.to_dict(),
+            "identity": self.identity,
+            "header": self.header,
+            "fields": [spec.to_dict() for spec in self.fields],
+        }
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "format": FORMAT_NAME,

@@ -30,7 +30,8 @@ from cache.errors import BevcaskError, StoreError
 from cache.file_stream import FileStream
 from cache.files import PARTIAL, canonical_json, parse_json, seal, sha256
 from cache.findings import Finding, Report
-from cache.index import FrameIndex, column_of
+from cache.growth import files_of_growth, is_half_renamed, is_unfinished
+from cache.index import COLUMN_FILES, FrameIndex, column_of
 from cache.manifest import MANIFEST, PLAN, Manifest, StoredFile, read_document
 from cache.plan import ShardPlan, StorePlan
 from cache.records import SENSELESS, record_problem
@@ -103,8 +104,12 @@ def _check_plan(root: Root, manifest: Manifest | None, report: Report) -> StoreP
         return None
     if manifest is None:
         return plan
+    if is_unfinished(manifest, plan):
+        shards = f"{len(plan.shards)} shards, {len(manifest.shards)} of them in {MANIFEST}: a store that still grows"
+        report.tell(PLAN, shards, "a growth that has ended")
+        return plan
     ours = {"settings": plan.settings(), "scenes": [scene.to_dict() for scene in plan.scenes]}
-    theirs = {"settings": _settings(manifest), "scenes": [scene.to_dict() for scene in manifest.scenes]}
+    theirs = {"settings": manifest.settings(), "scenes": [scene.to_dict() for scene in manifest.scenes]}
     if canonical_json(ours) != canonical_json(theirs):
         name, found, expected = first_difference(ours, theirs)
         report.tell(PLAN, f"{name} = {found!r:.200}", f"{expected!r:.200}, as in {MANIFEST}", delete=NEW_PLAN)
@@ -114,17 +119,6 @@ def _check_plan(root: Root, manifest: Manifest | None, report: Report) -> StoreP
     if manifest.plan.name != PLAN:
         report.tell(MANIFEST, f"a plan named {manifest.plan.name}", PLAN)
     return plan
-
-
-def _settings(manifest: Manifest) -> dict[str, Any]:
-    """As `StorePlan.settings`."""
-    return {
-        "kind": manifest.kind,
-        "format": manifest.format.to_dict(),
-        "identity": manifest.identity,
-        "header": manifest.header,
-        "fields": [spec.to_dict() for spec in manifest.fields],
-    }
 
 
 def _check_opening(root: Root, manifest: Manifest, report: Report) -> None:
@@ -160,6 +154,7 @@ class _Checker:
         ]
         self.files = [list(shard.files) for shard in manifest.shards] if manifest else [[] for _ in self.shards]
         self.index: FrameIndex | None = None
+        self.growing = manifest is not None and plan is not None and is_unfinished(manifest, plan)
 
     def check_records(self) -> None:
         """Each record by itself, then the index that they give together."""
@@ -233,7 +228,8 @@ class _Checker:
             index = [
                 StoredFile(f"index/{name}", row["size"], row["sha256"]) for name, row in self.manifest.index.items()
             ]
-            others = [(self.manifest.plan, (PLAN, MANIFEST)), *((file, ()) for file in (*self.manifest.extra, *index))]
+            grows = [] if self.growing else [self.manifest.plan, *self.manifest.extra]  # written anew as it grows
+            others = [(file, NEW_PLAN if file.name == PLAN else ()) for file in (*grows, *index)]
         total = sum(file.size for file, _ in others) + sum(file.size for files in self.files for file in files)
         done, lock = 0, threading.Lock()
 
@@ -263,7 +259,7 @@ class _Checker:
         with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
             for _ in pool.map(check, jobs):
                 pass
-        if self.manifest is not None:
+        if self.manifest is not None and not self.growing:
             self._check_metadata(self.manifest)
 
     def _open_index(self) -> None:
@@ -354,6 +350,13 @@ class _Checker:
         owned |= {name for shard in self.shards for name in shard_files(shard)}
         if self.manifest is not None:
             owned |= {file.name for file in self.manifest.files}
+            if is_half_renamed(self.manifest):
+                columns = "index columns under passing names, of a growth that was killed at its end"
+                self.report.tell(MANIFEST, columns, "columns under their own names")
+                owned |= {f"index/{name}" for name in COLUMN_FILES}
+        if self.growing:
+            assert self.plan is not None
+            owned |= files_of_growth(self.plan, len(self.shards))
         odd = dict(_odd_entries(self.root))
         for name, what in odd.items():
             self.report.tell(name, what, "a plain file or folder", delete=NEW_PLAN if name == PLAN else (name,))

@@ -248,3 +248,68 @@ def test_what_a_worker_that_died_left_is_gone_when_the_run_ends(tmp_path: Path) 
     finish(tmp_path, plan)
     assert not [name for name in tree(tmp_path) if name.endswith(PARTIAL)]
     assert not verify(tmp_path)
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+def kill_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets so many files be written, and none after them."""
+    left, write, put_new = [writes], LocalRoot.write, LocalRoot.put_new
+
+    def count() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+
+    def counted_write(root: LocalRoot, name: str) -> Any:
+        count()
+        return write(root, name)
+
+    def counted_put(root: LocalRoot, name: str, data: bytes) -> None:
+        count()
+        put_new(root, name, data)
+
+    monkeypatch.setattr(LocalRoot, "write", counted_write)
+    monkeypatch.setattr(LocalRoot, "put_new", counted_put)
+
+
+@LAYOUTS
+def test_verify_says_of_a_growth_killed_anywhere_that_it_is_unfinished_and_asks_for_no_file_to_go(
+    tmp_path: Path, layout: Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown, seen = teacher_plan(format=layout), set()
+    for writes in range(1, 200):
+        place = tmp_path / str(writes)
+        write_store(place, small(layout))
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            kill_after(writes, patch)
+            write_store(place, grown, grow=True)
+            break
+        findings = verify(place)
+        assert [finding.file for finding in findings] in (["plan.json"], ["manifest.json"]), findings
+        assert findings[0].delete == () and "grow" in findings[0].found
+        seen.add(findings[0].file)
+        assert_reads(
+            Store(place),
+            TOKENS if findings[0].file == "manifest.json" else [t for shard in SHARDS[:2] for t in shard],
+            grown,
+        )
+        write_store(place, grown)
+        assert verify(place) == []
+    assert verify(place) == [] and seen == {"plan.json", "manifest.json"}
+
+
+@LAYOUTS
+def test_a_store_that_lost_its_plan_is_not_written_over_by_other_settings(tmp_path: Path, layout: Format) -> None:
+    write_store(tmp_path, small(layout))
+    (tmp_path / "plan.json").unlink()
+    (tmp_path / "manifest.json").unlink()
+    before = tree(tmp_path)
+    other = small(layout, header={**small(layout).header, "batch": 7})
+    with pytest.raises(FingerprintError, match=r"records/00000\.json is of another plan .* or remove that folder"):
+        begin(tmp_path, other)
+    assert tree(tmp_path) == before
+    write_store(tmp_path, small(layout))
+    assert verify(tmp_path) == []
