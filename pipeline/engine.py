@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,6 +24,8 @@ from dask.distributed import (
     Nanny,
     Scheduler,
     SpecCluster,
+    Worker,
+    WorkerPlugin,
     as_completed,
     performance_report,
 )
@@ -130,7 +133,17 @@ def _client(cluster: Cluster, workers: int, gpus: Sequence[str]) -> Iterator[Cli
             yield client
         return
     with _started(cluster, workers, gpus) as started, Client(started) as client:
+        client.register_plugin(_DeafToInterrupts())
         yield client
+
+
+class _DeafToInterrupts(WorkerPlugin):
+    """A terminal's Ctrl-C reaches every process of the run; the client alone answers it, and ends its workers."""
+
+    name = "deaf-to-interrupts"
+
+    def setup(self, worker: Worker) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _started(cluster: Cluster, workers: int, gpus: Sequence[str]) -> Any:

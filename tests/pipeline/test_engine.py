@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +126,56 @@ def test_a_report_without_bokeh_is_refused_before_the_run(monkeypatch: pytest.Mo
     monkeypatch.setattr("pipeline.engine.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs bokeh; run: pip install 'bevcask\[dashboard\]'"):
         Cluster(report=tmp_path / "report.html")
+
+
+def wait_for_long(folder: str) -> dict[str, Any]:
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(300)
+    return echo(1)
+
+
+def test_an_interrupt_from_the_terminal_ends_client_and_workers_without_noise(tmp_path: Path) -> None:
+    code = (
+        "from pipeline.engine import run_shards; from tests.pipeline.test_engine import wait_for_long\n"
+        f"if __name__ == '__main__': run_shards(wait_for_long, [({str(tmp_path)!r},)] * 2, workers=2)"
+    )
+    main = tmp_path / "main.py"
+    main.write_text(code)
+    folder = Path(__file__).parents[2]
+    run = subprocess.Popen(
+        [sys.executable, str(main)],
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        workers = [path for path in _eventually(lambda: _numbered(tmp_path)) if int(path.name) != run.pid]
+        os.killpg(run.pid, signal.SIGINT)
+        _, noise = run.communicate(timeout=60)
+        assert run.returncode == -signal.SIGINT and noise.count("Traceback") == 1  # the client's own
+        assert _eventually(lambda: not any(_runs(int(path.name)) for path in workers))
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+
+
+def _numbered(folder: Path) -> list[Path]:
+    found = [path for path in folder.iterdir() if path.name.isdecimal()]
+    return found if len(found) == 2 else []
+
+
+def _eventually(ask: Callable[[], Any], seconds: float = 60) -> Any:
+    """The first true answer; fails where none comes."""
+    end = time.monotonic() + seconds
+    while not (answer := ask()):
+        assert time.monotonic() < end, "nothing came"
+        time.sleep(0.05)
+    return answer
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
