@@ -98,8 +98,8 @@ class Transformer(nn.Module):
             references.append(point)
             query = layer(query, position, tokens, self.shapes, point)
             features.append(query)
-            with torch.no_grad():
-                point = (inverse_sigmoid(point) + step(query)[..., :2].float()).sigmoid()
+            with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+                point = (inverse_sigmoid(point) + step(query.float())[..., :2]).sigmoid()
         return features, references
 
 

@@ -65,7 +65,8 @@ class QueryHead(nn.Module):
     def forward(self, features: Sequence[Tensor], references: Sequence[Tensor]) -> QueryOutput:
         """features: per layer (B, Q, C); references: per layer (B, Q, 2) x, y in 0..1."""
         logits = torch.stack([branch(x) for branch, x in zip(self.classes, features, strict=True)])
-        codes = torch.stack([branch(x).float() for branch, x in zip(self.boxes, features, strict=True)])
+        with torch.autocast(logits.device.type, enabled=False):  # in bf16 a size is known to 0.4 %, a speed likewise
+            codes = torch.stack([branch(x.float()) for branch, x in zip(self.boxes, features, strict=True)])
         points = torch.stack(list(references))
         centres = self._metres((codes[..., :2] + inverse_sigmoid(points)).sigmoid())
         boxes = torch.cat([centres, codes[..., 2:]], dim=-1)

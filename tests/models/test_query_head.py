@@ -59,6 +59,15 @@ def test_boxes_are_metres_of_the_grid_and_references_those_that_a_layer_began_fr
     assert torch.allclose(said.logits.sigmoid().mean(), torch.tensor(0.01), atol=0.01), "classes begin as unlikely"
 
 
+def test_boxes_are_said_in_fp32_under_autocast():
+    model = head()
+    features, references = [torch.randn(2, QUERIES, 8)] * LAYERS, [torch.rand(2, QUERIES, 2)] * LAYERS
+    plain = model(features, references)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(features, references)
+    assert torch.equal(plain.boxes, half.boxes) and half.logits.dtype == torch.bfloat16
+
+
 def slow_parts(model: QueryHead, said: QueryOutput, boxes, labels) -> tuple[list[float], list[float], list[int]]:
     """Focal and L1 numerators and matches per layer, number by number, given the matches."""
     targets = model.targets(boxes, labels)
