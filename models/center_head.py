@@ -24,6 +24,7 @@ from models.config import Config
 from models.detector import LossPart
 from models.gaussian import centre_cells, draw_gaussians
 from models.suppress import circle_suppress
+from models.width import narrowed
 
 SIX_TASKS: tuple[tuple[str, ...], ...] = (
     ("car",),
@@ -37,6 +38,7 @@ SIX_TASKS: tuple[tuple[str, ...], ...] = (
 # Map -> channels. center: fraction of the cell (x, y); height: z of the gravity centre, m; dim: log of l, w, h (m);
 # rot: sin, cos of the yaw; vel: m/s. The target vector (10) is these in this order.
 BRANCHES: dict[str, int] = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}
+HEAD_WIDTHS = ("shared_channels", "branch_channels")
 LOG_SIZE_LIMIT = 5.0  # an untrained head must not decode to infinite boxes
 
 
@@ -81,6 +83,11 @@ class CenterHeadConfig(Config):
         if unknown := sorted(set(names) - set(DETECTION_CLASSES)):
             raise ValueError(f"unknown classes {unknown}; known: {', '.join(DETECTION_CLASSES)}")
         return names
+
+    def at_width(self, factor: float) -> CenterHeadConfig:
+        """With shared and branch channels times `factor`; ValueError where they are no whole numbers."""
+        widths = {name: narrowed(getattr(self, name), factor, f"head.{name}") for name in HEAD_WIDTHS}
+        return self.model_copy(update=widths)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from cache.grid import BevGrid
 from models.config import Config
 from models.spconv_runtime import algorithm_for, load_spconv
 from models.voxels import VOXEL_FEATURES, mean_voxels
+from models.width import narrowed
 
 
 class SparseEncoderConfig(Config):
@@ -32,6 +33,12 @@ class SparseEncoderConfig(Config):
     def stride(self) -> int:
         """Voxels per cell of the canvas, along one side."""
         return 2 ** (len(self.channels) - 1)
+
+    def at_width(self, factor: float) -> SparseEncoderConfig:
+        """With all channels times `factor`; ValueError where they are no whole numbers."""
+        channels = tuple(narrowed(width, factor, "sparse.channels") for width in self.channels)
+        out = narrowed(self.out_channels, factor, "sparse.out_channels")
+        return self.model_copy(update={"channels": channels, "out_channels": out})
 
     def layers_left(self, layers: int) -> int:
         """z layers of the canvas from those of the voxels: 41 -> 21 -> 11 -> 5 -> 2 at full size."""
