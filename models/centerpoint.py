@@ -1,8 +1,8 @@
 """CenterPoint, the LiDAR detector: points -> pillars or voxels -> SECOND backbone and neck -> centre head.
 
 Reads top to bottom like the figure of the paper. The two kinds differ in the encoder only; full size are the presets
-centerpoint-pillar-0.2, centerpoint-voxel-0.1 and -0.075, the demo's teacher is centerpoint-pillar-tiny, SparseKD's pairs
-are cp-voxel and cp-pillar with their students. The neck's output is what students distil from.
+centerpoint-pillar-0.2, centerpoint-voxel-0.1 and -0.075, the demo's teacher is centerpoint-pillar-tiny, SparseKD's
+pairs are cp-voxel and cp-pillar with their students. The neck's output is what students distil from.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a detector costs: parameters, multiply-adds, activations by part, and how long a forward pass takes here.
 
-One forward pass of a batch is counted as it runs (`models.cost_rules` says what counts). The work of sparse convolutions
-and of the point encoders depends on the clouds of that batch, so a figure is of a detector and a cloud; the dense part
+One forward pass of a batch is counted as it runs (`models.cost_rules` says what counts). The work of sparse
+convolutions and of the point encoders depends on the clouds of that batch, so a figure is of a detector and a cloud; the dense part
 alone needs none.
 """
 
@@ -72,8 +72,8 @@ def count_cost(model: Detector, batch: Batch) -> ModelCost:
 def count_dense(config: Mapping[str, Any], without: Iterable[str] = ()) -> ModelCost:
     """Parameters of every part of a CenterPoint, and the work of what comes behind its canvas, for one frame.
 
-    Nothing is computed: the network is built and run on the meta device, so any size is counted in a second. The encoder
-    has parameters only. without: parts of module names that are left out, such as "vel". ConfigError for other kinds.
+    Nothing is computed: the network is built and run on the meta device, so any size is counted in a second. The
+    encoder has parameters only. without: parts of module names that are left out, such as "vel". ConfigError for other kinds.
     """
     with torch.device("meta"):
         model: Any = build_detector(config)

@@ -21,8 +21,9 @@ WITHOUT = ("vel",)
 
 @dataclass(frozen=True)
 class Published:
-    """Figures of the table for one model, and its teacher's name. latency_ms: GTX 1060, GTX 1080 Ti, A100; score: L2 mAPH
-    on Waymo val, trained on 20 % of the data without distillation; distilled: the same with SparseKD (0 of teachers)."""
+    """Figures of the table for one model, and its teacher's name. latency_ms: GTX 1060, GTX 1080 Ti, A100; score: L2
+    mAPH on Waymo val, trained on 20 % of the data without distillation; distilled: the same with SparseKD (0 of
+    teachers)."""
 
     teacher: str
     gflops: float
@@ -50,8 +51,8 @@ WAYMO_PILLARS_M = {"cp-pillar": 74.24, "cp-pillar-v0.4": 73.6, "cp-pillar-v0.48"
 
 @dataclass(frozen=True)
 class Comparison:
-    """One model of the table. gflops and activations_m are ours: `dense_*` from the network, the rest from the teacher's
-    row; `*_off` is (ours - published) / published."""
+    """One model of the table. gflops and activations_m are ours: `dense_*` from the network, the rest from the
+    teacher's row; `*_off` is (ours - published) / published."""
 
     name: str
     published: Published

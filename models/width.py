@@ -1,7 +1,7 @@
 """Narrower networks by factors: SparseKD's students are their teacher's config and three numbers.
 
-A config keeps the teacher's channels and says the factors beside them; depth, kernels and strides stay. `narrowed` gives
-the channels that are built.
+A config keeps the teacher's channels and says the factors beside them; depth, kernels and strides stay. `narrowed`
+gives the channels that are built.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""`plan --model`: what a detector costs, by part, alone or beside its teacher, and SparseKD's table where it has a row.
+"""`plan --model`: what a detector costs by part, alone or beside its teacher, and SparseKD's table where it has a row.
 
-One frame is counted and timed: a cloud of a file, the first key frame of a nuScenes folder, or one that is simulated for
-it; pictures are noise on the cameras of a real rig, since no cost depends on what they show.
+One frame is counted and timed: a cloud of a file, the first key frame of a nuScenes folder, or one that is simulated
+for it; pictures are noise on the cameras of a real rig, since no cost depends on what they show.
 """
 
 from __future__ import annotations

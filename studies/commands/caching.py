@@ -180,7 +180,7 @@ def cache_teacher(
         "workers": "processes that the run would have (default: one per core)",
         "model": "instead: what this preset or recipe costs (parameters, multiply-adds, activations, latency)",
         "against": "with --model: the teacher to set it beside",
-        "cloud": "with --model: a cloud to count on, nuScenes .bin or .npy (default: --data-root's first, or simulated)",
+        "cloud": "with --model: a cloud to count on, .bin or .npy (default: the first of --data-root, or simulated)",
         "runs": "with --model: forward passes that are timed",
         "score": "with --against: the model's score, for the ratio of cost and performance (CPR)",
         "against-score": "with --against: the teacher's score",

@@ -14,9 +14,11 @@ from cache.errors import DataError
 from cache.frame import Detections
 from models.build import build_detector
 from models.detector import Batch, Detector
-from tests.models.synthetic import CAMERA, LIDAR, VOXEL, synthetic_batch
+from tests.models.synthetic import BEVDEPTH, BEVDET, CAMERA, LIDAR, VOXEL, synthetic_batch
 
-EVERY = pytest.mark.parametrize("config", [LIDAR, VOXEL, CAMERA], ids=["lidar", "voxel", "camera"])
+EVERY = pytest.mark.parametrize(
+    "config", [LIDAR, VOXEL, CAMERA, BEVDEPTH, BEVDET], ids=["lidar", "voxel", "camera", "bevdepth", "bevdet"]
+)
 
 
 @pytest.fixture(autouse=True)
