@@ -20,13 +20,15 @@ from models.config import Config, GridConfig
 from models.detector import Batch, BevLevel, DetectorOutput, LossPart, total_of
 from models.pillars import PillarEncoder
 from models.sparse_encoder import SparseEncoder, SparseEncoderConfig
+from models.voxels import CapsConfig
 from models.width import WidthConfig, narrowed
 
 
 class CenterPointPillarConfig(Config):
     """pillars: the grid of the canvas; z_range: metres; the head's grid is the pillars' at the backbone's stride.
 
-    pillar_layers, pillar_features and pillar_padding: see `models.pillars`. width: factors on all channels given here.
+    pillar_layers, pillar_features and pillar_padding: see `models.pillars`. width: factors on all channels given here;
+    caps: hard voxelisation, see `models.voxels`.
     """
 
     kind: Literal["centerpoint-pillar"] = "centerpoint-pillar"
@@ -39,6 +41,7 @@ class CenterPointPillarConfig(Config):
     backbone: BevBackboneConfig
     head: CenterHeadConfig = CenterHeadConfig()
     width: WidthConfig = WidthConfig()
+    caps: CapsConfig = CapsConfig()
 
     @model_validator(mode="after")
     def _divides(self) -> CenterPointPillarConfig:
@@ -63,6 +66,7 @@ class CenterPointPillarConfig(Config):
             layers=self.pillar_layers,
             released=self.pillar_features == "released",
             padding=self.pillar_padding,
+            caps=self.caps,
         )
 
     def canvas(self) -> GridConfig:
@@ -72,7 +76,8 @@ class CenterPointPillarConfig(Config):
 
 class CenterPointVoxelConfig(Config):
     """voxels: the grid of the columns of voxels; z_range and voxel_height_m: metres; the canvas is `encoder.stride`
-    times coarser. width: factors on all channels given here.
+    times coarser. width: factors on all channels given here;
+    caps: hard voxelisation, see `models.voxels`.
     """
 
     kind: Literal["centerpoint-voxel"] = "centerpoint-voxel"
@@ -83,6 +88,7 @@ class CenterPointVoxelConfig(Config):
     backbone: BevBackboneConfig
     head: CenterHeadConfig = CenterHeadConfig()
     width: WidthConfig = WidthConfig()
+    caps: CapsConfig = CapsConfig()
 
     @model_validator(mode="after")
     def _divides(self) -> CenterPointVoxelConfig:
@@ -101,7 +107,7 @@ class CenterPointVoxelConfig(Config):
 
     def encoder(self) -> SparseEncoder:
         """With fresh weights. ConfigError where spconv is not installed."""
-        return SparseEncoder(self.voxels.grid(), self.z_range, self.voxel_height_m, self.sparse)
+        return SparseEncoder(self.voxels.grid(), self.z_range, self.voxel_height_m, self.sparse, self.caps)
 
     def canvas(self) -> GridConfig:
         """The grid of the encoder's output."""

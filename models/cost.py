@@ -1,8 +1,8 @@
 """What a detector costs: parameters, multiply-adds, activations by part, and how long a forward pass takes here.
 
 One forward pass of a batch is counted as it runs (`models.cost_rules` says what counts). The work of sparse
-convolutions and of the point encoders depends on the clouds of that batch, so a figure is of a detector and a cloud; the dense part
-alone needs none.
+convolutions and of the point encoders depends on the clouds of that batch, so a figure is of a detector and a cloud;
+the dense part alone needs none.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def count_dense(config: Mapping[str, Any], without: Iterable[str] = ()) -> Model
     """Parameters of every part of a CenterPoint, and the work of what comes behind its canvas, for one frame.
 
     Nothing is computed: the network is built and run on the meta device, so any size is counted in a second. The
-    encoder has parameters only. without: parts of module names that are left out, such as "vel". ConfigError for other kinds.
+    encoder has parameters only. without: parts of module names that are left out, such as "vel". ConfigError for other
+    kinds.
     """
     with torch.device("meta"):
         model: Any = build_detector(config)

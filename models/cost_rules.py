@@ -1,8 +1,8 @@
 """What one forward pass computes, counted operation by operation while it runs, and in which module.
 
 Counted: convolutions and transposed ones, linear layers and matrix products (functional ones too), attention, and
-sparse convolutions by the pairs of active sites that they join. Not counted, as in the papers: norms, activation functions,
-additions, pooling, sampling, softmax, and the lift-splat sum. A bias is not counted. Runs on any device, on `meta` too.
+sparse convolutions by the pairs of active sites that they join. Not counted, as in the papers: norms, activation
+functions, additions, biases, pooling, sampling, softmax, and the lift-splat sum. Runs on any device, on `meta` too.
 """
 
 from __future__ import annotations

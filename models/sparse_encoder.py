@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cache.grid import BevGrid
 from models.config import Config
 from models.spconv_runtime import algorithm_for, load_spconv
-from models.voxels import VOXEL_FEATURES, mean_voxels
+from models.voxels import NO_CAPS, VOXEL_FEATURES, CapsConfig, mean_voxels
 from models.width import narrowed
 
 
@@ -50,12 +50,20 @@ class SparseEncoderConfig(Config):
 class SparseEncoder(nn.Module):
     """VoxelResBackBone8x of OpenPCDet, SparseEncoder with basic blocks of mmdetection3d: one computation.
 
-    voxels: the grid of the columns; z_range in metres and height_m of a voxel. `grid` is that of the canvas.
+    voxels: the grid of the columns; z_range in metres and height_m of a voxel. `grid` is that of the canvas. caps:
+    of points and voxels.
     """
 
-    def __init__(self, voxels: BevGrid, z_range: tuple[float, float], height_m: float, config: SparseEncoderConfig):
+    def __init__(
+        self,
+        voxels: BevGrid,
+        z_range: tuple[float, float],
+        height_m: float,
+        config: SparseEncoderConfig,
+        caps: CapsConfig = NO_CAPS,
+    ) -> None:
         super().__init__()
-        self.voxels, self.z_range, self.height_m = voxels, z_range, height_m
+        self.voxels, self.z_range, self.height_m, self.caps = voxels, z_range, height_m, caps
         # One z layer more than there are voxels: from 41, unlike 40, three halvings lose nothing.
         self.layers = round((z_range[1] - z_range[0]) / height_m) + 1
         self.layers_out = config.layers_left(self.layers)
@@ -73,7 +81,7 @@ class SparseEncoder(nn.Module):
         """points: B tensors (P, 5) x, y, z, intensity (0..255), dt_s. Returns (B, C, H, W), fp32, channels last in
         memory; channel c * layers + z."""
         height, width = (cells // self.stride for cells in self.voxels.shape)
-        features, sites = mean_voxels(points, self.voxels, self.z_range, self.height_m)
+        features, sites = mean_voxels(points, self.voxels, self.z_range, self.height_m, self.caps)
         if not len(features):  # spconv takes no empty tensor; keep the weights in the graph
             unused = sum(parameter.sum() for parameter in self.parameters()) * 0.0
             return features.new_zeros(len(points), self.out_channels, height, width) + unused
