@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from invoke.context import Context
 
@@ -271,7 +272,7 @@ def _plan_model(
     beside = found[1] if against else None
     for renderable in study.cost_by_part(found[0], beside, frame):
         console.print(renderable)
-    out = {"frame": frame, "model": study.to_dict(found[0])}
+    out: dict[str, Any] = {"frame": frame, "model": study.to_dict(found[0])}
     row = study.published_of(found[0])
     if row is not None:
         for renderable in study.published_table(row):
