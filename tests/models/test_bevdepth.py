@@ -13,6 +13,7 @@ from cache.errors import ConfigError
 from models.bev_encoder import BevEncoder, BevEncoderConfig
 from models.bevdet_neck import BevDetNeck
 from models.build import build_detector, load_preset
+from models.depth import depth_loss
 from models.depth_net import Aspp, BevDepthNet, Calibration
 from tests.models.synthetic import BEVDEPTH, BEVDET, synthetic_batch
 
@@ -70,11 +71,14 @@ def test_bevdet_r50_has_the_published_parts_and_maps():
     assert parameters(model.encoder.neck) == neck
 
 
-def test_bevdet_is_taught_no_depth_and_bevdepth_is():
+def test_bevdet_is_taught_no_depth_and_bevdepth_is_bin_by_bin():
     batch = synthetic_batch(frames=1)
-    for config, taught in ((BEVDET, False), (BEVDEPTH, True)):
-        model = build_detector(config)
-        assert ("depth" in model.loss(model(batch), batch)) == taught
+    bevdet, bevdepth = build_detector(BEVDET), build_detector(BEVDEPTH)
+    assert "depth" not in bevdet.loss(bevdet(batch), batch)
+    output = bevdepth(batch)
+    edges = bevdepth.depth_edges
+    expected = depth_loss(output.depth_logits, batch.depth_points, 8, edges, 3.0, "binary")
+    assert torch.equal(bevdepth.loss(output, batch)["depth"], expected.value())
 
 
 @pytest.mark.parametrize("preset", ["bevdepth-tiny", "bevdepth-r18", "bevdepth-r101"])
