@@ -12,6 +12,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from models.config import Config
+from models.width import narrowed
 
 
 class BevBackboneConfig(Config):
@@ -44,6 +45,12 @@ class BevBackboneConfig(Config):
     @property
     def out_channels(self) -> int:
         return sum(self.upsample_filters)
+
+    def at_width(self, factor: float) -> BevBackboneConfig:
+        """With all channels times `factor`; ValueError where they are no whole numbers."""
+        filters = tuple(narrowed(width, factor, "backbone.filters") for width in self.filters)
+        up = tuple(narrowed(width, factor, "backbone.upsample_filters") for width in self.upsample_filters)
+        return self.model_copy(update={"filters": filters, "upsample_filters": up})
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:

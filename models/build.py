@@ -47,10 +47,15 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """The config of a shipped preset. Raises ConfigError naming those there are."""
+    """The config of a shipped preset, laid over that of the `preset` it names, if it names one.
+
+    Raises ConfigError naming those there are.
+    """
     if name not in preset_names():
         raise ConfigError(f"model preset {name!r} is unknown; the presets are {', '.join(preset_names())}")
-    return tomllib.loads((PRESETS / f"{name}.toml").read_text())
+    values = tomllib.loads((PRESETS / f"{name}.toml").read_text())
+    base = values.pop("preset", None)
+    return values if base is None else _overlay(load_preset(base), values)
 
 
 def resolve_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ Source: Yin et al. 2021, with the constants of the released code.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from cache.grid import BevGrid
 from models.config import Config
 from models.detector import LossPart
 from models.gaussian import centre_cells, draw_gaussians
-from models.suppress import circle_suppress
+from models.suppress import circle_suppress, rotated_suppress
+from models.width import narrowed
 
 SIX_TASKS: tuple[tuple[str, ...], ...] = (
     ("car",),
@@ -37,6 +38,7 @@ SIX_TASKS: tuple[tuple[str, ...], ...] = (
 # Map -> channels. center: fraction of the cell (x, y); height: z of the gravity centre, m; dim: log of l, w, h (m);
 # rot: sin, cos of the yaw; vel: m/s. The target vector (10) is these in this order.
 BRANCHES: dict[str, int] = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}
+HEAD_WIDTHS = ("shared_channels", "branch_channels")
 LOG_SIZE_LIMIT = 5.0  # an untrained head must not decode to infinite boxes
 
 
@@ -47,8 +49,9 @@ class CenterHeadConfig(Config):
     objects: those that no cell of their 3 x 3 neighbourhood exceeds (hard); all (all); all, with scores times
     (score / best of the neighbourhood)^2 (soft), which spares objects in adjacent cells: on 1.6 m cells half of the
     barriers and cones are. circle_nms_m: per class, the centre distance below which the weaker box goes (metres, not
-    squared as in mmdetection3d); absent = none. bias_before_norm: convolutions have a bias that the norm after
-    them makes needless, as OpenPCDet's do.
+    squared as in mmdetection3d); absent = none. rotated_nms_iou: per class, the overlap seen from above beyond which
+    the weaker box goes, in place of circle_nms_m for that class. bias_before_norm: convolutions have a bias that the
+    norm after them makes needless, as OpenPCDet's do.
     """
 
     tasks: tuple[tuple[str, ...], ...] = SIX_TASKS
@@ -65,6 +68,7 @@ class CenterHeadConfig(Config):
     max_boxes: int = Field(default=300, ge=1)
     score_threshold: float = 0.03
     circle_nms_m: dict[str, float] = Field(default_factory=dict)
+    rotated_nms_iou: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
 
     @field_validator("tasks")
     @classmethod
@@ -75,12 +79,17 @@ class CenterHeadConfig(Config):
             raise ValueError(f"each of {', '.join(DETECTION_CLASSES)} may stand in one group, once; unknown: {unknown}")
         return tasks
 
-    @field_validator("circle_nms_m", "headless")
+    @field_validator("circle_nms_m", "rotated_nms_iou", "headless")
     @classmethod
     def _known_classes(cls, names: Any) -> Any:
         if unknown := sorted(set(names) - set(DETECTION_CLASSES)):
             raise ValueError(f"unknown classes {unknown}; known: {', '.join(DETECTION_CLASSES)}")
         return names
+
+    def at_width(self, factor: float) -> CenterHeadConfig:
+        """With shared and branch channels times `factor`; ValueError where they are no whole numbers."""
+        widths = {name: narrowed(getattr(self, name), factor, f"head.{name}") for name in HEAD_WIDTHS}
+        return self.model_copy(update=widths)
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,7 @@ class CenterHead(nn.Module):
     """(B, C, H, W) on `grid` -> one dict of maps per task group: heatmap logits and the maps of `BRANCHES`."""
 
     nms_radius_m: Tensor
+    nms_iou: Tensor
 
     def __init__(self, in_channels: int, grid: BevGrid, config: CenterHeadConfig) -> None:
         super().__init__()
@@ -125,8 +135,11 @@ class CenterHead(nn.Module):
         self.headless_ids = [DETECTION_CLASSES.index(name) for name in config.headless]
         self.heat_classes = tuple(name for task in config.tasks for name in task)
         self.class_ids = [[DETECTION_CLASSES.index(name) for name in task] for task in config.tasks]
-        radii = torch.tensor([config.circle_nms_m.get(name, 0.0) for name in DETECTION_CLASSES])
-        self.register_buffer("nms_radius_m", radii, persistent=False)
+        overlaps = [config.rotated_nms_iou.get(name, 0.0) for name in DETECTION_CLASSES]
+        radii = [config.circle_nms_m.get(name, 0.0) for name in DETECTION_CLASSES]
+        radii = [0.0 if overlap else radius for radius, overlap in zip(radii, overlaps, strict=True)]
+        self.register_buffer("nms_radius_m", torch.tensor(radii), persistent=False)
+        self.register_buffer("nms_iou", torch.tensor(overlaps), persistent=False)
         self.shared = _conv_norm_relu(in_channels, config.shared_channels, config.bias_before_norm)
         self.tasks = nn.ModuleList(
             TaskHead(config.shared_channels, config.branch_channels, len(task), config.bias_before_norm)
@@ -203,7 +216,7 @@ class CenterHead(nn.Module):
 
     @torch.no_grad()
     def decode(self, heads: list[dict[str, Tensor]]) -> list[Detections]:
-        """Best boxes of every frame: peaks of each heatmap, best first, then circle suppression per class."""
+        """Best boxes of every frame: peaks of each heatmap, best first, then suppression per class."""
         config = self.config
         groups = [self._decode_group(maps, ids) for maps, ids in zip(heads, self.class_ids, strict=True)]
         boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*groups, strict=True))
@@ -215,6 +228,9 @@ class CenterHead(nn.Module):
             b, s, c = b[order], s[order], c[order]
             if config.circle_nms_m:
                 keep = circle_suppress(b[:, :2], c, self.nms_radius_m)
+                b, s, c = b[keep], s[keep], c[keep]
+            if config.rotated_nms_iou:
+                keep = rotated_suppress(b, c, self.nms_iou)
                 b, s, c = b[keep], s[keep], c[keep]
             b, s, c = (part[: config.max_boxes].cpu().numpy() for part in (b, s, c))
             out.append(Detections(b.astype(np.float32), s.astype(np.float32), c.astype(np.int32)))

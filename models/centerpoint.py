@@ -1,8 +1,8 @@
 """CenterPoint, the LiDAR detector: points -> pillars or voxels -> SECOND backbone and neck -> centre head.
 
 Reads top to bottom like the figure of the paper. The two kinds differ in the encoder only; full size are the presets
-centerpoint-pillar-0.2, centerpoint-voxel-0.1 and -0.075, the demo's teacher is centerpoint-pillar-tiny. The neck's
-output is what students distil from.
+centerpoint-pillar-0.2, centerpoint-voxel-0.1 and -0.075, the demo's teacher is centerpoint-pillar-tiny, SparseKD's
+pairs are cp-voxel and cp-pillar with their students. The neck's output is what students distil from.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from models.config import Config, GridConfig
 from models.detector import Batch, BevLevel, DetectorOutput, LossPart, total_of
 from models.pillars import PillarEncoder
 from models.sparse_encoder import SparseEncoder, SparseEncoderConfig
+from models.voxels import CapsConfig
+from models.width import WidthConfig, narrowed
 
 
 class CenterPointPillarConfig(Config):
     """pillars: the grid of the canvas; z_range: metres; the head's grid is the pillars' at the backbone's stride.
 
-    pillar_layers, pillar_features and pillar_padding: see `models.pillars`.
+    pillar_layers, pillar_features and pillar_padding: see `models.pillars`. width: factors on all channels given here;
+    caps: hard voxelisation, see `models.voxels`.
     """
 
     kind: Literal["centerpoint-pillar"] = "centerpoint-pillar"
@@ -37,13 +40,22 @@ class CenterPointPillarConfig(Config):
     pillar_padding: int = Field(default=0, ge=0)
     backbone: BevBackboneConfig
     head: CenterHeadConfig = CenterHeadConfig()
+    width: WidthConfig = WidthConfig()
+    caps: CapsConfig = CapsConfig()
 
     @model_validator(mode="after")
     def _divides(self) -> CenterPointPillarConfig:
         _require_division(self.pillars, "pillars", 1, self.backbone)
         if self.pillar_padding and self.pillar_layers != 1:
             raise ValueError("pillar_padding goes with pillar_layers = 1")
+        if self.at_width().pillar_channels % 2:
+            raise ValueError(f"pillar_channels {self.pillar_channels} times width {self.width.encoder:g} is odd")
         return self
+
+    def at_width(self) -> CenterPointPillarConfig:
+        """The config that is built: every channel times its factor."""
+        channels = narrowed(self.pillar_channels, self.width.encoder, "pillar_channels")
+        return self.model_copy(update={"pillar_channels": channels, **_narrow_rest(self)})
 
     def encoder(self) -> PillarEncoder:
         """With fresh weights; its canvas has the pillars' grid."""
@@ -54,6 +66,7 @@ class CenterPointPillarConfig(Config):
             layers=self.pillar_layers,
             released=self.pillar_features == "released",
             padding=self.pillar_padding,
+            caps=self.caps,
         )
 
     def canvas(self) -> GridConfig:
@@ -63,7 +76,8 @@ class CenterPointPillarConfig(Config):
 
 class CenterPointVoxelConfig(Config):
     """voxels: the grid of the columns of voxels; z_range and voxel_height_m: metres; the canvas is `encoder.stride`
-    times coarser.
+    times coarser. width: factors on all channels given here;
+    caps: hard voxelisation, see `models.voxels`.
     """
 
     kind: Literal["centerpoint-voxel"] = "centerpoint-voxel"
@@ -73,6 +87,8 @@ class CenterPointVoxelConfig(Config):
     sparse: SparseEncoderConfig = SparseEncoderConfig()
     backbone: BevBackboneConfig
     head: CenterHeadConfig = CenterHeadConfig()
+    width: WidthConfig = WidthConfig()
+    caps: CapsConfig = CapsConfig()
 
     @model_validator(mode="after")
     def _divides(self) -> CenterPointVoxelConfig:
@@ -82,11 +98,16 @@ class CenterPointVoxelConfig(Config):
             raise ValueError(f"z_range {self.z_range} is not a whole number of {self.voxel_height_m} m voxels")
         if self.sparse.layers_left(round(layers) + 1) < 1:
             raise ValueError(f"{round(layers)} layers of voxels are too few for {len(self.sparse.channels)} stages")
+        self.at_width()
         return self
+
+    def at_width(self) -> CenterPointVoxelConfig:
+        """The config that is built: every channel times its factor."""
+        return self.model_copy(update={"sparse": self.sparse.at_width(self.width.encoder), **_narrow_rest(self)})
 
     def encoder(self) -> SparseEncoder:
         """With fresh weights. ConfigError where spconv is not installed."""
-        return SparseEncoder(self.voxels.grid(), self.z_range, self.voxel_height_m, self.sparse)
+        return SparseEncoder(self.voxels.grid(), self.z_range, self.voxel_height_m, self.sparse, self.caps)
 
     def canvas(self) -> GridConfig:
         """The grid of the encoder's output."""
@@ -101,6 +122,7 @@ class CenterPoint(nn.Module):
     def __init__(self, config: CenterPointPillarConfig | CenterPointVoxelConfig) -> None:
         super().__init__()
         self.config: dict[str, Any] = config.model_dump(mode="json")
+        config = config.at_width()
         canvas = config.canvas()
         self.grid = canvas.model_copy(update={"cell_m": canvas.cell_m * config.backbone.stride}).grid()
         self.encoder = config.encoder()
@@ -126,6 +148,16 @@ class CenterPoint(nn.Module):
 
     def decode(self, output: DetectorOutput) -> list[Detections]:
         return self.head.decode(output.heads)
+
+
+def _narrow_rest(config: CenterPointPillarConfig | CenterPointVoxelConfig) -> dict[str, Any]:
+    """Backbone and head at their factors, and no factors left."""
+    width = config.width
+    return {
+        "backbone": config.backbone.at_width(width.backbone),
+        "head": config.head.at_width(width.head),
+        "width": WidthConfig(),
+    }
 
 
 def _require_division(fine: GridConfig, what: str, encoder_stride: int, backbone: BevBackboneConfig) -> None:

@@ -19,13 +19,17 @@ from models.detector import LossPart
 
 
 class DepthConfig(Config):
-    """bins between min_m and max_m: of equal width (linear) or equal ratio (log). weight: of the loss."""
+    """bins between min_m and max_m: of equal width (linear) or equal ratio (log). weight: of the loss, 0 for none.
+
+    loss: cross_entropy, or binary, BEVDepth's: each bin's probability apart, judged as yes or no.
+    """
 
     min_m: float = Field(gt=0)
     max_m: float
     bins: int = Field(ge=2)
     spacing: Literal["linear", "log"] = "linear"
-    weight: float = 1.0
+    weight: float = Field(default=1.0, ge=0)
+    loss: Literal["cross_entropy", "binary"] = "cross_entropy"
 
     @model_validator(mode="after")
     def _check(self) -> DepthConfig:
@@ -64,15 +68,27 @@ def depth_targets(depth_points: Tensor, images: int, size: tuple[int, int], stri
     return bins.view(images, height, width)
 
 
-def depth_loss(depth_logits: Tensor, depth_points: Tensor, stride: int, edges: Tensor, weight: float = 1.0) -> LossPart:
-    """Cross-entropy between the depth distribution of each judged cell and its bin; normaliser: judged cells.
+def depth_loss(
+    depth_logits: Tensor,
+    depth_points: Tensor,
+    stride: int,
+    edges: Tensor,
+    weight: float = 1.0,
+    form: Literal["cross_entropy", "binary"] = "cross_entropy",
+) -> LossPart:
+    """Between the depth distribution of each judged cell and its bin; normaliser: judged cells.
 
-    depth_logits: (images, D, h', w'); fp32 inside. No return anywhere gives 0 with zero gradients.
+    depth_logits: (images, D, h', w'); fp32 inside. form: cross-entropy, or the binary cross-entropy of every bin's
+    probability (the softmax's) with one-hot truth, summed over bins. No return anywhere gives 0 with zero gradients.
     """
     images, _, height, width = depth_logits.shape
     target = depth_targets(depth_points.to(depth_logits.device), images, (height, width), stride, edges)
     with torch.autocast(depth_logits.device.type, enabled=False):
         judged = target >= 0
         logits = depth_logits.permute(0, 2, 3, 1)[judged].float()  # (cells, D)
-        numerator = F.cross_entropy(logits, target[judged], reduction="sum")
+        if form == "binary":
+            wanted = F.one_hot(target[judged], logits.shape[1]).float()
+            numerator = F.binary_cross_entropy(logits.softmax(dim=1), wanted, reduction="sum")
+        else:
+            numerator = F.cross_entropy(logits, target[judged], reduction="sum")
     return LossPart(numerator[None], judged.sum()[None].float(), weight)

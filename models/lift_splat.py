@@ -1,7 +1,8 @@
 """The camera detector: images -> ResNet -> FPN -> depth distribution x context -> splat -> BEV encoder -> centre head.
 
 Lift, splat, shoot (Philion and Fidler 2020) as BEVDet and BEVDepth use it, in the canonical frame, with plain torch.
-Presets: lift-splat-tiny (the demo's student) and lift-splat-r50 (256 x 704 input, BEVDepth-like).
+Presets: lift-splat-tiny (the demo's student), lift-splat-r50, and the published detectors bevdet-r50 and bevdepth-r50,
+which are this one with the parts that their papers have.
 """
 
 from __future__ import annotations
@@ -14,22 +15,25 @@ from torch import Tensor, nn
 
 from cache.errors import DataError
 from cache.frame import Detections
+from models.bev_backbone import MultiScaleNeck
 from models.bev_encoder import BevEncoder, BevEncoderConfig
 from models.center_head import CenterHead, CenterHeadConfig
 from models.config import Config, GridConfig
 from models.depth import DepthConfig, depth_loss
+from models.depth_net import BevDepthNet, Calibration, GatedDepthNet, LinearDepthNet
 from models.detector import Batch, BevLevel, DetectorOutput, LossPart, total_of
 from models.fpn import FinestFpn
 from models.resnet import LEVELS, ResNet, ResNetConfig
 from models.splat import frustum_cells, pixel_centres, splat
 
-# fx / w, fy / h, cx / w, cy / h, and the row of camera_to_lidar that gives z: pitch, roll and height of the camera.
-# That row does not change under turns and flips of the bird's-eye view, so the depth net cannot see the augmentation.
-CAMERA_FEATURES = 8
-
 
 class LiftSplatConfig(Config):
-    """image_size: (width, height) in pixels; bev: the grid; z_range: metres, lifted points outside are dropped."""
+    """image_size: (width, height) in pixels; bev: the grid; z_range: metres, lifted points outside are dropped.
+
+    image_neck: `fpn` gives the finest of the backbone's outputs, `second` brings all of them to `neck_stride` pixels a
+    cell and shares `fpn_channels` among them. depth_net: see `models.depth_net`; depth_layers are of `gated`,
+    depth_channels of `bevdepth`.
+    """
 
     kind: Literal["lift-splat"] = "lift-splat"
     image_size: tuple[int, int]
@@ -37,8 +41,12 @@ class LiftSplatConfig(Config):
     z_range: tuple[float, float] = (-5.0, 3.0)
     backbone: ResNetConfig
     fpn_channels: int
+    image_neck: Literal["fpn", "second"] = "fpn"
+    neck_stride: Literal[4, 8, 16, 32] = 16
     depth: DepthConfig
+    depth_net: Literal["gated", "linear", "bevdepth"] = "gated"
     depth_layers: int = Field(1, ge=0)
+    depth_channels: int = Field(512, ge=4, multiple_of=4)
     context_channels: int
     encoder: BevEncoderConfig
     head: CenterHeadConfig = CenterHeadConfig()
@@ -53,33 +61,16 @@ class LiftSplatConfig(Config):
         grid, total = self.bev.grid(), self.encoder.total_strides[-1]
         if grid.height % total or grid.width % total:
             raise ValueError(f"{grid.height} x {grid.width} cells do not divide by the encoder's stride {total}")
+        if self.image_neck == "second" and self.fpn_channels % len(self.backbone.outputs):
+            raise ValueError(f"fpn_channels {self.fpn_channels} do not divide by {len(self.backbone.outputs)} outputs")
+        if any(size % self.stride for size in self.image_size):
+            raise ValueError(f"image_size {self.image_size} does not divide by the neck's stride {self.stride}")
         return self
 
-
-class DepthNet(nn.Module):
-    """Image features -> depth logits (N, D, h', w') and context (N, C, h', w'), told the camera by channel gates.
-
-    The same car is larger in a camera of longer focal length; without the intrinsics its depth is a guess (BEVDepth's
-    camera-aware squeeze and excitation).
-    """
-
-    def __init__(self, channels: int, layers: int, bins: int, context_channels: int) -> None:
-        super().__init__()
-        self.gate = nn.Sequential(
-            nn.Linear(CAMERA_FEATURES, channels), nn.ReLU(inplace=True), nn.Linear(channels, channels), nn.Sigmoid()
-        )
-        convs: list[nn.Module] = []
-        for _ in range(layers):
-            convs += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)]
-            convs += [nn.ReLU(inplace=True)]
-        self.convs = nn.Sequential(*convs)
-        self.depth = nn.Conv2d(channels, bins, 1)
-        self.context = nn.Conv2d(channels, context_channels, 1)
-
-    def forward(self, features: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:
-        """features: (N, C, h', w'); camera: (N, CAMERA_FEATURES)."""
-        gated = features * self.gate(camera)[:, :, None, None].to(features.dtype)
-        return self.depth(self.convs(gated)), self.context(features)
+    @property
+    def stride(self) -> int:
+        """Pixels per cell of the map that is lifted."""
+        return self.backbone.strides[0] if self.image_neck == "fpn" else self.neck_stride
 
 
 class LiftSplat(nn.Module):
@@ -96,10 +87,10 @@ class LiftSplat(nn.Module):
         self.config: dict[str, Any] = config.model_dump(mode="json")
         self.settings = config
         self.grid = config.bev.grid()
-        self.stride = config.backbone.strides[0]
+        self.stride = config.stride
         self.backbone = ResNet(config.backbone)
-        self.fpn = FinestFpn(config.backbone.channels, config.fpn_channels)
-        self.depth_net = DepthNet(config.fpn_channels, config.depth_layers, config.depth.bins, config.context_channels)
+        self.fpn = _image_neck(config)
+        self.depth_net = _depth_net(config)
         self.encoder = BevEncoder(config.context_channels, config.encoder)
         self.bev_channels = self.encoder.out_channels
         self.head = CenterHead(self.bev_channels, self.grid, config.head)
@@ -123,17 +114,18 @@ class LiftSplat(nn.Module):
             )
         images = batch.images.flatten(0, 1).contiguous(memory_format=torch.channels_last)  # (B * cameras, 3, h, w)
         features = self.fpn(self.backbone(images))
-        depth_logits, context = self.depth_net(features, self._camera_features(k, to_lidar))
+        depth_logits, context = self.depth_net(features, self._calibration(batch, k, to_lidar))
         splatted = self._splat(depth_logits, context, k, to_lidar)
         bev = self.encoder(splatted)
         return DetectorOutput(bev, self.head(bev), depth_logits, levels={"splat": splatted})
 
-    def _camera_features(self, intrinsics: Tensor, camera_to_lidar: Tensor) -> Tensor:
-        """(B * cameras, CAMERA_FEATURES), of order one."""
-        width, height = self.settings.image_size
-        k, z_row = intrinsics.flatten(0, 1).float(), camera_to_lidar.flatten(0, 1)[:, 2].float()
-        lens = torch.stack([k[:, 0, 0] / width, k[:, 1, 1] / height, k[:, 0, 2] / width, k[:, 1, 2] / height], dim=1)
-        return torch.cat([lens, z_row], dim=1)
+    def _calibration(self, batch: Batch, intrinsics: Tensor, camera_to_lidar: Tensor) -> Calibration:
+        """Of all images, one after another."""
+        turns = batch.bev_augmentation
+        if turns is None:
+            turns = torch.eye(4, device=camera_to_lidar.device).expand(len(camera_to_lidar), 4, 4)
+        turns = turns.repeat_interleave(camera_to_lidar.shape[1], dim=0)  # (B * cameras, 4, 4)
+        return Calibration(intrinsics.flatten(0, 1), camera_to_lidar.flatten(0, 1), turns, self.settings.image_size)
 
     def _splat(self, depth_logits: Tensor, context: Tensor, intrinsics: Tensor, camera_to_lidar: Tensor) -> Tensor:
         """(B, C, H, W) fp32, channels last in memory."""
@@ -149,9 +141,11 @@ class LiftSplat(nn.Module):
     def loss_parts(self, output: DetectorOutput, batch: Batch) -> dict[str, LossPart]:
         """The head's terms, and `depth` where the batch holds LiDAR returns."""
         parts = self.head.loss_parts(output.heads, self.head.targets(batch.boxes, batch.labels, output.bev.device))
-        if batch.depth_points is not None and output.depth_logits is not None:
-            weight = self.settings.depth.weight
-            parts["depth"] = depth_loss(output.depth_logits, batch.depth_points, self.stride, self.depth_edges, weight)
+        depth = self.settings.depth
+        if batch.depth_points is not None and output.depth_logits is not None and depth.weight:
+            parts["depth"] = depth_loss(
+                output.depth_logits, batch.depth_points, self.stride, self.depth_edges, depth.weight, depth.loss
+            )
         return parts
 
     def loss(self, output: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
@@ -159,3 +153,20 @@ class LiftSplat(nn.Module):
 
     def decode(self, output: DetectorOutput) -> list[Detections]:
         return self.head.decode(output.heads)
+
+
+def _image_neck(config: LiftSplatConfig) -> FinestFpn | MultiScaleNeck:
+    backbone = config.backbone
+    if config.image_neck == "fpn":
+        return FinestFpn(backbone.channels, config.fpn_channels)
+    scales = [stride / config.neck_stride for stride in backbone.strides]
+    return MultiScaleNeck(backbone.channels, scales, [config.fpn_channels // len(scales)] * len(scales))
+
+
+def _depth_net(config: LiftSplatConfig) -> GatedDepthNet | LinearDepthNet | BevDepthNet:
+    channels, bins, context = config.fpn_channels, config.depth.bins, config.context_channels
+    if config.depth_net == "linear":
+        return LinearDepthNet(channels, bins, context)
+    if config.depth_net == "bevdepth":
+        return BevDepthNet(channels, config.depth_channels, bins, context)
+    return GatedDepthNet(channels, config.depth_layers, bins, context)

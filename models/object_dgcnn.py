@@ -96,7 +96,7 @@ class ObjectDgcnnVoxelConfig(Config):
         """With fresh weights. ConfigError where spconv is not installed."""
         place = (self.voxels.grid(), self.z_range, self.voxel_height_m)
         learned = VoxelFeatures(*place, self.voxel_channels) if self.voxel_features == "learned" else None
-        return SparseEncoder(*place, self.sparse, learned)
+        return SparseEncoder(*place, self.sparse, voxel_features=learned)
 
     def canvas(self) -> GridConfig:
         """The grid of the encoder's output."""

@@ -1,4 +1,5 @@
-"""Points to a bird's-eye-view image: the dynamic pillar encoder of PointPillars, with no cap on points or pillars.
+"""Points to a bird's-eye-view image: the dynamic pillar encoder of PointPillars, with no cap on points or pillars
+unless one is asked for.
 
 Takes clouds (P, 5), gives a dense canvas (B, C, H, W) that is zero where no point fell. Points are sorted by pillar
 once, so every later gather walks memory in order; cost is linear in points.
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cache.grid import BevGrid
+from models.voxels import NO_CAPS, CapsConfig, within_caps
 
 INTENSITY_UNIT = 32.0  # of the raw 0..255: most returns lie below 60
 DT_UNIT_S = 0.1  # two sweeps
@@ -28,6 +30,7 @@ class PillarEncoder(nn.Module):
     released: the 11 features in metres, seconds and 0..255 of released weights, in fp32 always, in place of 10 in units
     of order one. padding: mmdetection3d fills pillars up to this many points with rows of zeros, which take part in the
     maximum; 0 is without. The norm's statistics are of real points only, so padding is for weights that exist.
+    caps: of points and pillars, see `models.voxels`.
     """
 
     def __init__(
@@ -39,10 +42,11 @@ class PillarEncoder(nn.Module):
         layers: int = 1,
         released: bool = False,
         padding: int = 0,
+        caps: CapsConfig = NO_CAPS,
     ) -> None:
         super().__init__()
         self.grid, self.z_range, self.channels, self.out_channels = grid, z_range, channels, channels
-        self.released, self.padding = released, padding
+        self.released, self.padding, self.caps = released, padding, caps
         features = RELEASED_FEATURES if released else POINT_FEATURES
         self.first = PointLayer(features, channels // 2) if layers == 2 else None
         self.linear = nn.Linear(channels if layers == 2 else features, channels, bias=False)
@@ -89,7 +93,11 @@ class PillarEncoder(nn.Module):
         cell = torch.where(inside, (sample * height + row.long()) * width + col.long(), outside)
         cell, order = torch.sort(cell.int(), stable=True)
         count = int(inside.sum())
-        return cloud.index_select(0, order[:count]), cell[:count].long()
+        cell, order = cell[:count].long(), order[:count]
+        if self.caps != NO_CAPS:
+            within = within_caps(cell, order, height * width, self.caps)
+            cell, order = cell[within], order[within]
+        return cloud.index_select(0, order), cell
 
     def _features(self, cloud: Tensor, cell: Tensor, pillar_of: Tensor, counts: Tensor) -> Tensor:
         """(P, 10), or (P, 11) as released, fp32. Units make the 10 of order one, which bf16's 8 bits and the first

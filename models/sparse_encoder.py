@@ -17,7 +17,8 @@ from cache.grid import BevGrid
 from models.config import Config
 from models.spconv_runtime import algorithm_for, load_spconv
 from models.voxel_features import VoxelFeatures
-from models.voxels import VOXEL_FEATURES, mean_voxels
+from models.voxels import NO_CAPS, VOXEL_FEATURES, CapsConfig, mean_voxels
+from models.width import narrowed
 
 
 class SparseEncoderConfig(Config):
@@ -34,6 +35,12 @@ class SparseEncoderConfig(Config):
         """Voxels per cell of the canvas, along one side."""
         return 2 ** (len(self.channels) - 1)
 
+    def at_width(self, factor: float) -> SparseEncoderConfig:
+        """With all channels times `factor`; ValueError where they are no whole numbers."""
+        channels = tuple(narrowed(width, factor, "sparse.channels") for width in self.channels)
+        out = narrowed(self.out_channels, factor, "sparse.out_channels")
+        return self.model_copy(update={"channels": channels, "out_channels": out})
+
     def layers_left(self, layers: int) -> int:
         """z layers of the canvas from those of the voxels: 41 -> 21 -> 11 -> 5 -> 2 at full size."""
         for stage in range(1, len(self.channels)):
@@ -44,8 +51,9 @@ class SparseEncoderConfig(Config):
 class SparseEncoder(nn.Module):
     """VoxelResBackBone8x of OpenPCDet, SparseEncoder with basic blocks of mmdetection3d: one computation.
 
-    voxels: the grid of the columns; z_range in metres and height_m of a voxel. voxel_features: learned features of the
-    same voxels; without them a voxel's are the mean of its points.
+    voxels: the grid of the columns; z_range in metres and height_m of a voxel. `grid` is that of the canvas. caps: of
+    points and voxels. voxel_features: learned features of the same voxels; without them a voxel's are the mean of its
+    points.
     """
 
     def __init__(
@@ -54,10 +62,11 @@ class SparseEncoder(nn.Module):
         z_range: tuple[float, float],
         height_m: float,
         config: SparseEncoderConfig,
+        caps: CapsConfig = NO_CAPS,
         voxel_features: VoxelFeatures | None = None,
     ) -> None:
         super().__init__()
-        self.voxels, self.z_range, self.height_m = voxels, z_range, height_m
+        self.voxels, self.z_range, self.height_m, self.caps = voxels, z_range, height_m, caps
         # One z layer more than there are voxels: from 41, unlike 40, three halvings lose nothing.
         self.layers = round((z_range[1] - z_range[0]) / height_m) + 1
         self.layers_out = config.layers_left(self.layers)
@@ -80,7 +89,7 @@ class SparseEncoder(nn.Module):
         if self.voxel_features is not None:
             features, sites = self.voxel_features(points)
         else:
-            features, sites = mean_voxels(points, self.voxels, self.z_range, self.height_m)
+            features, sites = mean_voxels(points, self.voxels, self.z_range, self.height_m, self.caps)
         if not len(features):  # spconv takes no empty tensor; keep the weights in the graph
             unused = sum(parameter.sum() for parameter in self.parameters()) * 0.0
             return features.new_zeros(len(points), self.out_channels, height, width) + unused

@@ -150,7 +150,7 @@ def unsafe_lines(source: str) -> list[int]:
 
 
 # The one reader of what torch wrote, and the one form in which it may call torch.
-FOREIGN_READER = "pipeline/adapters/reading.py"
+FOREIGN_READER = "models/foreign_files.py"
 RESTRICTED_LOAD = 'torch.load(path, map_location="cpu", weights_only=True)'
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cache.differences import first_difference
 from cache.errors import CorruptError, FingerprintError
 from cache.files import write_bytes
+from models.backbone_weights import BackboneLoad
 from trainer.optimiser import Average
 
 FORMAT = "bevcask-checkpoint-1"
@@ -33,6 +34,7 @@ class Training:
     terms: nn.ModuleDict
     optimiser: torch.optim.Optimizer
     average: Average | None
+    backbone: BackboneLoad | None = None  # what the run began from, not part of its state
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return {

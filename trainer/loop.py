@@ -24,6 +24,7 @@ from cache.frame import CAMERA_CHANNELS
 from cache.layout import frames_place, teacher_place
 from cache.same_frames import require_same_frames
 from cache.store import FrameStore, TeacherStore
+from models.backbone_weights import load_backbone
 from models.build import build_detector, save_weights
 from models.detector import Batch, Detector, total_of
 from trainer.augment import frame_augment
@@ -47,7 +48,10 @@ class DivergedError(BevcaskError):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run: exported weights, log, steps, the last logged loss, and how long this call trained."""
+    """A finished run: exported weights, log, steps, the last logged loss, and how long this call trained.
+
+    backbone: what became of `backbone_weights`, in words; empty without.
+    """
 
     run_dir: Path
     weights: Path
@@ -57,6 +61,7 @@ class TrainResult:
     seconds: float
     frames_per_s: float
     stall_share: float
+    backbone: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,8 @@ def train(
         **{f"store:{k}": v for k, v in plan.manifests().items()},
     }
     save_weights(model, run_dir / WEIGHTS, metadata)
+    if training.backbone is not None:
+        figures["backbone"] = training.backbone.line()
     result = TrainResult(run_dir, run_dir / WEIGHTS, run_dir / "metrics.jsonl", **figures)
     record = {
         "recipe": recipe.name,
@@ -169,6 +176,7 @@ def make_training(plan: Plan, device: torch.device) -> Training:
     config = plan.recipe.train
     torch.manual_seed(config.seed)
     model = build_detector(plan.recipe.model)
+    backbone = load_backbone(model, Path(config.backbone_weights)) if config.backbone_weights else None
     specs = [(term.name, term.weight, term.options) for term in plan.recipe.terms]
     terms = build_terms(specs, model, plan.teacher, plan.teacher_rows).to(device)
     module = cast(nn.Module, model).to(device).train()
@@ -176,7 +184,7 @@ def make_training(plan: Plan, device: torch.device) -> Training:
         f"terms.{n}": p for n, p in terms.named_parameters()
     }
     average = Average(module, config.ema) if config.ema else None
-    return Training(module, terms.train(), make_optimiser(named, config), average)
+    return Training(module, terms.train(), make_optimiser(named, config), average, backbone)
 
 
 def training_needs(model: Detector, recipe: Recipe) -> Needs:
@@ -306,4 +314,5 @@ def _device_of(batch: Batch) -> str:
 
 def _saved_figures(run_dir: Path) -> dict[str, Any]:
     values = read_json(run_dir / "run.json", "the record of a run")
-    return {name: values[name] for name in ("steps", "loss", "seconds", "frames_per_s", "stall_share")}
+    figures = {name: values[name] for name in ("steps", "loss", "seconds", "frames_per_s", "stall_share")}
+    return {**figures, "backbone": values.get("backbone", "")}

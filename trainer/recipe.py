@@ -39,7 +39,7 @@ class DataConfig(Config):
 class TrainConfig(Config):
     """epochs or steps: one of the two; batch: frames a step; lr: the peak, reached after warmup_steps (cosine) or at 40
     % of the run (one_cycle); min_lr_factor: of lr, at the end; clip: gradient norm, 0 for none; ema: decay, 0 for
-    none."""
+    none; backbone_weights: a file for a camera model's ResNet to begin from, read at every start of the run."""
 
     epochs: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
@@ -53,6 +53,7 @@ class TrainConfig(Config):
     clip: float = Field(default=35.0, ge=0)
     precision: Literal["bf16", "fp32"] = "bf16"
     ema: float = Field(default=0.0, ge=0, lt=1)
+    backbone_weights: str = ""
     seed: int = Field(default=0, ge=0)
     log_every: int = Field(default=10, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)

@@ -35,8 +35,8 @@ class TeacherSaid:
 
     cells: the feature at the stored cells, on `grid`.
     logits: (K, classes) at those cells, before the sigmoid, by id of DETECTION_CLASSES.
-    regression: (K, R) raw maps at those cells; regression_columns: of each task group, by name of the branch (`center`,
-    `height`, `dim`, `rot`, `vel`, see `models.center_head.BRANCHES`), its slice of R; groups: each task group's classes.
+    regression: (K, R) raw maps at those cells; regression_columns: of each task group, by the branch's name (`center`,
+    `height`, `dim`, `rot`, `vel`, see `models.center_head.BRANCHES`), its slice of R; groups: each group's classes.
     levels: further maps by name, each with its own cells; level_grids: their grids.
     boxes: B tensors (N, 9) float32 decoded boxes, scores descending: (N,) float32 0..1, labels: (N,) int64.
     query_logits: B tensors (Q, classes), query_boxes: B tensors (Q, 10) coded as `QueryOutput.boxes`; best first.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from invoke.context import Context
 
+from cache.errors import ConfigError
 from cache.layout import frames_place, teacher_place
 from cache.local_cache import use_local_cache
 from studies.commands.command_line import (
@@ -16,6 +18,7 @@ from studies.commands.command_line import (
     letter_sizes,
     need,
     next_step,
+    number,
     path_of,
     print_json,
     task,
@@ -176,6 +179,14 @@ def cache_teacher(
         "dtype": "as for cache-teacher",
         "format": "as for cache-teacher",
         "workers": "processes that the run would have (default: one per core)",
+        "model": "instead: what this preset or recipe costs (parameters, multiply-adds, activations, latency)",
+        "against": "with --model: the teacher to set it beside",
+        "cloud": "with --model: a cloud to count on, .bin or .npy (default: the first of --data-root, or simulated)",
+        "runs": "with --model: forward passes that are timed",
+        "score": "with --against: the model's score, for the ratio of cost and performance (CPR)",
+        "against-score": "with --against: the teacher's score",
+        "activations-power": "with --against: CPR's power of the activations' ratio",
+        "score-power": "with --against: CPR's power of the scores' ratio",
         "json": "print a last line of JSON",
     }
 )
@@ -194,9 +205,23 @@ def plan(
     dtype: str = "float16",
     format: str = "webdataset",
     workers: str | None = None,
+    model: str | None = None,
+    against: str | None = None,
+    cloud: str | None = None,
+    runs: int = 5,
+    score: str | None = None,
+    against_score: str | None = None,
+    activations_power: float = 1.0,
+    score_power: float = 5.0,
     json: bool = False,
 ) -> None:
-    """What a caching run would cost before it runs: frames, shards, bytes by field, time, from a short probe."""
+    """What a caching run would cost before it runs: frames, shards, bytes by field, time, from a short probe. With
+    --model, what a detector costs."""
+    if model is not None:
+        given = {"score": number(score, "--score"), "against": number(against_score, "--against-score")}
+        source = (path_of(cloud), path_of(data_root), version, sweeps)
+        _plan_model(model, against, source, runs, given, (activations_power, score_power), json)
+        return
     from pipeline.cost import estimate
     from pipeline.frames import FrameOptions
     from pipeline.teacher import TeacherOptions
@@ -222,3 +247,44 @@ def plan(
     next_step(f"./bevcask cache-frames --data-root {root} --version {wanted} --cache CACHE{chosen}")
     if json:
         print_json(cost.to_dict())
+
+
+def _plan_model(
+    model: str,
+    against: str | None,
+    source: tuple[Path | None, Path | None, str | None, int],
+    runs: int,
+    given: dict[str, float | None],
+    powers: tuple[float, float],
+    json: bool,
+) -> None:
+    """`plan --model`. source: cloud file, data root, version, sweeps."""
+    from studies import model_cost as study
+
+    if runs < 1:
+        raise ConfigError(f"--runs {runs}: expected 1 or more")
+    names = [model, *([against] if against else [])]
+    points, frame = None, "six cameras"
+    if not all(study.is_camera(name) for name in names):
+        file, root, version, sweeps = source
+        points, frame = study.read_cloud(study.CloudSource(file, root, version or study.SIMULATED, sweeps))
+    found = [study.measure(name, None if study.is_camera(name) else points, runs) for name in names]
+    beside = found[1] if against else None
+    for renderable in study.cost_by_part(found[0], beside, frame):
+        console.print(renderable)
+    out: dict[str, Any] = {"frame": frame, "model": study.to_dict(found[0])}
+    row = study.published_of(found[0])
+    if row is not None:
+        for renderable in study.published_table(row):
+            console.print(renderable)
+        out["published"] = row.to_dict()
+    if beside is not None:
+        out["against"] = study.to_dict(beside)
+        scores = study.scores_of(found[0], beside, given)
+        if scores is None:
+            next_step("give --score and --against-score for the ratio of cost and performance")
+        else:
+            out["cpr"], line = study.ratio_line(found[0], beside, scores, powers)
+            console.print(line)
+    if json:
+        print_json(out)

@@ -89,6 +89,11 @@ def whole(value: str | None, option: str, least: int | None = None) -> int | Non
     return number
 
 
+def number(value: str | None, option: str) -> float | None:
+    """A number, None where the option was left out; else ConfigError."""
+    return None if value is None else float(_number(value, float, option))
+
+
 def share(value: str | None, option: str) -> float | None:
     """A number of 0 to 1, None where the option was left out; else ConfigError."""
     if value is None:

@@ -42,6 +42,8 @@ def train(
     wanted = need(recipe, "--recipe", "a shipped recipe or a TOML file")
     summary = train_run(wanted, root, folder, resume=resume, threads=whole(threads, "--threads"))
     console.print(f"trained: {summary['steps']} steps, weights in {summary['weights']}", soft_wrap=True)
+    if summary["backbone"]:
+        console.print(summary["backbone"], markup=False, soft_wrap=True)
     next_step(f"./bevcask evaluate --cache {root} --run {folder}")
     if json:
         print_json(summary)

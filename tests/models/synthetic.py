@@ -32,6 +32,30 @@ CAMERA = {
     "depth": {"bins": 16},
 }
 
+BEVDEPTH = {
+    "preset": "bevdepth-tiny",
+    "image_size": [128, 64],
+    "bev": {"cell_m": 3.2},
+    "fpn_channels": 32,
+    "depth_channels": 16,
+    "backbone": {"layers": [1, 1, 1], "base_width": 8, "outputs": ["C3", "C4"]},
+    "depth": {"bins": 16},
+    "encoder": {"filters": [16, 24, 32], "neck_channels": 16},
+}
+BEVDET = {
+    **CAMERA,
+    "depth_net": "linear",
+    "depth": {"bins": 16, "weight": 0.0},
+    "encoder": {
+        "layers": [1, 1, 1],
+        "strides": [2, 2, 2],
+        "filters": [16, 24, 32],
+        "neck": "bevdet",
+        "neck_channels": 16,
+        "shortcut": "3x3",
+    },
+}
+
 
 def boxes_of(generator: torch.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(count, 9) boxes within 40 m and (count,) class ids."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,16 +22,34 @@ from models.build import (
 )
 from tests.models.synthetic import CAMERA, LIDAR, synthetic_batch
 
+ROOT = Path(__file__).resolve().parents[2]
+
 BOTH = pytest.mark.parametrize("config", [LIDAR, CAMERA], ids=["lidar", "camera"])
 
 
 def test_every_preset_builds_and_student_and_teacher_share_a_grid():
     assert preset_names() == [
+        "bevdepth-r101",
+        "bevdepth-r18",
+        "bevdepth-r50",
+        "bevdepth-tiny",
+        "bevdet-r50",
         "centerpoint-pillar-0.2",
         "centerpoint-pillar-tiny",
         "centerpoint-voxel-0.075",
         "centerpoint-voxel-0.1",
         "centerpoint-voxel-tiny",
+        "cp-pillar",
+        "cp-pillar-tiny-v0.8",
+        "cp-pillar-v0.4",
+        "cp-pillar-v0.48",
+        "cp-pillar-v0.64",
+        "cp-voxel",
+        "cp-voxel-s",
+        "cp-voxel-tiny-s",
+        "cp-voxel-tiny-xxs",
+        "cp-voxel-xs",
+        "cp-voxel-xxs",
         "lift-splat-r50",
         "lift-splat-tiny",
         "object-dgcnn-pillar-0.2",
@@ -206,3 +225,25 @@ def test_reserved_metadata_names_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="config"):
         save_weights(build_detector(LIDAR), tmp_path / "x", {"config": "mine"})
     assert not (tmp_path / "x").exists()
+
+
+def test_a_preset_may_be_laid_over_another_and_that_over_a_third():
+    base, teacher, student = (load_preset(n) for n in ("centerpoint-voxel-0.1", "cp-voxel", "cp-voxel-xs"))
+    assert teacher == base
+    assert student == {**base, "width": {"encoder": 0.75, "backbone": 0.5, "head": 0.5}}
+    deep = load_preset("bevdepth-tiny")
+    assert "preset" not in deep
+    assert deep["backbone"]["base_width"] == load_preset("lift-splat-tiny")["backbone"]["base_width"]
+    assert deep["backbone"]["outputs"] == ["C2", "C3", "C4", "C5"]
+
+
+def test_the_documents_table_tells_every_preset_and_its_parameters():
+    rows = [line for line in (ROOT / "docs" / "models.md").read_text().splitlines() if line.startswith("| `")]
+    told = {}
+    for line in rows:
+        names, _, counts, *_ = (cell.strip() for cell in line.strip("|").split("|"))
+        split = [count.strip() for count in counts.split(";")]
+        told |= dict(zip((name.strip(" `") for name in names.split(",")), split, strict=True))
+    with torch.device("meta"):
+        models = {name: build_detector(load_preset(name)) for name in preset_names()}
+    assert told == {name: f"{sum(p.numel() for p in model.parameters()):,}" for name, model in models.items()}

@@ -253,3 +253,27 @@ def test_circle_suppression_uses_the_radius_of_the_class():
         head = head_of(tasks=ONE_TASK, min_radius=0, peaks="all", score_threshold=0.5, circle_nms_m=radii)
         (found,) = head.decode(perfect_maps(head.targets([boxes], [torch.tensor([0, 0])])))
         assert len(found) == expected, radii
+
+
+def test_rotated_suppression_replaces_the_circle_of_its_classes():
+    """Two long boxes side by side, and the second one again, moved by two cells: an overlap of a half."""
+    boxes = torch.tensor([[0.1, 0.1, 0, 10, 2, 1, 0, 0, 0], [0.1, 2.9, 0, 10, 2, 1, 0, 0, 0], [3.4, 2.9] + [0] * 7])
+    boxes[2, 2:] = boxes[1, 2:]
+    for options, expected in (
+        ({}, 3),
+        ({"rotated_nms_iou": {"car": 0.4}}, 2),
+        ({"rotated_nms_iou": {"car": 0.6}}, 3),
+        ({"circle_nms_m": {"car": 3.5}}, 1),
+        ({"circle_nms_m": {"car": 3.5}, "rotated_nms_iou": {"car": 0.4}}, 2),
+        ({"circle_nms_m": {"car": 3.5}, "rotated_nms_iou": {"bus": 0.4}}, 1),
+        ({"circle_nms_m": {"car": 3.5}, "rotated_nms_iou": {"car": 0.0}}, 1),
+    ):
+        head = head_of(tasks=ONE_TASK, min_radius=0, peaks="all", score_threshold=0.5, **options)
+        (found,) = head.decode(perfect_maps(head.targets([boxes], [torch.zeros(3, dtype=torch.long)])))
+        assert len(found) == expected, options
+
+
+@pytest.mark.parametrize("overlaps", [{"lorry": 0.2}, {"car": 1.0}, {"car": -0.1}])
+def test_an_overlap_of_no_class_or_out_of_range_is_refused(overlaps):
+    with pytest.raises(ValueError, match="rotated_nms_iou"):
+        CenterHeadConfig(rotated_nms_iou=overlaps)

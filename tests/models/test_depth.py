@@ -97,3 +97,31 @@ def test_nan_returns_are_ignored():
     spoiled = torch.cat([points, torch.full((2, 4), float("nan"))])
     expected = depth_targets(points, 3, (4, 6), 8, CONFIG.edges())
     assert torch.equal(depth_targets(spoiled, 3, (4, 6), 8, CONFIG.edges()), expected)
+
+
+def test_the_binary_loss_judges_every_bin_of_every_judged_cell():
+    g = torch.Generator().manual_seed(4)
+    logits = torch.randn(2, 5, 2, 3, generator=g, requires_grad=True)
+    edges = torch.linspace(2.0, 12.0, 6)
+    points = torch.tensor([[0, 3.0, 3.0, 4.5], [0, 3.5, 3.0, 9.0], [1, 20.0, 9.0, 11.9], [1, 1.0, 1.0, 30.0]])
+    part = depth_loss(logits, points, 8, edges, 3.0, "binary")
+    expected = 0.0
+    for image, row, col, true_bin in ((0, 0, 0, 1), (1, 1, 2, 4)):
+        p = logits[image, :, row, col].softmax(dim=0)
+        for i in range(5):
+            expected -= p[i].log() if i == true_bin else (1 - p[i]).log()
+    torch.testing.assert_close(part.numerator[0], expected)
+    assert part.normaliser.item() == 2
+    torch.testing.assert_close(part.value(), 3.0 * expected / 2)
+    plain = depth_loss(logits, points, 8, edges)
+    assert not torch.isclose(plain.numerator[0], part.numerator[0])
+    part.value().backward()
+    assert torch.isfinite(logits.grad).all() and logits.grad.abs().sum() > 0
+
+
+def test_the_binary_loss_without_a_return_is_zero_with_zero_gradients():
+    logits = torch.randn(1, 5, 2, 3, requires_grad=True)
+    part = depth_loss(logits, torch.zeros(0, 4), 8, torch.linspace(2.0, 12.0, 6), 3.0, "binary")
+    part.value().backward()
+    assert part.value().item() == 0
+    assert not logits.grad.any()

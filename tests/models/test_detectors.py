@@ -14,9 +14,13 @@ from cache.errors import DataError
 from cache.frame import Detections
 from models.build import build_detector
 from models.detector import Batch, Detector
-from tests.models.synthetic import CAMERA, LIDAR, QUERIES, VOXEL, synthetic_batch
+from tests.models.synthetic import BEVDEPTH, BEVDET, CAMERA, LIDAR, QUERIES, VOXEL, synthetic_batch
 
-EVERY = pytest.mark.parametrize("config", [LIDAR, VOXEL, CAMERA, QUERIES], ids=["lidar", "voxel", "camera", "queries"])
+EVERY = pytest.mark.parametrize(
+    "config",
+    [LIDAR, VOXEL, CAMERA, BEVDEPTH, BEVDET, QUERIES],
+    ids=["lidar", "voxel", "camera", "bevdepth", "bevdet", "queries"],
+)
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from models.lift_splat import LiftSplat
 from tests.trainer.conftest import BOXES
 from tests.trainer.synthetic import TINY_STUDENT, TINY_TEACHER, write_frames, write_teacher
 from trainer import checkpoint
-from trainer.loop import CHECKPOINT, WEIGHTS, DivergedError, train
+from trainer.loop import CHECKPOINT, WEIGHTS, DivergedError, make_plan, make_training, train
 from trainer.metrics import read_metrics
 from trainer.progress import StepReport
 from trainer.recipe import Recipe, make_recipe
@@ -140,6 +140,25 @@ def test_the_exported_model_is_the_average_and_holds_no_adaptor(tmp_path: Path, 
     assert all(torch.equal(tensor, saved[f"average.{name}"]) for name, tensor in state.items())
     assert any(not torch.equal(tensor, saved[f"model.{name}"]) for name, tensor in state.items())
     assert read_metadata(tmp_path / "run" / WEIGHTS)["recipe"] == "distilled"
+
+
+def test_a_student_begins_from_a_backbone_file_and_says_what_it_skipped(tmp_path: Path, cache: Path) -> None:
+    source = make_training(make_plan(recipe(seed=9), cache), torch.device("cpu")).model.get_submodule("backbone")
+    weights = {**source.state_dict(), "fc.bias": torch.zeros(3)}
+    torch.save(weights, tmp_path / "resnet.pth")
+    begun = recipe(steps=1, backbone_weights=str(tmp_path / "resnet.pth"))
+    training = make_training(make_plan(begun, cache), torch.device("cpu"))
+    for name, tensor in training.model.get_submodule("backbone").state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+        assert training.average is not None
+        assert torch.equal(training.average.tensors[f"backbone.{name}"], weights[name]), name
+    plain = make_training(make_plan(recipe(), cache), torch.device("cpu")).model.state_dict()
+    for name, tensor in training.model.state_dict().items():  # all else starts as without the file
+        assert name.startswith("backbone.") or torch.equal(tensor, plain[name]), name
+    result = train(begun, cache, tmp_path / "run", progress=quiet)
+    assert "skipped the classifier: fc.bias" in result.backbone
+    assert train(begun, cache, tmp_path / "run", resume=True, progress=quiet).backbone == result.backbone
+    assert train(recipe(steps=1), cache, tmp_path / "other", progress=quiet).backbone == ""
 
 
 def test_epochs_make_each_frame_come_once_per_epoch(
