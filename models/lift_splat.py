@@ -148,7 +148,8 @@ class LiftSplat(nn.Module):
 
     def loss_parts(self, output: DetectorOutput, batch: Batch) -> dict[str, LossPart]:
         """The head's terms, and `depth` where the batch holds LiDAR returns."""
-        parts = self.head.loss_parts(output.heads, self.head.targets(batch.boxes, batch.labels, output.bev.device))
+        targets = self.head.targets(batch.boxes, batch.labels, output.bev.device)
+        parts = self.head.loss_parts(output.heads, targets, batch.labelled)
         if batch.depth_points is not None and output.depth_logits is not None:
             weight = self.settings.depth.weight
             parts["depth"] = depth_loss(output.depth_logits, batch.depth_points, self.stride, self.depth_edges, weight)
