@@ -40,11 +40,11 @@ DEFAULT_SWEEPS = 9
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """coverage: see `cache.coverage`, "" for `pipeline.evidence.default_coverage`; encoding and dtype of the stored BEV feature, see `cache.bev`; format of the
-    store; capacity {letter: size} of a Zarr store's arrays, what is left out is measured first; sweeps read with a data
-    root (None: 9); device, autocast and batch of the forward pass (None: as many frames as fit), see `pipeline.device`;
-    tta and ensemble: views and further checkpoints that are averaged, see `pipeline.averaging`; sweeps_after: sweeps
-    behind the key frame, which an offline pass may read.
+    """coverage: see `cache.coverage`, "" for `pipeline.evidence.default_coverage`; encoding and dtype of the stored BEV
+    feature, see `cache.bev`; format of the store; capacity {letter: size} of a Zarr store's arrays, what is left out is
+    measured first; sweeps read with a data root (None: 9); device, autocast and batch of the forward pass (None: as
+    many frames as fit), see `pipeline.device`; tta and ensemble: views and further checkpoints that are averaged, see
+    `pipeline.averaging`; sweeps_after: sweeps behind the key frame, which an offline pass may read.
     """
 
     coverage: str = ""

@@ -205,7 +205,7 @@ def _run_steps(
                 rate = window_frames / (now - window_start)
                 stall = (loader.stalled_s - window_stall) / (now - window_start)
                 window_start, window_frames, window_stall = now, 0, loader.stalled_s
-                line = {"step": done, "epoch": step // per_epoch, "lr": lr, **scalars}
+                line: dict[str, Any] = {"step": done, "epoch": step // per_epoch, "lr": lr, **scalars}
                 if plan.drawn:
                     line |= {"unlabelled_frames": unlabelled, "skipped": dict.fromkeys(skipping, unlabelled)}
                 log.write({**line, "frames_per_s": round(rate, 3), "stall_share": round(stall, 4)})
