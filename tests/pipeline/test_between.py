@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -35,15 +37,13 @@ def test_the_choice_is_rising_and_full_and_moves_with_the_interval() -> None:
         times, count = (begin + there).tolist(), int(rng.integers(0, 12))
         chosen = choose_evenly(times, begin, begin + length, count)
         assert len(chosen) == min(count, len(times)), f"seed {seed}"
-        assert all(a < b for a, b in zip(chosen, chosen[1:], strict=False)), f"seed {seed}"
+        assert all(a < b for a, b in itertools.pairwise(chosen)), f"seed {seed}"
         assert chosen == choose_evenly(there.tolist(), 0, length, count), f"seed {seed}"
 
 
 def test_the_first_choice_is_the_nearest_one_that_leaves_enough_for_the_others() -> None:
     """The rule by a slow search: among all rising choices, the one that is best at the first moment, then the second,
     and so on."""
-    import itertools
-
     for seed in range(60):
         rng = np.random.default_rng(seed)
         times = np.unique(rng.integers(1, 1000, 7)).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_images_come_with_the_evenly_chosen_sweeps_at_the_cameras_own_offsets(
             assert row["filename"].startswith(f"sweeps/{channel}/") and (between_root / row["filename"]).is_file()
             assert row["sample_token"] == rows[-1]["sample_token"]
             assert nusc.get("ego_pose", row["ego_pose_token"])["timestamp"] == row["timestamp"]
-        assert all(b["prev"] == a["token"] for a, b in zip(rows, rows[1:], strict=False))
+        assert all(b["prev"] == a["token"] for a, b in itertools.pairwise(rows))
 
 
 def test_each_image_shows_its_own_moment(nusc: NuScenes, between_root: Path) -> None:
@@ -69,7 +70,7 @@ def test_each_image_shows_its_own_moment(nusc: NuScenes, between_root: Path) -> 
         np.testing.assert_allclose(pose["translation"][:2], expected[:2], atol=1e-6)
     pictures = [cv2.imread(str(between_root / row["filename"])).astype(int) for row in rows]
     assert all(picture.shape == (900, 1600, 3) for picture in pictures)
-    assert all(np.abs(a - b).mean() > 2 for a, b in zip(pictures, pictures[1:], strict=False))
+    assert all(np.abs(a - b).mean() > 2 for a, b in itertools.pairwise(pictures))
 
 
 def test_without_the_option_the_folder_is_what_it_always_was(simulated_root: Path) -> None:
