@@ -297,9 +297,10 @@ class FrameStore(Store):
         """Whether the frame is a key frame, annotated or not, which is what the metric scores; else it is an unlabelled
         moment between two."""
         header = self.manifest.header
-        if self.is_labelled(row) or not header.get("between"):
+        if self.is_labelled(row):
             return True
-        return not header.get("annotated") and self.frame(row).keyframe
+        # where key frames are annotated, the index has said it; elsewhere the frame does
+        return not (header.get("between") and header.get("annotated")) and self.frame(row).keyframe
 
     def key_rows(self, split: str | None = None) -> list[int]:
         """`split_rows` without what lies between key frames."""

@@ -106,7 +106,10 @@ def evaluate_source(
     lost = len(store.manifest.quarantined)
     lines: list[RenderableType] = []
     if lost:
-        lines.append(f"[yellow]{lost} frames could not be read when they were cached: they are not scored[/yellow]")
+        which = " (key frames or unlabelled ones)" if store.manifest.header.get("between") else ""
+        lines.append(
+            f"[yellow]{lost} frames{which} could not be read when they were cached: they are not scored[/yellow]"
+        )
         if export is not None:
             raise StoreError(
                 f"{store.root}: {lost} frames are quarantined, and a submission must have every sample; repair their "
