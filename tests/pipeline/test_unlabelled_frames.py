@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from cache.merge import merge_caches
 from cache.orphans import find_orphans
 from cache.store import FrameStore, TeacherStore
 from pipeline.between import nearest
+from pipeline.capacity import _readable
 from pipeline.cost import estimate
 from pipeline.evidence import nothing_on_unlabelled
 from pipeline.extend import behind, extend_frames
@@ -252,6 +254,12 @@ def test_a_coverage_that_has_nothing_between_is_told(frames: FrameStore, between
     gaussian = type(both)(both.selectors[:1])
     said = nothing_on_unlabelled(gaussian, frames)
     assert "keeps no cell of the 4 unlabelled frames" in said and "+confident'" in said
+
+
+def test_a_probe_meets_both_kinds_whatever_their_beat(frames: FrameStore) -> None:
+    """Four frames a scene, a key frame at both ends: a comb of two teeth would meet key frames only."""
+    rows = [row for row, _ in _readable(frames, cast(Any, SimpleNamespace(data_root=None)), None, 2)]
+    assert sorted(frames.index.kind[rows].tolist()) == [KIND_LABELLED, KIND_UNLABELLED]
 
 
 def test_upkeep_goes_on_working(between_cache: Path, between_root: Path, weights: Path, tmp_path: Path) -> None:
