@@ -1,6 +1,6 @@
 """What one frame is: identity, poses, cameras, ground truth, detections. Plain frozen numpy records, no I/O.
 
-The canonical frame is the keyframe's LIDAR_TOP (x right, y forward, z up, metres). Ground truth for the metric stays
+The canonical frame is the frame's own LIDAR_TOP (x right, y forward, z up, metres). Ground truth for the metric stays
 global and float64, because the metric's `<` comparisons flip on float32's 1e-4 m at global coordinates.
 """
 
@@ -98,7 +98,10 @@ class Camera:
 
 @dataclass(frozen=True)
 class Frame:
-    """Identity, poses and calibration of one keyframe; arrays that are large live in their own fields."""
+    """Identity, poses and calibration of one frame; arrays that are large live in their own fields.
+
+    keyframe: False for a moment between key frames, which is canonical in its own LIDAR_TOP and never annotated.
+    """
 
     token: str
     scene_token: str
@@ -108,6 +111,7 @@ class Frame:
     ego_to_global: Pose
     lidar_to_ego: Pose
     cameras: tuple[Camera, ...]
+    keyframe: bool = True
 
     def lidar_to_global(self) -> np.ndarray:
         """(4, 4) float64: canonical frame -> global."""
@@ -123,6 +127,7 @@ class Frame:
             "ego_to_global": self.ego_to_global.to_dict(),
             "lidar_to_ego": self.lidar_to_ego.to_dict(),
             "cameras": [camera.to_dict() for camera in self.cameras],
+            **({} if self.keyframe else {"keyframe": False}),  # stores of key frames are as they always were
         }
 
     @classmethod
@@ -136,6 +141,7 @@ class Frame:
             Pose.from_dict(values["ego_to_global"]),
             Pose.from_dict(values["lidar_to_ego"]),
             tuple(Camera.from_dict(camera) for camera in values["cameras"]),
+            bool(values.get("keyframe", True)),
         )
 
 

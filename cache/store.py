@@ -293,6 +293,19 @@ class FrameStore(Store):
         """Whether the frame carries annotations."""
         return self.has(row, "gt_boxes")
 
+    def is_keyframe(self, row: int) -> bool:
+        """Whether the frame is a key frame, annotated or not, which is what the metric scores; else it is an unlabelled
+        moment between two."""
+        header = self.manifest.header
+        if self.is_labelled(row):
+            return True
+        # where key frames are annotated, the index has said it; elsewhere the frame does
+        return not (header.get("between") and header.get("annotated")) and self.frame(row).keyframe
+
+    def key_rows(self, split: str | None = None) -> list[int]:
+        """`split_rows` without what lies between key frames."""
+        return [row for row in self.split_rows(split) if self.is_keyframe(row)]
+
     def boxes_lidar(self, row: int) -> np.ndarray:
         """(N, 9) float32 annotated boxes in the canonical frame, same order as `truth`."""
         return self.read(row, "gt_lidar")

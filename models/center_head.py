@@ -185,17 +185,23 @@ class CenterHead(nn.Module):
             out.append(GroupTargets(*(torch.from_numpy(array).to(device) for array in arrays)))
         return out
 
-    def loss_parts(self, heads: list[dict[str, Tensor]], targets: list[GroupTargets]) -> dict[str, LossPart]:
+    def loss_parts(
+        self, heads: list[dict[str, Tensor]], targets: list[GroupTargets], labelled: Tensor | None = None
+    ) -> dict[str, LossPart]:
         """Focal loss of the heatmaps per object cell, and L1 of every branch at the centre cells per object (fp32).
 
-        Unknown (NaN) values add nothing to their numerator; the normaliser counts objects, as in the released code.
+        labelled: as `Batch.labelled`; a frame without annotations has no object, and its heatmap is not judged. Unknown
+        (NaN) values add nothing to their numerator; the normaliser counts objects, as in the released code.
         """
         config = self.config
         focal, objects = [], []
         regression: dict[str, list[Tensor]] = {name: [] for name in BRANCHES}
         with torch.autocast(heads[0]["heatmap"].device.type, enabled=False):
             for maps, target in zip(heads, targets, strict=True):
-                focal.append(focal_numerator(maps["heatmap"], target.heatmap))
+                heat, wanted_heat = maps["heatmap"], target.heatmap
+                if labelled is not None:
+                    heat, wanted_heat = heat[labelled], wanted_heat[labelled]
+                focal.append(focal_numerator(heat, wanted_heat))
                 objects.append(torch.tensor([float((target.heatmap == 1).sum()), float(len(target.sample))]))
                 for name, wanted in zip(BRANCHES, target.values.split(list(BRANCHES.values()), dim=1), strict=True):
                     found = maps[name][target.sample, :, target.row, target.col].float()  # (K, channels)

@@ -141,7 +141,8 @@ class CenterPoint(nn.Module):
         return DetectorOutput(bev=bev, heads=self.head(bev), levels={"canvas": canvas})
 
     def loss_parts(self, output: DetectorOutput, batch: Batch) -> dict[str, LossPart]:
-        return self.head.loss_parts(output.heads, self.head.targets(batch.boxes, batch.labels, output.bev.device))
+        targets = self.head.targets(batch.boxes, batch.labels, output.bev.device)
+        return self.head.loss_parts(output.heads, targets, batch.labelled)
 
     def loss(self, output: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
         return total_of(self.loss_parts(output, batch))

@@ -29,6 +29,8 @@ class Batch:
     camera_to_lidar: (B, cameras, 4, 4), the BEV augmentation multiplied from the left.
     boxes: B tensors (N, 9) float32: x, y, z (gravity centre), l, w, h, yaw, vx, vy (NaN = unknown).
     labels: B tensors (N,) int64, ids of `cache.classes.DETECTION_CLASSES`.
+    labelled: (B,) bool, which frames are annotated; None: all. On the others boxes and labels are empty, which does not
+    mean that nothing was there: no loss may learn from them that a place is free.
     depth_points: (K, 4) float32: image index b * cameras + camera, u, v (pixels of the images as given), depth_m.
     tokens: B frame tokens.
     bev_augmentation: (B, 4, 4), canonical -> augmented.
@@ -40,6 +42,7 @@ class Batch:
     camera_to_lidar: Tensor | None = None
     boxes: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
+    labelled: Tensor | None = None
     depth_points: Tensor | None = None
     tokens: list[str] = field(default_factory=list)
     bev_augmentation: Tensor | None = None
@@ -148,7 +151,8 @@ class Detector(Protocol):
     def __call__(self, batch: Batch) -> DetectorOutput: ...
 
     def loss_parts(self, output: DetectorOutput, batch: Batch) -> dict[str, LossPart]:
-        """Terms with their numerators and normalisers apart."""
+        """Terms with their numerators and normalisers apart; what reads boxes leaves out frames that are not
+        `Batch.labelled`."""
         ...
 
     def loss(self, output: DetectorOutput, batch: Batch) -> dict[str, Tensor]:

@@ -140,7 +140,8 @@ class LiftSplat(nn.Module):
 
     def loss_parts(self, output: DetectorOutput, batch: Batch) -> dict[str, LossPart]:
         """The head's terms, and `depth` where the batch holds LiDAR returns."""
-        parts = self.head.loss_parts(output.heads, self.head.targets(batch.boxes, batch.labels, output.bev.device))
+        targets = self.head.targets(batch.boxes, batch.labels, output.bev.device)
+        parts = self.head.loss_parts(output.heads, targets, batch.labelled)
         depth = self.settings.depth
         if batch.depth_points is not None and output.depth_logits is not None and depth.weight:
             parts["depth"] = depth_loss(

@@ -84,7 +84,11 @@ def probe_clouds(
 def _readable(
     frames: FrameStore, job: TeacherPass, sweeps: Mapping[str, tuple[Sweep, ...]] | None, count: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Rows spread over the store with their clouds; what cannot be read the pass itself quarantines."""
-    for row in np.unique(np.linspace(0, len(frames) - 1, min(len(frames), count)).astype(int)).tolist():
+    """Rows spread over the store, of each kind of frame as many, with their clouds; what cannot be read the pass itself
+    quarantines."""
+    # apart by kind: frames come in a fixed beat, a key frame and those behind it, of which one comb may meet one only
+    kinds = [np.flatnonzero(frames.index.kind == kind) for kind in np.unique(frames.index.kind)]
+    combs = [rows[np.linspace(0, len(rows) - 1, min(len(rows), -(-count // len(kinds)))).astype(int)] for rows in kinds]
+    for row in np.unique(np.concatenate(combs)).tolist() if kinds else ():
         with contextlib.suppress(DataError):
             yield row, read_cloud(frames, row, None if sweeps is None else sweeps[frames.token(row)], job.data_root)

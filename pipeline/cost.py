@@ -26,7 +26,7 @@ from cache.store import FrameStore, Store, TeacherStore
 from pipeline.engine import default_workers
 from pipeline.frames import FrameOptions, frame_plan, plan_shards, write_frame_shard
 from pipeline.points import aggregate
-from pipeline.tables import DataSet, FrameRecord, open_tables
+from pipeline.tables import DataSet, FrameRecord
 from pipeline.teacher import TeacherOptions, cache_teacher, resolve_checkpoint
 from pipeline.teacher_shard import BATCH, load_teacher
 
@@ -98,9 +98,7 @@ def estimate(
     if asks_teacher:
         resolve_checkpoint(teacher or "own", checkpoint)
     sweeps = options.sweeps if options.points or asks_teacher else 0
-    data = open_tables(data_root, version, split, sweeps)
-    if not len(data):
-        raise DataError(f"{data_root}: {version} has no key frame in split {split or 'any'}; choose another split")
+    data = replace(options, points=sweeps > 0, sweeps=sweeps).open_tables(data_root, version, split)
     probe = _spread(data)
     stores = {}
     with tempfile.TemporaryDirectory(prefix="bevcask-plan-") as folder:
@@ -111,7 +109,7 @@ def estimate(
             cache = plain
             if not options.points:  # the real run reads the sweeps' files: here they are read into a store first
                 cache = Path(folder) / "points"
-                _write_frames(probe, FrameOptions(options.image_scale, True, sweeps), data_root, cache)
+                _write_frames(probe, replace(options, points=True, sweeps=sweeps), data_root, cache)
             seconds = 0.0 if options.points else _reading_seconds(probe, data_root)
             stores["teacher"] = _run_teacher(cache, teacher or "own", checkpoint, teacher_options, seconds)
     return Cost(
@@ -138,7 +136,7 @@ def _spread(data: DataSet) -> DataSet:
 
 
 def _key_sweeps(data: DataSet, options: FrameOptions) -> DataSet:
-    """As the frame pass reads it: without points, the key frames' own sweeps only."""
+    """As the frame pass reads it: without points, the frames' own sweeps only."""
     if options.points:
         return data
     return replace(

@@ -6,6 +6,7 @@ import numpy as np
 
 from cache.coverage import Coverage
 from cache.errors import ConfigError, DataError
+from cache.index import KIND_UNLABELLED
 from cache.store import FrameStore
 from pipeline.coverage import Evidence
 
@@ -48,6 +49,23 @@ def require_names(coverage: Coverage, frames: FrameStore, where: str = "--covera
                     f"{where}: selector {factor.kind}: {option} {unknown[0]!r} is not among those of {frames.root}: "
                     f"{', '.join(there_are)}"
                 )
+
+
+def default_coverage(frames: FrameStore) -> str:
+    """The coverage of a pass that names none: gaussian, which has nothing on frames between key frames, so where the
+    store has those confident as well."""
+    return "gaussian+confident" if frames.manifest.header.get("between") else "gaussian"
+
+
+def nothing_on_unlabelled(coverage: Coverage, frames: FrameStore) -> str:
+    """A line for a person where a coverage keeps no cell of the store's unlabelled frames, else ""."""
+    count = int((np.asarray(frames.index.kind) == KIND_UNLABELLED).sum())
+    if not count or coverage.applying("unlabelled"):
+        return ""
+    return (
+        f"coverage {coverage} keeps no cell of the {count} unlabelled frames, only boxes; for features there add a "
+        f"selector that needs no annotations, such as --coverage '{coverage}+confident'"
+    )
 
 
 def _lidarseg(frames: FrameStore, row: int, cloud: np.ndarray | None) -> np.ndarray | None:

@@ -1,7 +1,7 @@
 """`extend`: scenes that a frame store does not have yet are added behind those it has, whose shards are not touched.
 
-Image scale, clouds and sweeps are the store's own, read from its header. Teacher stores are continued afterwards by
-`cache-teacher`, which runs the teacher on new shards only; `behind` says which and how.
+Image scale, clouds, sweeps and unlabelled frames are the store's own, read from its header. Teacher stores are
+continued afterwards by `cache-teacher`, which runs the teacher on new shards only; `behind` says which and how.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cache.store import FrameStore, TeacherStore
 from pipeline.engine import Cluster, run_shards
 from pipeline.frames import FrameOptions, frame_plan, has_lidarseg, plan_shards, write_frame_shard
 from pipeline.progress import FrameProgress
-from pipeline.tables import DataSet, FrameRecord, open_tables
+from pipeline.tables import DataSet, FrameRecord
 from pipeline.teacher import SHIPPED_TEACHERS
 
 
@@ -67,9 +67,7 @@ def extend_frames(
     if earlier is None:
         raise StoreError(f"{store.root}: no plan.json, which says what the shards hold; restore it or cache again")
     options = _options(store)
-    data = open_tables(data_root, version, split, options.sweeps if options.points else 0)
-    if not len(data):
-        raise DataError(f"{data_root}: {version} has no key frame in split {split or 'any'}; choose another split")
+    data = options.open_tables(data_root, version, split)
     if not has_lidarseg(earlier):
         data = data.without_lidarseg()
     _require_same_version(store, version)
@@ -139,7 +137,9 @@ def _continue_command(
 def _options(store: FrameStore) -> FrameOptions:
     header = store.manifest.header
     try:
-        return FrameOptions(float(header["image_scale"]), bool(header["points"]), int(header["sweeps"]))
+        return FrameOptions(
+            float(header["image_scale"]), bool(header["points"]), int(header["sweeps"]), int(header.get("between", 0))
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptError(
             f"{store.root}: its header does not say how frames are stored ({error}); it is no store of cache-frames"

@@ -1,4 +1,4 @@
-"""nuScenes keyframes -> the frame store: images (optionally smaller), calibration, poses, annotations, depth, points.
+"""nuScenes frames -> the frame store: images (optionally smaller), calibration, poses, annotations, depth, points.
 
 The client reads the tables and fixes the plan (whole scenes per shard, no split mixed with another); each shard is one
 task. A frame that cannot be read is quarantined with its reason; the rest goes on.
@@ -7,7 +7,7 @@ task. A frame that cannot be read is quarantined with its reason; the rest goes 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from cache.classes import DETECTION_CLASSES
 from cache.commit import begin, finish, read_plan
 from cache.depth_labels import depth_labels
 from cache.errors import ConfigError, DataError
-from cache.frame import CAMERA_CHANNELS, Camera, Frame
+from cache.frame import CAMERA_CHANNELS, Camera
 from cache.frame_fields import frame_entry, frame_fields, frame_identity, frame_values
 from cache.layout import frames_place
 from cache.manifest import Manifest
@@ -37,17 +37,29 @@ MIN_SHARDS = 16  # small data sets still spread over workers; a fixed number kee
 @dataclass(frozen=True)
 class FrameOptions:
     """What the frame store holds. image_scale: stored size over file size, 0 < scale <= 1; points: store clouds too;
-    sweeps: LiDAR sweeps before the key frame that join a stored cloud."""
+    sweeps: LiDAR sweeps before the frame that join a stored cloud; between: unlabelled frames from each key frame to
+    the next, see `pipeline.between`."""
 
     image_scale: float = 1.0
     points: bool = False
     sweeps: int = 9
+    between: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.image_scale <= 1:
             raise ConfigError(f"--image-scale {self.image_scale} is out of range, expected 0 < scale <= 1")
         if self.sweeps < 0:
             raise ConfigError(f"--sweeps {self.sweeps} is negative, expected 0 or more")
+        if self.between < 0:
+            raise ConfigError(f"--between {self.between} is negative, expected 0 or more unlabelled frames")
+
+    def open_tables(self, data_root: Path, version: str, split: str | None) -> DataSet:
+        """The frames that these options ask for."""
+        sweeps = self.sweeps if self.points else 0
+        data = open_tables(data_root, version, split, sweeps, between=self.between)
+        if not len(data):
+            raise DataError(f"{data_root}: {version} has no key frame in split {split or 'any'}; choose another split")
+        return data
 
 
 def cache_frames(
@@ -66,9 +78,7 @@ def cache_frames(
     version or split, or where not one frame can be read; FingerprintError where the folder was begun otherwise.
     """
     options = options or FrameOptions()
-    data = open_tables(data_root, version, split, options.sweeps if options.points else 0)
-    if not len(data):
-        raise DataError(f"{data_root}: {version} has no key frame in split {split or 'any'}; choose another split")
+    data = options.open_tables(data_root, version, split)
     place = frames_place(cache)
     earlier = read_plan(open_root(place))
     if earlier is not None and not has_lidarseg(earlier):
@@ -79,6 +89,8 @@ def cache_frames(
     url = open_root(place).url
     jobs = [(url, shard, shards[shard.number], str(data_root), options) for shard in todo]
     with FrameProgress("cache-frames", len(data), len(data) - sum(len(job[2]) for job in jobs)) as progress:
+        if options.between:
+            progress.note(str(data.between))
         summaries = run_shards(write_frame_shard, jobs, workers=workers, cluster=cluster, progress=progress)
     if summaries and not any(summary["frames"] for summary in summaries) and len(todo) == len(shards):
         raise DataError(f"not one of {len(data)} frames could be read; the first: {summaries[0]['first_problem']}")
@@ -106,6 +118,7 @@ def frame_plan(
             "image_scale": options.image_scale,
             "points": options.points,
             "sweeps": options.sweeps if options.points else 0,
+            **({"between": options.between} if options.between else {}),  # as stores of key frames always were
         },
         fields=frame_fields(CAMERA_CHANNELS, points=options.points, lidarseg=lidarseg),
         scenes=data.scenes,
@@ -158,7 +171,7 @@ def record_values(record: FrameRecord, data_root: Path, options: FrameOptions) -
         images[camera.channel] = stored_image(jpeg, options.image_scale, size, data_root / path)
         intrinsic = scaled_intrinsic(camera.intrinsic, size, scaled)
         cameras.append(Camera(camera.channel, *scaled, camera.timestamp_us, intrinsic, camera.lidar_to_camera))
-    frame = Frame(**{**record.frame.__dict__, "cameras": tuple(cameras)})
+    frame = replace(record.frame, cameras=tuple(cameras))
     cloud = aggregate(record.sweeps, data_root)
     depth = depth_labels(cloud[cloud[:, 4] == 0], frame.cameras)
     lidarseg = None

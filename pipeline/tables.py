@@ -7,7 +7,7 @@ frame's task needs: paths, transforms, calibration, poses and annotations.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from cache.classes import ATTRIBUTES, BICYCLE_RACK, class_id
 from cache.errors import DataError
 from cache.frame import CAMERA_CHANNELS, Camera, Frame, GroundTruth, Pose
 from cache.plan import Scene
+from pipeline.between import Between, choose_evenly, nearest
 from pipeline.points import Sweep
 
 _TABLES = (
@@ -41,11 +42,12 @@ _SPLITS_OF = {"trainval": ("train", "val"), "mini": ("mini_train", "mini_val"), 
 
 @dataclass(frozen=True)
 class FrameRecord:
-    """One keyframe as the tables tell it; camera sizes and intrinsics are those of the files. truth is None where the
-    version has no annotations; lidarseg: path of the key sweep's classes, "" where the data set has none."""
+    """One frame as the tables tell it; camera sizes and intrinsics are those of the files. truth is None between key
+    frames, and where the version has no annotations; lidarseg: path of the key sweep's classes, "" where the data set
+    has none."""
 
     frame: Frame
-    sweeps: tuple[Sweep, ...]  # the key frame's first, then older ones, then later ones
+    sweeps: tuple[Sweep, ...]  # the frame's own first, then older ones, then later ones
     image_paths: tuple[str, ...]  # in CAMERA_CHANNELS order
     truth: GroundTruth | None
     lidarseg: str = ""
@@ -53,12 +55,14 @@ class FrameRecord:
 
 @dataclass(frozen=True)
 class DataSet:
-    """All keyframes of the chosen splits, grouped by scene in the order of shards: by split, then by scene name."""
+    """All frames of the chosen splits, grouped by scene in the order of shards: by split, then by scene name; in a
+    scene by time. between: what of them lies between key frames."""
 
     version: str
     scenes: tuple[Scene, ...]
     records: tuple[tuple[FrameRecord, ...], ...]  # one tuple a scene
     annotated: bool
+    between: Between = field(default_factory=Between)
 
     def __len__(self) -> int:
         return sum(len(scene) for scene in self.records)
@@ -68,11 +72,14 @@ class DataSet:
         return replace(self, records=tuple(tuple(replace(r, lidarseg="") for r in scene) for scene in self.records))
 
 
-def open_tables(root: Path, version: str, split: str | None, sweeps: int, sweeps_after: int = 0) -> DataSet:
+def open_tables(
+    root: Path, version: str, split: str | None, sweeps: int, sweeps_after: int = 0, *, between: int = 0
+) -> DataSet:
     """Reads the tables under root/version and the records of a split (all splits of the version for None).
 
-    sweeps, sweeps_after: how many LiDAR sweeps before and after each key frame to name (fewer where a recording starts
-    or ends). Raises DataError for a wrong root, version or split, and for tables that do not link.
+    sweeps, sweeps_after: how many LiDAR sweeps before and after each frame to name (fewer where a recording starts or
+    ends). between: unlabelled frames from each key frame to the next, see `pipeline.between`. Raises DataError for a
+    wrong root, version or split, and for tables that do not link.
     """
     _check_folder(root, version)
     try:
@@ -92,19 +99,17 @@ def open_tables(root: Path, version: str, split: str | None, sweeps: int, sweeps
         key=lambda r: (split_of[r["name"]], r["name"]),
     )
     try:
-        records = tuple(
-            tuple(
-                _record(nusc, sample, row, split_of[row["name"]], (sweeps, sweeps_after), annotated)
-                for sample in _samples(nusc, row)
-            )
+        found = [
+            _scene_records(nusc, row, split_of[row["name"]], (sweeps, sweeps_after), annotated, between)
             for row in scene_rows
-        )
+        ]
     except KeyError as error:
         raise DataError(f"{root / version}: the tables do not link, no row or key {error}; restore them") from None
     except (TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(f"{root / version}: a table holds an impossible value ({error}); restore them") from None
     scenes = tuple(Scene(r["token"], r["name"], split_of[r["name"]], r["description"]) for r in scene_rows)
-    return DataSet(version, scenes, records, annotated)
+    records = tuple(tuple(scene) for scene, _ in found)
+    return DataSet(version, scenes, records, annotated, sum((there_is for _, there_is in found), Between(between)))
 
 
 def _check_folder(root: Path, version: str) -> None:
@@ -145,20 +150,75 @@ def _pose(row: dict[str, Any]) -> Pose:
     return Pose(np.asarray(row["translation"], np.float64), np.asarray(row["rotation"], np.float64))
 
 
-def _record(
+def _scene_records(
     nusc: NuScenes,
-    sample: dict[str, Any],
     scene: dict[str, Any],
     split: str,
     sweeps: tuple[int, int],
     annotated: bool,
+    between: int,
+) -> tuple[list[FrameRecord], Between]:
+    """A scene's frames by time: key frames, and after each but the last the unlabelled ones up to the next."""
+    samples = _samples(nusc, scene)
+    images = {c: _chain(nusc, samples[0]["data"][c]) for c in CAMERA_CHANNELS} if between and samples else {}
+    times = {channel: [row["timestamp"] for row in rows] for channel, rows in images.items()}
+    intervals = chosen = short = left_out = 0
+    out: list[FrameRecord] = []
+    for sample, following in zip(samples, [*samples[1:], None], strict=True):
+        key = nusc.get("sample_data", sample["data"]["LIDAR_TOP"])
+        rows = [nusc.get("sample_data", sample["data"][channel]) for channel in CAMERA_CHANNELS]
+        truth = _truth(nusc, sample) if annotated else None
+        named = Frame(
+            sample["token"], scene["token"], scene["name"], split, sample["timestamp"], *_sensor_poses(nusc, key), ()
+        )
+        out.append(_record(nusc, named, key, rows, sweeps, truth, _lidarseg(nusc, key["token"])))
+        if not between or following is None:
+            continue
+        end = nusc.get("sample_data", following["data"]["LIDAR_TOP"])["timestamp"]
+        inside = [row for row in _chain(nusc, key["token"], end)[1:] if not row["is_key_frame"]]
+        wanted = choose_evenly([row["timestamp"] for row in inside], key["timestamp"], end, between)
+        intervals, short = intervals + 1, short + (len(inside) < between)
+        for row in (inside[i] for i in wanted):
+            near = {channel: nearest(times[channel], row["timestamp"]) for channel in CAMERA_CHANNELS}
+            if None in near.values():
+                left_out += 1
+                continue
+            rows = [images[channel][i] for channel, i in near.items() if i is not None]
+            poses = _sensor_poses(nusc, row)
+            moment = Frame(row["token"], scene["token"], scene["name"], split, row["timestamp"], *poses, (), False)
+            out.append(_record(nusc, moment, row, rows, sweeps, None, ""))
+            chosen += 1
+    return out, Between(between, intervals, chosen, short, left_out)
+
+
+def _chain(nusc: NuScenes, token: str, end: int | None = None) -> list[dict[str, Any]]:
+    """sample_data rows of one sensor from `token` on, by `next`, those before the time `end`; by time. ValueError where
+    the chain bites its own tail."""
+    rows, seen = [nusc.get("sample_data", token)], {token}
+    while rows[-1]["next"]:
+        row = nusc.get("sample_data", rows[-1]["next"])
+        if row["token"] in seen:
+            raise ValueError(f"sample_data {row['token']} comes after itself")
+        if end is not None and row["timestamp"] >= end:
+            break
+        rows.append(row)
+        seen.add(row["token"])
+    return sorted(rows, key=lambda row: row["timestamp"])
+
+
+def _record(
+    nusc: NuScenes,
+    frame: Frame,
+    lidar: dict[str, Any],
+    images: list[dict[str, Any]],
+    sweeps: tuple[int, int],
+    truth: GroundTruth | None,
+    lidarseg: str,
 ) -> FrameRecord:
-    key = nusc.get("sample_data", sample["data"]["LIDAR_TOP"])
-    ego_to_global, lidar_to_ego = _sensor_poses(nusc, key)
-    canonical_to_global = ego_to_global.matrix() @ lidar_to_ego.matrix()
-    cameras, image_paths = [], []
-    for channel in CAMERA_CHANNELS:
-        row = nusc.get("sample_data", sample["data"][channel])
+    """The record of a frame that lacks its cameras still. lidar, images: its sample_data rows."""
+    canonical_to_global = frame.lidar_to_global()
+    cameras = []
+    for channel, row in zip(CAMERA_CHANNELS, images, strict=True):
         camera_ego, camera_to_ego = _sensor_poses(nusc, row)
         to_camera = np.linalg.inv(camera_ego.matrix() @ camera_to_ego.matrix()) @ canonical_to_global
         intrinsic = np.asarray(
@@ -170,23 +230,12 @@ def _record(
                 f"{channel}: {width}x{height} pixels, intrinsic of shape {intrinsic.shape}, expected (3, 3)"
             )
         cameras.append(Camera(channel, width, height, row["timestamp"], intrinsic, to_camera))
-        image_paths.append(row["filename"])
-    frame = Frame(
-        sample["token"],
-        scene["token"],
-        scene["name"],
-        split,
-        sample["timestamp"],
-        ego_to_global,
-        lidar_to_ego,
-        tuple(cameras),
-    )
     return FrameRecord(
-        frame,
-        tuple(_sweeps(nusc, key, canonical_to_global, *sweeps)),
-        tuple(image_paths),
-        _truth(nusc, sample) if annotated else None,
-        _lidarseg(nusc, key["token"]),
+        replace(frame, cameras=tuple(cameras)),
+        tuple(_sweeps(nusc, lidar, canonical_to_global, *sweeps)),
+        tuple(row["filename"] for row in images),
+        truth,
+        lidarseg,
     )
 
 
@@ -200,8 +249,8 @@ def _sensor_poses(nusc: NuScenes, row: dict[str, Any]) -> tuple[Pose, Pose]:
 def _sweeps(
     nusc: NuScenes, key: dict[str, Any], canonical_to_global: np.ndarray, before: int, after: int
 ) -> list[Sweep]:
-    """The key frame, then up to `before` sweeps before it and up to `after` behind it, nearest first, each through its
-    own ego pose; dt_s of the latter is negative."""
+    """The frame's own sweep, then up to `before` sweeps before it and up to `after` behind it, nearest first, each
+    through its own ego pose; dt_s of the latter is negative."""
     from_global = np.linalg.inv(canonical_to_global)
     out = [Sweep(key["filename"], np.eye(4), 0.0)]
     for link, count in (("prev", before), ("next", after)):

@@ -27,7 +27,7 @@ from pipeline.averaging import VIEWS
 from pipeline.capacity import capacities, probe_clouds
 from pipeline.device import AUTOCAST, DEVICES, autocast_difference, choose_device, probe_batch, visible_gpus
 from pipeline.engine import Cluster, run_shards
-from pipeline.evidence import require_names
+from pipeline.evidence import default_coverage, nothing_on_unlabelled, require_names
 from pipeline.overlap import STAGES
 from pipeline.points import Sweep
 from pipeline.progress import FrameProgress
@@ -40,14 +40,14 @@ DEFAULT_SWEEPS = 9
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """coverage: see `cache.coverage`; encoding and dtype of the stored BEV feature, see `cache.bev`; format of the
-    store; capacity {letter: size} of a Zarr store's arrays, what is left out is measured first; sweeps read with a data
-    root (None: 9); device, autocast and batch of the forward pass (None: as many frames as fit), see `pipeline.device`;
-    tta and ensemble: views and further checkpoints that are averaged, see `pipeline.averaging`; sweeps_after: sweeps
-    behind the key frame, which an offline pass may read.
+    """coverage: see `cache.coverage`, "" for `pipeline.evidence.default_coverage`; encoding and dtype of the stored BEV
+    feature, see `cache.bev`; format of the store; capacity {letter: size} of a Zarr store's arrays, what is left out is
+    measured first; sweeps read with a data root (None: 9); device, autocast and batch of the forward pass (None: as
+    many frames as fit), see `pipeline.device`; tta and ensemble: views and further checkpoints that are averaged, see
+    `pipeline.averaging`; sweeps_after: sweeps behind the key frame, which an offline pass may read.
     """
 
-    coverage: str = "gaussian"
+    coverage: str = ""
     encoding: str = "cells"
     dtype: str = "float16"
     format: str = "webdataset"
@@ -135,7 +135,7 @@ def cache_teacher(
     device = choose_device(options.device)
     opened = open_once(str(weights), digest, device, teacher)
     model = opened.model
-    coverage = Coverage.parse(options.coverage, model.grid)
+    coverage = Coverage.parse(options.coverage or default_coverage(frames), model.grid)
     require_names(coverage, frames)
     stored_sweeps = frames.manifest.header["sweeps"] if frames.manifest.header["points"] else None
     if stored_sweeps is not None and options.sweeps not in (None, stored_sweeps):
@@ -192,6 +192,8 @@ def cache_teacher(
     total = sum(len(tokens) for tokens in plan.shards)
     with FrameProgress("cache-teacher", total, total - sum(len(shard.tokens) for shard in todo)) as progress:
         gpus = visible_gpus() if device == "cuda" else ()
+        if missing := nothing_on_unlabelled(coverage, frames):
+            progress.note(missing)
         if jobs and job.autocast:
             change = autocast_difference(model, job, probe_clouds(frames, job, sweeps, 2))
             progress.note(f"autocast {job.autocast}: the feature differs from float32's by {change:.1e} of its size")
@@ -282,7 +284,8 @@ def sweeps_from_tables(
             f"{frames.root}: holds no points; give --data-root (the nuScenes folder), or cache the frames with --points"
         )
     version = frames.manifest.identity["dataset_version"]
-    data = open_tables(data_root, version, None, count, after)
+    between = int(frames.manifest.header.get("between", 0))
+    data = open_tables(data_root, version, None, count, after, between=between)
     sweeps = {record.frame.token: record.sweeps for scene in data.records for record in scene}
     missing = [token for token in frames.tokens if token not in sweeps]
     if missing:

@@ -39,7 +39,7 @@ def audit_source(
     store = FrameStore(frames_place(cache))
     require_detection_classes(store.classes, str(store.root))
     split = choose_split(store, split)
-    rows = store.split_rows(split)
+    rows = store.key_rows(split)
     # before the scoring, which takes longer: what is wrong with the stores is told at once
     audit = audit_store(store, TeacherStore(teacher_place(cache, teacher)), rows, SCORE if score is None else score)
     unlabelled = int(audit.frames[1])

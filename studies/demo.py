@@ -126,7 +126,7 @@ def run_demo(root: Path, console: Console, world: DemoWorld | None = None, steps
     teacher_name = _ensure_teacher(root, cache, console, length)
     stages.start("score the teacher", "from its store, before any student sees it")
     store = FrameStore(frames_place(cache))
-    rows = store.split_rows("val")
+    rows = store.key_rows("val")
     detections = {"teacher": teacher_detections(store, rows, teacher_place(cache, teacher_name))}
     metrics = {"teacher": score(store, rows, detections["teacher"])}
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from cache.cells import scatter_cells
 from cache.errors import StoreError
 from cache.grid import BevGrid
+from cache.index import KIND_UNLABELLED
 from cache.layout import frames_place, teacher_names, teacher_place
 from cache.manifest import Manifest
 from cache.store import FrameStore, Store, TeacherStore
@@ -27,6 +28,9 @@ def describe(cache: str | Path) -> list[RenderableType]:
     out: list[RenderableType] = [_summary(frames, "frame store")]
     splits = Counter(frames.manifest.scenes[int(scene)].split for scene in frames.index.scene)
     out.append("splits: " + ", ".join(f"{name} {count} frames" for name, count in sorted(splits.items())))
+    unlabelled = int((frames.index.kind == KIND_UNLABELLED).sum())
+    if unlabelled:
+        out.append(f"kinds: {len(frames) - unlabelled} labelled, {unlabelled} unlabelled")
     counts = np.asarray(frames.index.class_counts).sum(axis=0)
     out.append("boxes: " + ", ".join(f"{name} {int(n)}" for name, n in zip(frames.classes, counts, strict=True)))
     out.append(f"first token: {frames.token(0)}" if len(frames) else "no frames")

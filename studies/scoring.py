@@ -88,7 +88,7 @@ def evaluate_source(
     split: str | None = None,
     export: Path | None = None,
 ) -> Outcome:
-    """Scores exactly one of run, teacher and submission on a split, and exports the predictions if asked.
+    """Scores exactly one of run, teacher and submission on a split's key frames, and exports the predictions if asked.
 
     Where the split has no annotations nothing is scored: without `export` that is a DataError, with it the export is
     written and the outcome says that it can't be scored.
@@ -98,7 +98,7 @@ def evaluate_source(
     store = FrameStore(frames_place(cache))
     require_detection_classes(store.classes, str(store.root))
     split = choose_split(store, split)
-    rows = store.split_rows(split)
+    rows = store.key_rows(split)
     frames = frames_of(store, rows)
     labelled = all(store.is_labelled(row) for row in rows)
     if not labelled and export is None:
@@ -106,7 +106,10 @@ def evaluate_source(
     lost = len(store.manifest.quarantined)
     lines: list[RenderableType] = []
     if lost:
-        lines.append(f"[yellow]{lost} frames could not be read when they were cached: they are not scored[/yellow]")
+        which = " (key frames or unlabelled ones)" if store.manifest.header.get("between") else ""
+        lines.append(
+            f"[yellow]{lost} frames{which} could not be read when they were cached: they are not scored[/yellow]"
+        )
         if export is not None:
             raise StoreError(
                 f"{store.root}: {lost} frames are quarantined, and a submission must have every sample; repair their "

@@ -18,6 +18,7 @@ def simulate_with_progress(
     frames: int,
     sweeps: int,
     seed: int,
+    between_images: int = 0,
     workers: int | None,
 ) -> Summary:
     """Writes the data set, telling of finished scenes. A test version has `train_scenes` scenes, all unlabelled."""
@@ -32,6 +33,7 @@ def simulate_with_progress(
             frames=frames,
             sweeps=sweeps,
             seed=seed,
+            between_images=between_images,
             workers=workers,
             progress=progress,
         )

@@ -77,8 +77,9 @@ class BatchBuilder:
     def __init__(self, frames: FrameStore, needs: Needs, teacher: TeacherStore | None = None) -> None:
         self.frames, self.needs, self.teacher = frames, needs, teacher
 
-    def require(self, rows: Sequence[int]) -> None:
-        """Raises StoreError, naming the first frame and the remedy, where one of `rows` lacks a needed field."""
+    def require(self, rows: Sequence[int], unlabelled: Sequence[int] = ()) -> None:
+        """Raises StoreError, naming the first frame and the remedy, where one of `rows`, or of the `unlabelled` ones,
+        which need no annotations, lacks a needed field."""
         remedies = []
         if self.needs.points:
             remedies.append(("points", "LiDAR models read clouds: cache the frames with `cache-frames --points`"))
@@ -88,10 +89,12 @@ class BatchBuilder:
             ]
         if self.needs.depth:
             remedies.append(("depth", "set [data] depth = false in the recipe, or cache the frames again"))
+        checked = [*rows, *unlabelled]
+        wanted = [(field, remedy, checked) for field, remedy in remedies]
         if self.needs.labels:
-            remedies.append(("gt_lidar", "training reads annotations: choose a split that has them"))
-        for field, remedy in remedies:
-            for row in rows:
+            wanted.append(("gt_lidar", "training reads annotations: choose a split that has them", list(rows)))
+        for field, remedy, of_rows in wanted:
+            for row in of_rows:
                 if not self.frames.has(row, field):
                     raise StoreError(f"{self.frames.root}: frame {self.frames.tokens[row]} has no {field}; {remedy}")
 
@@ -101,6 +104,7 @@ class BatchBuilder:
         """The batch of these rows, one augmentation each; teacher_rows: the same frames in the teacher store."""
         needs, parts = self.needs, _Parts()
         matrices = [augment.bev.matrix() for augment in augments]
+        labelled = [self.frames.is_labelled(row) for row in rows] if needs.labels else []
         for sample, (row, augment, matrix) in enumerate(zip(rows, augments, matrices, strict=True)):
             token = self.frames.tokens[row]
             try:
@@ -108,8 +112,11 @@ class BatchBuilder:
                     parts.points.append(torch.from_numpy(move_points(self.frames.points(row), matrix)))
                 if needs.image_size is not None:
                     self._add_images(parts, row, sample, len(rows), augment, matrix, needs.image_size)
-                if needs.labels:
+                if needs.labels and labelled[sample]:
                     self._add_boxes(parts, row, matrix)
+                elif needs.labels:
+                    parts.boxes.append(torch.zeros(0, 9))
+                    parts.labels.append(torch.zeros(0, dtype=torch.int64))
             except BevcaskError:
                 raise  # names frame and remedy
             except Exception as error:
@@ -120,6 +127,7 @@ class BatchBuilder:
             **(parts.image_tensors(augments) if needs.image_size is not None else {}),
             boxes=parts.boxes,
             labels=parts.labels,
+            labelled=None if all(labelled) else torch.tensor(labelled),
             depth_points=torch.from_numpy(np.concatenate(parts.depth)) if needs.depth and parts.depth else None,
             tokens=[self.frames.tokens[row] for row in rows],
             bev_augmentation=torch.from_numpy(np.stack(matrices)),

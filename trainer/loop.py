@@ -9,31 +9,28 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from cache.classes import require_detection_classes
-from cache.errors import BevcaskError, ConfigError, StoreError
+from cache.errors import BevcaskError, ConfigError
 from cache.files import read_json, write_json
 from cache.frame import CAMERA_CHANNELS
-from cache.layout import frames_place, teacher_place
-from cache.same_frames import require_same_frames
-from cache.store import FrameStore, TeacherStore
 from models.backbone_weights import load_backbone
 from models.build import build_detector, save_weights
 from models.detector import Batch, Detector, total_of
 from trainer.augment import frame_augment
-from trainer.batches import BatchBuilder, Needs, TeacherCells, model_needs
+from trainer.batches import BatchBuilder, TeacherCells
 from trainer.checkpoint import Training, read_state, require_same_run, restore, save_checkpoint
 from trainer.loader import Loader
 from trainer.metrics import MetricsLog
 from trainer.optimiser import Average, lr_at, make_optimiser, set_lr
-from trainer.order import epoch_order, step_entries, steps_per_epoch
+from trainer.order import step_entries, steps_per_epoch
+from trainer.plan import Plan, make_plan, require_use_of_unlabelled, training_needs
 from trainer.progress import StepBar, StepListener, StepReport
 from trainer.recipe import Recipe
 from trainer.terms import build_terms
@@ -50,7 +47,8 @@ class DivergedError(BevcaskError):
 class TrainResult:
     """A finished run: exported weights, log, steps, the last logged loss, and how long this call trained.
 
-    backbone: what became of `backbone_weights`, in words; empty without.
+    backbone: what became of `backbone_weights`, in words; empty without. unlabelled_frames: how many of the frames of
+    all steps had no annotations; skipped: by term that does not apply to those, how many it has left out.
     """
 
     run_dir: Path
@@ -62,27 +60,8 @@ class TrainResult:
     frames_per_s: float
     stall_share: float
     backbone: str = ""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run reads, fixed before its first step: rows of the frame store, the same frames' teacher rows, the
-    length.
-    """
-
-    recipe: Recipe
-    frames: FrameStore
-    teacher: TeacherStore | None
-    rows: list[int]
-    teacher_rows: list[int]
-    steps: int
-
-    def manifests(self) -> dict[str, str]:
-        """Digest of every store's manifest that the run reads."""
-        out = {"frames": self.frames.manifest.digest}
-        if self.teacher is not None:
-            out[f"teachers/{self.recipe.data.teacher}"] = self.teacher.manifest.digest
-        return out
+    unlabelled_frames: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 def train(
@@ -112,6 +91,7 @@ def train(
     plan = make_plan(recipe, cache_root)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     training = make_training(plan, target)
+    skipping = require_use_of_unlabelled(plan, cast(Detector, training.model))
     identity = {"recipe": recipe.to_dict(), "stores": plan.manifests()}
     first_step = 0
     if (run_dir / CHECKPOINT).is_file():
@@ -126,7 +106,7 @@ def train(
     with contextlib.ExitStack() as stack:
         listener = progress or stack.enter_context(StepBar(recipe.name, plan.steps, first_step))
         pool = loader_threads or (min(8, os.cpu_count() or 1) if target.type == "cuda" else 1)
-        figures = _run_steps(plan, training, identity, first_step, run_dir, listener, target, pool)
+        figures = _run_steps(plan, training, identity, first_step, run_dir, listener, target, pool, skipping)
     model = cast(Detector, training.model)
     if training.average is not None:
         training.model.load_state_dict(training.average.tensors)
@@ -143,7 +123,8 @@ def train(
         "recipe": recipe.name,
         "recipe_digest": recipe.digest,
         "stores": plan.manifests(),
-        "frames": len(plan.rows),
+        "frames": plan.labelled,
+        "unlabelled_per_epoch": plan.drawn,
         "torch": torch.__version__,
         "device": target.type,
         "threads": torch.get_num_threads(),
@@ -151,24 +132,6 @@ def train(
     }
     write_json(run_dir / "run.json", record)
     return result
-
-
-def make_plan(recipe: Recipe, cache_root: str | Path) -> Plan:
-    """Opens the stores and fixes the epoch's list: the labelled frames of the split, in store order."""
-    frames = FrameStore(frames_place(cache_root))
-    require_detection_classes(frames.classes, str(frames.root))
-    rows = [row for row in frames.split_rows(recipe.data.split) if frames.is_labelled(row)]
-    if not rows:
-        raise StoreError(
-            f"{frames.root}: split {recipe.data.split!r} has no annotated frame to train on; choose another split"
-        )
-    teacher, teacher_rows = None, []
-    if recipe.data.teacher:
-        teacher = TeacherStore(teacher_place(cache_root, recipe.data.teacher))
-        teacher_rows = require_same_frames(frames, teacher, rows)
-    config = recipe.train
-    steps = config.steps or steps_per_epoch(len(rows), config.batch) * (config.epochs or 0)
-    return Plan(recipe, frames, teacher, rows, teacher_rows, steps)
 
 
 def make_training(plan: Plan, device: torch.device) -> Training:
@@ -187,23 +150,16 @@ def make_training(plan: Plan, device: torch.device) -> Training:
     return Training(module, terms.train(), make_optimiser(named, config), average, backbone)
 
 
-def training_needs(model: Detector, recipe: Recipe) -> Needs:
-    """What a step reads of the stores."""
-    base = model_needs(model)
-    depth = base.image_size is not None and recipe.data.depth
-    return Needs(points=base.points, image_size=base.image_size, depth=depth, labels=True, cells=bool(recipe.terms))
-
-
 def _jobs(plan: Plan, first_step: int) -> Iterator[tuple[int, list[int]]]:
     """(epoch, entries of the epoch's list) of every step from `first_step` on."""
-    config = plan.recipe.train
-    per_epoch = steps_per_epoch(len(plan.rows), config.batch)
+    batch = plan.recipe.train.batch
+    per_epoch = steps_per_epoch(plan.epoch_frames, batch)
     order, order_epoch = None, -1
     for step in range(first_step, plan.steps):
         epoch, step_in_epoch = divmod(step, per_epoch)
         if order is None or epoch != order_epoch:
-            order, order_epoch = epoch_order(config.seed, epoch, len(plan.rows)), epoch
-        yield epoch, step_entries(order, step_in_epoch, config.batch).tolist()
+            order, order_epoch = plan.order(epoch), epoch
+        yield epoch, step_entries(order, step_in_epoch, batch).tolist()
 
 
 def _run_steps(
@@ -215,11 +171,13 @@ def _run_steps(
     listener: StepListener,
     device: torch.device,
     loader_threads: int,
+    skipping: Sequence[str],
 ) -> dict[str, Any]:
-    """Steps first_step .. plan.steps, with log and checkpoints. Returns the figures of `TrainResult`."""
+    """Steps first_step .. plan.steps, with log and checkpoints. skipping: terms that leave unlabelled frames out.
+    Returns the figures of `TrainResult`."""
     config, data = plan.recipe.train, plan.recipe.data
     builder = BatchBuilder(plan.frames, training_needs(cast(Detector, training.model), plan.recipe), plan.teacher)
-    builder.require(plan.rows)
+    builder.require(plan.rows[: plan.labelled], plan.rows[plan.labelled :])
 
     def build(job: tuple[int, list[int]]) -> tuple[Batch, TeacherCells | None]:
         epoch, entries = job
@@ -232,7 +190,8 @@ def _run_steps(
         teacher_rows = [plan.teacher_rows[entry] for entry in entries] if plan.teacher_rows else []
         return builder.build([plan.rows[entry] for entry in entries], augments, teacher_rows)
 
-    per_epoch = steps_per_epoch(len(plan.rows), config.batch)
+    per_epoch = steps_per_epoch(plan.epoch_frames, config.batch)
+    unlabelled = plan.unlabelled_before(first_step)
     start = window_start = time.perf_counter()
     window_frames, all_frames, window_stall, loss, rate, stall = 0, 0, 0.0, float("nan"), 0.0, 0.0
     with (
@@ -244,13 +203,16 @@ def _run_steps(
             set_lr(training.optimiser, lr)
             scalars = train_step(training, batch.to(device), cells.to(device) if cells else None, plan.recipe, step)
             done, loss = step + 1, scalars["loss"]
+            unlabelled += 0 if batch.labelled is None else int((~batch.labelled).sum())
             window_frames, all_frames = window_frames + len(batch), all_frames + len(batch)
             if done % config.log_every == 0 or done == plan.steps:
                 now = time.perf_counter()
                 rate = window_frames / (now - window_start)
                 stall = (loader.stalled_s - window_stall) / (now - window_start)
                 window_start, window_frames, window_stall = now, 0, loader.stalled_s
-                line = {"step": done, "epoch": step // per_epoch, "lr": lr, **scalars}
+                line: dict[str, Any] = {"step": done, "epoch": step // per_epoch, "lr": lr, **scalars}
+                if plan.drawn:
+                    line |= {"unlabelled_frames": unlabelled, "skipped": dict.fromkeys(skipping, unlabelled)}
                 log.write({**line, "frames_per_s": round(rate, 3), "stall_share": round(stall, 4)})
             if done % config.checkpoint_every == 0 or done == plan.steps:
                 save_checkpoint(run_dir / CHECKPOINT, training, {**identity, "step": done})
@@ -263,6 +225,8 @@ def _run_steps(
         "seconds": seconds,
         "frames_per_s": all_frames / max(seconds, 1e-9),
         "stall_share": stalled / max(seconds, 1e-9),
+        "unlabelled_frames": unlabelled,
+        "skipped": dict.fromkeys(skipping, unlabelled),
     }
 
 
@@ -314,5 +278,5 @@ def _device_of(batch: Batch) -> str:
 
 def _saved_figures(run_dir: Path) -> dict[str, Any]:
     values = read_json(run_dir / "run.json", "the record of a run")
-    figures = {name: values[name] for name in ("steps", "loss", "seconds", "frames_per_s", "stall_share")}
-    return {**figures, "backbone": values.get("backbone", "")}
+    names = ("steps", "loss", "seconds", "frames_per_s", "stall_share", "unlabelled_frames", "skipped", "backbone")
+    return {name: values[name] for name in names if name in values}

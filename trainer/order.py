@@ -9,13 +9,30 @@ from __future__ import annotations
 
 import numpy as np
 
-_ORDER = 1  # the first word of the seed keeps the streams of order and augmentation apart
+# the first word of the seed keeps the streams apart: order, augmentation (2), the draw of unlabelled frames
+_ORDER, _UNLABELLED = 1, 3
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     """The permutation (n,) int64 of an epoch's list: every entry exactly once. Pure; seed and epoch are >= 0."""
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((_ORDER, seed, epoch))))
     return generator.permutation(n)
+
+
+def epoch_list(seed: int, epoch: int, labelled: int, unlabelled: int, drawn: int) -> np.ndarray:
+    """An epoch's entries in order (labelled + drawn,) int64: every labelled one, 0 .. labelled - 1, and `drawn` of the
+    unlabelled ones, which follow them, none twice. Pure.
+
+    Unlabelled ones are drawn so that ceil(unlabelled / drawn) epochs use each at least once and at most twice. Without
+    any the order is `epoch_order`'s.
+    """
+    order = epoch_order(seed, epoch, labelled + drawn)
+    if not drawn:
+        return order
+    turn, part = divmod(epoch, -(-unlabelled // drawn))
+    shuffled = np.random.Generator(np.random.Philox(np.random.SeedSequence((_UNLABELLED, seed, turn))))
+    window = shuffled.permutation(unlabelled)[(part * drawn + np.arange(drawn)) % unlabelled]
+    return np.concatenate([np.arange(labelled), labelled + window])[order]
 
 
 def steps_per_epoch(n: int, batch: int) -> int:

@@ -26,12 +26,14 @@ RECIPES = Path(__file__).parent / "recipes"
 
 class DataConfig(Config):
     """split: of the frame store; teacher: name of a teacher store, "" for none; depth: LiDAR depth labels for camera
-    models.
+    models; unlabelled_per_labelled: unlabelled frames in an epoch for each labelled one, drawn anew every epoch (all
+    there are, where that is more); 0: labelled frames only.
     """
 
     split: str = "train"
     teacher: str = ""
     depth: bool = True
+    unlabelled_per_labelled: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     bev_augmentation: BevAugmentConfig = BevAugmentConfig()
     image_augmentation: ImageAugmentConfig = ImageAugmentConfig()
 

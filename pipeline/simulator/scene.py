@@ -18,6 +18,7 @@ import numpy as np
 
 from cache.errors import OutOfSpaceError
 from cache.frame import CAMERA_CHANNELS, Pose
+from pipeline.between import choose_evenly
 from pipeline.simulator.camera import render
 from pipeline.simulator.geometry import Parts
 from pipeline.simulator.ground import paint_ground
@@ -45,7 +46,8 @@ class Log:
 
 @dataclass(frozen=True)
 class ScenePlan:
-    """All that determines one scene's bytes: where it goes, the data set's seed, its index, name, log, length."""
+    """All that determines one scene's bytes: where it goes, the data set's seed, its index, name, log, length; of how
+    many sweeps between two key frames there are camera images, too."""
 
     out: str
     seed: int
@@ -55,6 +57,7 @@ class ScenePlan:
     frames: int
     sweeps: int
     annotated: bool
+    between_images: int = 0
 
     def token(self, *names: object) -> str:
         return token(self.seed, self.name, *names)
@@ -106,10 +109,15 @@ class _Recorder:
             time_us = self.start_us + frame * KEYFRAME_US
             sample = plan.token("sample", frame)
             self.rows["sample"].append({"token": sample, "timestamp": time_us, "scene_token": plan.token("scene")})
-            for back in range(plan.sweeps, 0, -1):
-                self._lidar(sample, time_us - back * SWEEP_US, False)
+            sweeps = [time_us - back * SWEEP_US for back in range(plan.sweeps, 0, -1)]
+            # the sweeps that `cache-frames --between` chooses when it asks for as many; none before the first key frame
+            photographed = choose_evenly(sweeps, time_us - KEYFRAME_US, time_us, plan.between_images) if frame else []
+            for number, at_us in enumerate(sweeps):
+                self._lidar(sample, at_us, False)
+                if number in photographed:
+                    self._cameras(sample, at_us, False)
             points, lidar_to_global = self._lidar(sample, time_us, True)
-            visible = self._cameras(sample, time_us)
+            visible = self._cameras(sample, time_us, True)
             if plan.annotated:
                 for thing, row in self._annotations(sample, frame, time_us, points, lidar_to_global, visible):
                     per_thing.setdefault(thing, []).append(row)
@@ -147,8 +155,9 @@ class _Recorder:
         to_global = Pose(np.array([ego[0], ego[1], 0.0]), np.array(yaw_quaternion(ego[2]))).matrix()
         return sweep.points, to_global @ self.rig.lidar.pose.matrix()
 
-    def _cameras(self, sample: str, time_us: int) -> np.ndarray:
-        """Writes six images; gives the share of each thing's pixels that is visible over all of them (N,)."""
+    def _cameras(self, sample: str, time_us: int, keyframe: bool) -> np.ndarray:
+        """Writes six images about a sweep, each at its camera's own offset from it; gives the share of each thing's
+        pixels that is visible over all of them (N,)."""
         things = len(self.world.things)
         middle_us = time_us + int(np.mean(list(CAMERA_OFFSET_US.values())))
         picture_pose = self._ego(middle_us)
@@ -172,7 +181,7 @@ class _Recorder:
             seen += view.visible(things)
             alone += view.alone
             _, encoded = cv2.imencode(".jpg", view.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-            self._store(channel, sample, at_us, True, encoded.tobytes(), ego)
+            self._store(channel, sample, at_us, keyframe, encoded.tobytes(), ego)
         return seen / np.maximum(alone, 1)
 
     def _store(self, channel: str, sample: str, time_us: int, keyframe: bool, payload: bytes, ego: np.ndarray) -> None:

@@ -66,6 +66,7 @@ def simulate(
     frames: int = 4,
     sweeps: int = 4,
     seed: int = 0,
+    between_images: int = 0,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Summary:
@@ -73,20 +74,29 @@ def simulate(
 
     version: v1.0-trainval, v1.0-mini, or v1.0-test (which gets no annotations). scenes: split -> count, names taken in
     order from the official split ("train" and "val" also name the mini splits; default 4 + 2, mini 2 + 1, test 2).
-    frames: keyframes per scene, 0.5 s apart. sweeps: LiDAR sweeps before each keyframe, 0..9, 50 ms apart. workers:
-    processes (None one per core, 1 this process). progress: told of every finished scene.
+    frames: keyframes per scene, 0.5 s apart. sweeps: LiDAR sweeps before each keyframe, 0..9, 50 ms apart.
+    between_images: camera images, too, at so many of the sweeps between two keyframes, 0..sweeps; nothing else changes
+    with it. workers: processes (None one per core, 1 this process). progress: told of every finished scene.
 
     Raises ConfigError for impossible options, DataError where `out` exists and is not empty, OutOfSpaceError.
     """
     out = Path(out)
     partial = out.with_name(out.name + ".partial")
-    plans = plan_scenes(partial, version=version, scenes=scenes, frames=frames, sweeps=sweeps, seed=seed)
+    plans = plan_scenes(
+        partial,
+        version=version,
+        scenes=scenes,
+        frames=frames,
+        sweeps=sweeps,
+        seed=seed,
+        between_images=between_images,
+    )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is not empty; choose another --out or remove it")
     # a partial folder is what a killed run left: nobody else writes there
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        _make_folders(partial)
+        _make_folders(partial, bool(between_images))
         results = run_shards(simulate_scene, [(plan,) for plan in plans], workers=workers, progress=progress)
         _write_metadata(partial, version, plans, results)
         if out.exists():
@@ -114,7 +124,14 @@ def simulate(
 
 
 def plan_scenes(
-    out: Path, *, version: str, scenes: Mapping[str, int] | None, frames: int, sweeps: int, seed: int
+    out: Path,
+    *,
+    version: str,
+    scenes: Mapping[str, int] | None,
+    frames: int,
+    sweeps: int,
+    seed: int,
+    between_images: int = 0,
 ) -> list[ScenePlan]:
     """One plan per scene, in the order of the splits; `out` is the folder that the scenes write into.
 
@@ -125,6 +142,11 @@ def plan_scenes(
     if frames < 1 or not 0 <= sweeps <= MAX_SWEEPS or seed < 0:
         raise ConfigError(
             f"frames={frames}, sweeps={sweeps}, seed={seed}: expected frames >= 1, sweeps 0..{MAX_SWEEPS}, seed >= 0"
+        )
+    if not 0 <= between_images <= sweeps:
+        raise ConfigError(
+            f"between_images={between_images}: expected 0..{sweeps}, the sweeps that images go with; ask for more "
+            "sweeps, or fewer images"
         )
     # imported here: the devkit's package takes over a second, and workers never need it
     from nuscenes.utils.splits import create_splits_scenes
@@ -151,13 +173,14 @@ def plan_scenes(
         for location, rig_name, logfile, date in _RECORDINGS
     ]
     return [
-        ScenePlan(str(out), seed, i, name, logs[i % len(logs)], frames, sweeps, version != "v1.0-test")
+        ScenePlan(str(out), seed, i, name, logs[i % len(logs)], frames, sweeps, version != "v1.0-test", between_images)
         for i, name in enumerate(names)
     ]
 
 
-def _make_folders(root: Path) -> None:
-    for folder in ("maps", "samples/LIDAR_TOP", "sweeps/LIDAR_TOP", *(f"samples/{c}" for c in CAMERA_CHANNELS)):
+def _make_folders(root: Path, between_images: bool) -> None:
+    cameras = [f"{kind}/{c}" for kind in ("samples", *(["sweeps"] if between_images else [])) for c in CAMERA_CHANNELS]
+    for folder in ("maps", "samples/LIDAR_TOP", "sweeps/LIDAR_TOP", *cameras):
         (root / folder).mkdir(parents=True)
 
 

@@ -74,7 +74,7 @@ def evidence(work: Path) -> dict[str, float]:
     path = work / "teacher" / "evidence.json"
     if not path.is_file():
         store = FrameStore(frames_place(work / "cache"))
-        rows = store.split_rows("val")
+        rows = store.key_rows("val")
         found = predict(load_run(work / "teacher"), store, rows)
         log = read_metrics(work / "teacher" / "metrics.jsonl")
         figures = {

@@ -30,7 +30,8 @@ from studies.benches.exactness import Agreement, compare
 from trainer.augment import BevAugment, FrameAugment, no_augment
 from trainer.batches import BatchBuilder, Needs, TeacherCells
 from trainer.checkpoint import Training, restore
-from trainer.loop import CHECKPOINT, make_plan, make_training, train, training_needs
+from trainer.loop import CHECKPOINT, make_training, train
+from trainer.plan import make_plan, training_needs
 from trainer.progress import StepReport
 from trainer.recipe import Recipe
 

@@ -33,8 +33,9 @@ from studies.commands.command_line import (
         "cache": "folder of the stores; <cache>/frames is written",
         "split": "one split, such as train or mini_val (default: all of the version)",
         "points": "store the LiDAR clouds too, so that the teacher pass needs no data root",
-        "sweeps": "LiDAR sweeps before the key frame in a stored cloud",
+        "sweeps": "LiDAR sweeps before the frame in a stored cloud",
         "image-scale": "stored image size over file size, up to 1 (the files' own bytes)",
+        "between": "unlabelled frames, too: so many of the sweeps between two key frames, evenly spread in time",
         "workers": "processes (default: one per core)",
         "scheduler": "a running Dask cluster, tcp://HOST:PORT",
         "cluster": "slurm: start workers as SLURM jobs through dask-jobqueue (default: processes on this machine)",
@@ -51,6 +52,7 @@ def cache_frames(
     points: bool = False,
     sweeps: int = 9,
     image_scale: float = 1.0,
+    between: int = 0,
     workers: str | None = None,
     scheduler: str | None = None,
     cluster: str = "local",
@@ -67,7 +69,7 @@ def cache_frames(
         need(version, "--version", "a data set version such as v1.0-mini"),
         root,
         split=split,
-        options=FrameOptions(image_scale=image_scale, points=points, sweeps=sweeps),
+        options=FrameOptions(image_scale=image_scale, points=points, sweeps=sweeps, between=between),
         workers=whole(workers, "--workers", 1),
         cluster=cluster_of(scheduler, cluster, performance_report),
     )
@@ -82,7 +84,8 @@ def cache_frames(
         "teacher": "a shipped teacher, a preset for a foreign checkpoint, or package.module:callable",
         "checkpoint": "weights: as `train` writes them, of OpenPCDet or mmdetection3d, or what the callable reads",
         "data-root": "nuScenes folder, needed where the frame store holds no points",
-        "coverage": "cells to keep, e.g. gaussian+lidar(ground=0.2)*view(camera=CAM_FRONT)+random; see docs/format.md",
+        "coverage": "cells to keep, e.g. gaussian+lidar(ground=0.2)*view(camera=CAM_FRONT)+random; see docs/format.md "
+        "(default: gaussian, of a store with unlabelled frames gaussian+confident)",
         "encoding": "cells (those of the coverage) or dense (every value)",
         "dtype": "float16, float32 or u8 (a scale per frame and channel)",
         "format": "webdataset or zarr",
@@ -110,7 +113,7 @@ def cache_teacher(
     teacher: str = "demo",
     checkpoint: str | None = None,
     data_root: str | None = None,
-    coverage: str = "gaussian",
+    coverage: str = "",
     encoding: str = "cells",
     dtype: str = "float16",
     format: str = "webdataset",
@@ -171,7 +174,8 @@ def cache_teacher(
         "split": "one split, such as train or mini_val (default: all of the version)",
         "points": "as for cache-frames: store the LiDAR clouds too",
         "image-scale": "as for cache-frames: stored image size over file size",
-        "sweeps": "LiDAR sweeps before the key frame, for stored clouds and for the teacher",
+        "sweeps": "LiDAR sweeps before the frame, for stored clouds and for the teacher",
+        "between": "as for cache-frames: unlabelled frames between two key frames",
         "teacher": "also estimate a teacher store: a shipped teacher",
         "checkpoint": "also estimate a teacher store: its weights, as for cache-teacher",
         "coverage": "as for cache-teacher",
@@ -198,9 +202,10 @@ def plan(
     points: bool = False,
     image_scale: float = 1.0,
     sweeps: int = 9,
+    between: int = 0,
     teacher: str | None = None,
     checkpoint: str | None = None,
-    coverage: str = "gaussian",
+    coverage: str = "",
     encoding: str = "cells",
     dtype: str = "float16",
     format: str = "webdataset",
@@ -233,7 +238,7 @@ def plan(
         root,
         wanted,
         split=split,
-        options=FrameOptions(image_scale=image_scale, points=points, sweeps=sweeps),
+        options=FrameOptions(image_scale=image_scale, points=points, sweeps=sweeps, between=between),
         teacher=teacher,
         checkpoint=path_of(checkpoint),
         teacher_options=TeacherOptions(coverage, encoding, dtype, format),
@@ -244,6 +249,7 @@ def plan(
     chosen = f" --split {split}" if split else ""
     chosen += f" --points --sweeps {sweeps}" if points else ""
     chosen += f" --image-scale {image_scale:g}" if image_scale != 1 else ""
+    chosen += f" --between {between}" if between else ""
     next_step(f"./bevcask cache-frames --data-root {root} --version {wanted} --cache CACHE{chosen}")
     if json:
         print_json(cost.to_dict())

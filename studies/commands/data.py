@@ -16,6 +16,7 @@ from studies.commands.command_line import cache_root, console, need, next_step, 
         "val-scenes": "scenes of the val split (default: a quarter of --scenes)",
         "frames": "key frames a scene, half a second apart",
         "sweeps": "LiDAR sweeps before each key frame, 0 to 9",
+        "between-images": "camera images, too, of so many of the sweeps between two key frames, for --between",
         "seed": "the world: equal seeds give equal bytes",
         "version": "v1.0-trainval, v1.0-mini or v1.0-test",
         "workers": "processes (default: one per core)",
@@ -28,6 +29,7 @@ def simulate(
     val_scenes: str | None = None,
     frames: int = 4,
     sweeps: int = 4,
+    between_images: int = 0,
     seed: int = 0,
     version: str = "v1.0-trainval",
     workers: str | None = None,
@@ -45,10 +47,12 @@ def simulate(
         frames=frames,
         sweeps=sweeps,
         seed=seed,
+        between_images=between_images,
         workers=whole(workers, "--workers", 1),
     )
     console.print(summary_line(summary), soft_wrap=True)
-    next_step(f"./bevcask cache-frames --data-root {folder} --version {version} --cache CACHE --points")
+    between = f" --between {between_images}" if between_images else ""
+    next_step(f"./bevcask cache-frames --data-root {folder} --version {version} --cache CACHE --points{between}")
 
 
 @task(

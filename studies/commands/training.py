@@ -13,7 +13,7 @@ from studies.commands.command_line import cache_root, console, need, next_step, 
 
 @task(
     help={
-        "recipe": "a shipped recipe (demo-student, demo-distilled, demo-teacher) or a TOML file",
+        "recipe": "a shipped recipe (demo-student, demo-distilled, demo-unlabelled, demo-teacher) or a TOML file",
         "cache": "folder of the stores",
         "run": "folder of the run",
         "resume": "go on from the run's last checkpoint",
@@ -44,6 +44,10 @@ def train(
     console.print(f"trained: {summary['steps']} steps, weights in {summary['weights']}", soft_wrap=True)
     if summary["backbone"]:
         console.print(summary["backbone"], markup=False, soft_wrap=True)
+    if summary["unlabelled_frames"]:
+        console.print(f"{summary['unlabelled_frames']} of the frames of its steps were unlabelled")
+    for name, count in summary["skipped"].items():
+        console.print(f"{name}: skipped on {count} unlabelled frames, to which it does not apply", soft_wrap=True)
     next_step(f"./bevcask evaluate --cache {root} --run {folder}")
     if json:
         print_json(summary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from hypothesis import strategies as st
 
 from cache.fields import FieldSpec
 from cache.frame import CAMERA_CHANNELS, Camera, Detections, Frame, GroundTruth, Pose, rotation_matrix
+from cache.own_frames import OwnFrame, token_of, write_frames
+from cache.plan import Scene
+from cache.store import FrameStore
 from tests.cache.stores import TOKENS, frame_of
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -114,3 +118,27 @@ def test_empty_records_have_the_declared_shapes_and_dtypes() -> None:
     assert truth.racks_global.shape == (0, 10) and truth.class_ids.dtype == np.int32
     assert none.boxes_lidar.shape == (0, 9) and none.boxes_lidar.dtype == none.scores.dtype == np.float32
     assert none.labels.dtype == np.int32
+
+
+def test_a_frame_between_key_frames_says_so_and_a_key_frame_says_what_it_always_said() -> None:
+    pose = Pose(np.zeros(3), np.array([1.0, 0, 0, 0]))
+    key = Frame("0" * 32, "1" * 32, "scene-0001", "train", 5, pose, pose, ())
+    between = dataclasses.replace(key, keyframe=False)
+    assert "keyframe" not in key.to_dict() and between.to_dict() == {**key.to_dict(), "keyframe": False}
+    assert Frame.from_dict(key.to_dict()).keyframe and not Frame.from_dict(between.to_dict()).keyframe
+
+
+def test_own_data_may_have_frames_between_key_frames(tmp_path: Path) -> None:
+    """Of frames without annotations, the frame itself says which are for the metric."""
+    pose = Pose(np.zeros(3), np.array([1.0, 0, 0, 0]))
+    tokens = [token_of(name) for name in ("labelled", "key", "between")]
+
+    def read(token: str) -> OwnFrame:
+        frame = Frame(token, token_of("s"), "s", "train", tokens.index(token), pose, pose, (), token != tokens[2])
+        return OwnFrame(frame, truth=GroundTruth.empty() if token == tokens[0] else None)
+
+    names = {"dataset_version": "own-1", "classes": ["car"], "cameras": []}
+    write_frames(tmp_path, **names, scenes=[(Scene(token_of("s"), "s", "train"), tokens)], read=read)
+    store = FrameStore(tmp_path)
+    assert [store.is_labelled(row) for row in range(3)] == [True, False, False]
+    assert store.key_rows() == store.key_rows("train") == [0, 1]

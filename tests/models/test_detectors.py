@@ -111,6 +111,38 @@ def test_losses_and_gradients_are_finite(config, precision, frames):
 
 
 @EVERY
+def test_a_frame_without_annotations_teaches_nothing_about_boxes(config):
+    """What a batch says of boxes is what its labelled frames say alone, whatever the model thinks of the others."""
+    model, batch = build(config).eval(), synthetic_batch()
+    none = empty(batch)
+    alone = synthetic_part(batch, 0)
+    mixed = dataclasses.replace(
+        batch,
+        boxes=[batch.boxes[0], none.boxes[1]],
+        labels=[batch.labels[0], none.labels[1]],
+        labelled=torch.tensor([True, False]),
+    )
+    parts, expected = (model.loss_parts(model(given), given) for given in (mixed, alone))
+    assert set(parts) == set(expected)
+    for name in set(parts) - {"depth"}:  # returns need no annotations
+        torch.testing.assert_close(parts[name].numerator, expected[name].numerator, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(parts[name].normaliser, expected[name].normaliser)
+    unlabelled = dataclasses.replace(none, points=batch.points, labelled=torch.tensor([False, False]))
+    for name, part in model.loss_parts(model(unlabelled), unlabelled).items():
+        assert not part.numerator.any() and not part.normaliser.any(), name
+
+
+def synthetic_part(batch: Batch, frame: int) -> Batch:
+    """One frame of the batch, without its depth returns."""
+    return dataclasses.replace(
+        batch,
+        **{name: getattr(batch, name)[frame : frame + 1] for name in ("points", "boxes", "labels", "tokens")},
+        **{name: getattr(batch, name)[frame : frame + 1] for name in ("images", "intrinsics", "camera_to_lidar")},
+        depth_points=torch.zeros(0, 4),
+    )
+
+
+@EVERY
 def test_bf16_agrees_with_fp32(config):
     model, batch = build(config), synthetic_batch()
     model.train()

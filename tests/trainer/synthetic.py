@@ -28,6 +28,7 @@ from models.gaussian import foreground_mask
 from pipeline.teacher import detection_fields
 
 GRID = BevGrid(-51.2, 51.2, -51.2, 51.2, 6.4)
+ANNOTATIONS = ("gt_boxes", "gt_ids", "gt_lidar", "racks")
 CAMERA_YAW_DEG = (145.0, 90.0, 35.0, -35.0, -90.0, -145.0)  # of the optical axis in the canonical frame
 TINY_HEAD = {"tasks": [list(DETECTION_CLASSES)], "shared_channels": 16, "branch_channels": 8, "min_radius": 1}
 TINY_STUDENT: dict[str, Any] = {
@@ -128,11 +129,15 @@ def write_frames(
     boxes: Sequence[int] = (5,),
     split: str = "train",
     seed: int = 0,
+    unlabelled: Sequence[int] = (),
 ) -> None:
-    """<cache>/frames in two shards; `boxes`: per frame, repeated."""
+    """<cache>/frames in two shards; `boxes`: per frame, repeated; unlabelled: numbers of frames without annotations."""
     fields = frame_fields(CAMERA_CHANNELS, points=points)
     rows = [frame_values(i, size, points, boxes[i % len(boxes)], split, seed) for i in range(frames)]
-    _write(cache / "frames", "frames", fields, rows, {"points": points, "sweeps": 0}, frames, split, seed)
+    for number in unlabelled:
+        rows[number] = {name: v for name, v in rows[number].items() if name not in ANNOTATIONS}
+    header = {"points": points, "sweeps": 0}
+    _write(cache / "frames", "frames", fields, rows, header, frames, split, seed, unlabelled=unlabelled)
 
 
 def write_teacher(
@@ -150,6 +155,7 @@ def write_teacher(
     split: str = "train",
     seed: int = 0,
     world: int = 0,
+    unlabelled: Sequence[int] = (),
 ) -> None:
     """<cache>/teachers/<name> on the same frames: a random map whose values are higher at objects."""
     parsed = Coverage.parse(coverage, grid)
@@ -159,7 +165,8 @@ def write_teacher(
         rng = np.random.default_rng((seed, 77, number))
         gt = frame_values(number, (32, 18), False, boxes[number % len(boxes)], split, world)["gt_lidar"]
         mask = foreground_mask(gt, grid, min_radius=1)
-        maps = {"gaussian": mask, "dense": np.ones(grid.shape, np.float32)}
+        known = np.zeros_like(mask) if number in unlabelled else mask
+        maps = {"gaussian": known, "dense": np.ones(grid.shape, np.float32)}
         bev = rng.normal(0, 1, (channels, *grid.shape)).astype(np.float32) + 3 * mask
         rows.append(
             {
@@ -174,7 +181,7 @@ def write_teacher(
     place = Format()
     if store_format == "zarr":
         place = Format("zarr", -(-frames // 2), {"K": grid.height * grid.width, "N": max(*boxes, 1)})
-    _write(cache / "teachers" / name, "teacher", fields, rows, header, frames, split, world, place)
+    _write(cache / "teachers" / name, "teacher", fields, rows, header, frames, split, world, place, unlabelled)
 
 
 def _write(
@@ -187,6 +194,7 @@ def _write(
     split: str,
     world: int,
     store_format: Format = Format(),  # noqa: B008 (frozen)
+    unlabelled: Sequence[int] = (),
 ) -> None:
     half = -(-frames // 2)
     shards = tuple(tuple(token_of(i) for i in part) for part in (range(half), range(half, frames)) if part)
@@ -204,6 +212,7 @@ def _write(
             for token in shard.tokens:
                 number = int(token, 16)
                 digest = digest_of([token, world])[:16]
-                entry = FrameEntry(token, token_of(900), 1000 + number, 0, (0,) * len(DETECTION_CLASSES), digest)
+                counts = (0,) * len(DETECTION_CLASSES)
+                entry = FrameEntry(token, token_of(900), 1000 + number, int(number in unlabelled), counts, digest)
                 writer.write(entry, rows[number])
     finish(root, plan)

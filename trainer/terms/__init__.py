@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from cache.coverage import FrameKind
 from cache.errors import ConfigError
 from cache.store import TeacherStore
 from models.config import Config, parse_config
@@ -58,3 +59,24 @@ def build_terms(
         require_served(name, TERMS[name].needs(parsed), teacher, model, teacher_rows)
         modules[name] = TERMS[name].build(name, weight, parsed, model, teacher, teacher_rows)
     return modules
+
+
+def skipped_on(
+    frames: FrameKind,
+    specs: Sequence[tuple[str, float, Mapping[str, Any]]],
+    model: Detector,
+    teacher: TeacherStore,
+    teacher_rows: Sequence[int],
+) -> dict[str, str]:
+    """The terms that do not apply to frames of this kind among the teacher's rows, where they add nothing, and why.
+
+    Raises as `build_terms`.
+    """
+    answers = {
+        name: require_served(
+            name, TERMS[name].needs(parse_options(name, options, "recipe")), teacher, model, teacher_rows
+        )
+        for name, _, options in specs
+    }
+    kinds = {name: answer.get(frames) for name, answer in answers.items()}
+    return {name: answer.reason for name, answer in kinds.items() if answer is not None and not answer.served}

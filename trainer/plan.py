@@ -1,0 +1,114 @@
+"""What a run reads, fixed before its first step: stores, the rows of each kind of frame, how long it is, which terms
+apply to what.
+
+An epoch's list is every labelled frame of the split and, where the recipe asks for them, a share of the unlabelled
+ones. Opening the stores is all that it costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cache.classes import require_detection_classes
+from cache.errors import ConfigError, StoreError
+from cache.layout import frames_place, teacher_place
+from cache.same_frames import require_same_frames
+from cache.store import FrameStore, TeacherStore
+from models.detector import Detector
+from trainer.batches import Needs, model_needs
+from trainer.order import epoch_list, steps_per_epoch
+from trainer.recipe import Recipe
+from trainer.terms import skipped_on
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run reads, fixed before its first step: rows of the frame store, the same frames' teacher rows, the
+    length. The first `labelled` rows are annotated; of the others an epoch uses `drawn`.
+    """
+
+    recipe: Recipe
+    frames: FrameStore
+    teacher: TeacherStore | None
+    rows: list[int]
+    teacher_rows: list[int]
+    steps: int
+    labelled: int
+    drawn: int = 0
+
+    @property
+    def epoch_frames(self) -> int:
+        """How long an epoch's list is."""
+        return self.labelled + self.drawn
+
+    def order(self, epoch: int) -> np.ndarray:
+        """An epoch's entries, positions in `rows`, in the order in which they are used."""
+        return epoch_list(self.recipe.train.seed, epoch, self.labelled, len(self.rows) - self.labelled, self.drawn)
+
+    def unlabelled_before(self, step: int) -> int:
+        """How many of the frames of the steps before `step` have no annotations."""
+        batch = self.recipe.train.batch
+        epoch, within = divmod(step, steps_per_epoch(self.epoch_frames, batch))
+        return epoch * self.drawn + int((self.order(epoch)[: within * batch] >= self.labelled).sum())
+
+    def manifests(self) -> dict[str, str]:
+        """Digest of every store's manifest that the run reads."""
+        out = {"frames": self.frames.manifest.digest}
+        if self.teacher is not None:
+            out[f"teachers/{self.recipe.data.teacher}"] = self.teacher.manifest.digest
+        return out
+
+
+def make_plan(recipe: Recipe, cache_root: str | Path) -> Plan:
+    """Opens the stores and fixes what epochs are made of: the labelled frames of the split, in store order, and, where
+    the recipe asks for them, the unlabelled ones."""
+    frames = FrameStore(frames_place(cache_root))
+    require_detection_classes(frames.classes, str(frames.root))
+    rows = [row for row in frames.split_rows(recipe.data.split) if frames.is_labelled(row)]
+    if not rows:
+        raise StoreError(
+            f"{frames.root}: split {recipe.data.split!r} has no annotated frame to train on; choose another split"
+        )
+    labelled, drawn = len(rows), 0
+    if recipe.data.unlabelled_per_labelled:
+        others = [row for row in frames.split_rows(recipe.data.split) if not frames.is_labelled(row)]
+        if not others:
+            raise StoreError(
+                f"{frames.root}: split {recipe.data.split!r} has no unlabelled frame; cache the frames with "
+                "`cache-frames --between N`, or set [data] unlabelled_per_labelled = 0"
+            )
+        drawn = min(len(others), max(1, round(recipe.data.unlabelled_per_labelled * labelled)))
+        rows += others
+    teacher, teacher_rows = None, []
+    if recipe.data.teacher:
+        teacher = TeacherStore(teacher_place(cache_root, recipe.data.teacher))
+        teacher_rows = require_same_frames(frames, teacher, rows)
+    config = recipe.train
+    steps = config.steps or steps_per_epoch(labelled + drawn, config.batch) * (config.epochs or 0)
+    return Plan(recipe, frames, teacher, rows, teacher_rows, steps, labelled, drawn)
+
+
+def training_needs(model: Detector, recipe: Recipe) -> Needs:
+    """What a step reads of the stores."""
+    base = model_needs(model)
+    depth = base.image_size is not None and recipe.data.depth
+    return Needs(points=base.points, image_size=base.image_size, depth=depth, labels=True, cells=bool(recipe.terms))
+
+
+def require_use_of_unlabelled(plan: Plan, model: Detector) -> list[str]:
+    """The terms that do not apply to the run's unlabelled frames. ConfigError where nothing learns from those: no depth
+    labels, and no term that applies."""
+    if not plan.drawn:
+        return []
+    specs = [(term.name, term.weight, term.options) for term in plan.recipe.terms]
+    skipped = skipped_on("unlabelled", specs, model, plan.teacher, plan.teacher_rows) if plan.teacher else {}
+    if len(skipped) == len(specs) and not training_needs(model, plan.recipe).depth:
+        reasons = "; ".join(f"term {name} {reason}" for name, reason in skipped.items()) or "the recipe has no term"
+        raise ConfigError(
+            f"recipe {plan.recipe.name}: nothing learns from unlabelled frames: {reasons}; use a selector that needs "
+            "no annotations, such as confident, or set [data] unlabelled_per_labelled = 0"
+        )
+    return list(skipped)
