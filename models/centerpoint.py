@@ -110,6 +110,11 @@ class CenterPoint(nn.Module):
         self.heat_classes = self.head.heat_classes
         self.levels = {"canvas": BevLevel(self.encoder.out_channels, canvas.grid())}
 
+    @property
+    def adaptor(self) -> nn.Sequential:
+        """The head's shared convolution, norm and ReLU: what makes T_feat of the map, for stores."""
+        return self.head.shared
+
     def forward(self, batch: Batch) -> DetectorOutput:
         """Reads batch.points."""
         if batch.points is None:
