@@ -77,6 +77,11 @@ class Further:
         """Of `regression`."""
         return sum(branch.channels for branch in self.regression)
 
+    @property
+    def reads_truth(self) -> bool:
+        """Whether annotated boxes are sampled."""
+        return any(item["boxes"] == "truth" for item in self.asked.of("samples"))
+
     def level(self, name: str) -> Level:
         """The level of this name; StoreError where it was not cached."""
         for level in self.levels:
@@ -213,12 +218,18 @@ def levels_of(asked: FieldList, known: Mapping[str, Any], grid: BevGrid, bev: Be
 
 def half(values: np.ndarray, what: str) -> np.ndarray:
     """`values` as float16; StoreError, naming `what`, where one is not finite or does not fit."""
-    values = np.asarray(values, np.float32)
-    if not np.isfinite(values).all():
-        raise StoreError(f"{what}: a value is not finite; check the teacher's weights and input")
+    values = finite(values, what)
     if values.size and (most := float(np.abs(values).max())) > _FP16_MAX:
         raise StoreError(f"{what} reaches {most:g}, above float16's {_FP16_MAX:g}; leave it out of --fields")
     return np.ascontiguousarray(values, np.float16)
+
+
+def finite(values: np.ndarray, what: str) -> np.ndarray:
+    """`values` as float32; StoreError, naming `what`, where one is not finite."""
+    values = np.ascontiguousarray(values, np.float32)
+    if not np.isfinite(values).all():
+        raise StoreError(f"{what}: a value is not finite; check the teacher's weights and input")
+    return values
 
 
 def _count(value: Any) -> int:
