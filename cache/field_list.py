@@ -169,6 +169,9 @@ class FieldList:
         return ",".join(map(str, self.items))
 
 
+NOTHING = FieldList()
+
+
 def asked_by_field(field: str) -> Asked | None:
     """The item that makes the array `field` of a store; None for arrays that every store has, and unknown ones."""
     if match := re.fullmatch(r"(logits|regression)(_map)?", field):
@@ -199,7 +202,7 @@ def _checked(kind: str, key: str, value: Any, option: Option) -> Value:
             if isinstance(value, str) and re.fullmatch(option.pattern, value):
                 return value
         elif isinstance(value, str | int | float) and not isinstance(value, bool):
-            number = option.type(value)
+            number = int(value) if option.type is int else float(value)
             if option.low <= number <= option.high and (isinstance(value, str) or number == value):
                 return number
     except ValueError:

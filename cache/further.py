@@ -22,12 +22,11 @@ import numpy as np
 from cache.bev import BevEncoding
 from cache.box_points import point_offsets
 from cache.errors import BevcaskError, CorruptError, StoreError
-from cache.field_list import Asked, FieldList
+from cache.field_list import NOTHING, Asked, FieldList
 from cache.fields import FieldSpec
 from cache.grid import BevGrid
 from cache.levels import Level
 
-NOTHING = FieldList()
 QUERY_CODE = 10
 LEVEL_LETTERS = "ABCDEFGH"
 LIMIT_LETTERS = "SUVWXYZ"

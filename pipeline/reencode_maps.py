@@ -23,13 +23,14 @@ from cache.store import TeacherStore
 @dataclass(frozen=True)
 class CellChange:
     """From cells `have` (K,) to cells `want` (K',), rising, of a map of (height, width) `shape`; dense: whether source
-    and result are whole maps; frame: of which frame, in words."""
+    and result are whole maps; frame, coverage: of which, in words."""
 
     have: np.ndarray
     want: np.ndarray
     shape: tuple[int, int]
     dense: tuple[bool, bool]
     frame: str
+    coverage: str
 
     def moved(self, values: np.ndarray) -> np.ndarray:
         """Values (K, C), or a map (C, H, W), as the result has them; StoreError where the source lacks a cell."""
@@ -50,8 +51,8 @@ class CellChange:
             width = self.shape[1]
             shown = ", ".join(f"({cell // width}, {cell % width})" for cell in missing[:3].tolist())
             raise StoreError(
-                f"{self.frame} is stored at {len(self.have)} cells; {len(missing)} of the {len(want)} asked for are "
-                f"missing, such as (row, column) {shown}; cache the teacher again for those"
+                f"{self.frame} is stored at {len(self.have)} cells ({self.coverage}); {len(missing)} of the {len(want)} "
+                f"asked for are missing, such as (row, column) {shown}; cache the teacher again for those"
             )
 
 
@@ -85,7 +86,7 @@ def reencoded_further(
         if level.own_cells:
             index, level_weight = cells_on_level(result_level, main.want, weights, main.shape)
         change = CellChange(
-            fields["bev_index"], index, level.grid.shape, main.dense, f"{main.frame} level {level.name}"
+            fields["bev_index"], index, level.grid.shape, main.dense, f"{main.frame} level {level.name}", main.coverage
         )
         out.update(
             result_level.named(reencoded_map(fields, level.encoding, result_level.encoding, change, level_weight))

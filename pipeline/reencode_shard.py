@@ -16,7 +16,6 @@ from cache.bev import BevEncoding
 from cache.cells import Cells, cell_weights
 from cache.columns import Column, Product
 from cache.coverage import Coverage
-from cache.errors import StoreError
 from cache.plan import ShardPlan
 from cache.selectors import Selector
 from cache.shard_writer import open_shard
@@ -112,7 +111,8 @@ def reencoded(source: TeacherStore, frames: FrameStore | None, row: int, job: Re
         index,
         source.grid.shape,
         (source.bev.layout == "dense", job.encoding.layout == "dense"),
-        f"{source.root}: frame {source.token(row)} ({source.coverage})",
+        f"{source.root}: frame {source.token(row)}",
+        str(source.coverage),
     )
     names = [spec.name for spec in source.bev.fields()]
     fields = dict(zip(names, source.read_many(row, names), strict=True))

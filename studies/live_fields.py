@@ -39,16 +39,16 @@ def further_apart(
                 a, b = (x.reshape(len(x), -1).T for x in (values[f"{name}_map"], store.read(row, f"{name}_map")))
                 worst = max(worst, _apart(a, b))
                 continue
-            now = Cells(values["bev_index"], values[name], values["bev_weights"])
-            worst = max(worst, values_apart(now, Cells(stored.index, store.read(row, name), stored.weights)))
+            mine = Cells(values["bev_index"], values[name], values["bev_weights"])
+            worst = max(worst, values_apart(mine, Cells(stored.index, store.read(row, name), stored.weights)))
     for level in further.levels:
         mine, theirs = level.to_cells(values, store.root), store.level_cells(row, level.name)
         share, worst = max(share, cells_apart(mine, theirs)), max(worst, values_apart(mine, theirs))
     if "queries" in further.asked:
-        names = ("query_logits", "query_boxes")
-        both = (np.concatenate([part.astype(np.float64) for part in parts], axis=1) for parts in (
-            [values[name] for name in names], store.read_many(row, names)))  # fmt: skip
-        share = max(share, _rows_apart(*both, tolerance))
+        stored_rows = store.queries(row)
+        now = np.concatenate([values["query_logits"].astype(np.float64), values["query_boxes"]], axis=1)
+        then = np.concatenate([stored_rows.logits.astype(np.float64), stored_rows.boxes], axis=1)
+        share = max(share, _rows_apart(now, then, tolerance))
     for item in further.asked.of("samples"):
         a, b = values[item.name], store.read(row, item.name)
         if item["boxes"] == "truth":
