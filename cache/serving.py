@@ -113,8 +113,8 @@ class StoreOffer:
 @dataclass(frozen=True)
 class TermNeed:
     """What a term reads. fields: by name, or further ones as `cache-teacher --fields` has them (`level(name=canvas)`,
-    `samples(boxes=truth,points=9)`), which any layout serves; selectors: whose weights it reads; every_cell: values at all cells, whatever
-    their weights; grid: of the BEV fields, with the stride in its cell (None: any grid will do).
+    `samples(boxes=truth,points=9)`), which any layout serves; selectors: whose weights it reads; every_cell: values at
+    all cells, whatever their weights; grid: of the BEV fields, with the stride in its cell (None: any grid will do).
     """
 
     fields: tuple[str, ...] = ()

@@ -51,8 +51,8 @@ class CellChange:
             width = self.shape[1]
             shown = ", ".join(f"({cell // width}, {cell % width})" for cell in missing[:3].tolist())
             raise StoreError(
-                f"{self.frame} is stored at {len(self.have)} cells ({self.coverage}); {len(missing)} of the {len(want)} "
-                f"asked for are missing, such as (row, column) {shown}; cache the teacher again for those"
+                f"{self.frame} is stored at {len(self.have)} cells ({self.coverage}); {len(missing)} of the "
+                f"{len(want)} asked for are missing, such as (row, column) {shown}; cache the teacher again for those"
             )
 
 

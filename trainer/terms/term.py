@@ -25,9 +25,9 @@ _KINDS: dict[FrameKind, int] = {"labelled": KIND_LABELLED, "unlabelled": KIND_UN
 
 @dataclass(frozen=True)
 class TermNeeds:
-    """teacher_fields: of the teacher store, by name or as `cache-teacher --fields` lists them; selectors: whose weights are read, `NAME` or `NAME(option=value,...)` where
-    an option must have that value; student: attributes of `DetectorOutput` that are read; every_cell: teacher values at
-    all cells are read, whatever their weights.
+    """teacher_fields: of the teacher store, by name or as `cache-teacher --fields` lists them; selectors: whose weights
+    are read, `NAME` or `NAME(option=value,...)` where an option must have that value; student: attributes of
+    `DetectorOutput` that are read; every_cell: teacher values at all cells are read, whatever their weights.
     """
 
     teacher_fields: tuple[str, ...]
