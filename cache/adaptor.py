@@ -69,4 +69,4 @@ class Adaptor:
                 raise ValueError("a value is not finite")
         except (KeyError, TypeError, ValueError, binascii.Error) as error:
             raise CorruptError(f"{where}: {error}; the store is damaged, run verify") from None
-        return cls(arrays["weight"].astype(np.float32, copy=False), arrays["bias"].astype(np.float32, copy=False))
+        return cls(arrays["weight"].astype(np.float32), arrays["bias"].astype(np.float32))  # writable, native order

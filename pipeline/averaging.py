@@ -89,7 +89,7 @@ class Averaged(nn.Module):
         first = models[0]
         self.models = nn.ModuleList(models)  # type: ignore[arg-type]
         self.views = VIEWS[tta]
-        self.grid, self.bev_channels, self.config = first.grid, first.bev_channels, first.config
+        self.grid, self.bev_channels, self.config = first.grid, first.bev_channels, getattr(first, "config", {})
         self.levels: Mapping[str, BevLevel] = getattr(first, "levels", {})
         self.heat_classes = tuple(getattr(first, "heat_classes", ()))
         if any(model.modality != "lidar" for model in models):

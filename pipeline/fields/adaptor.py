@@ -24,7 +24,7 @@ def folded_adaptor(module: nn.Sequential) -> Adaptor:
     ConfigError for modules of another make.
     """
     parts = list(module)
-    conv, norm = parts[0], parts[1] if len(parts) == 3 else None
+    conv, norm = parts[0] if parts else None, parts[1] if len(parts) == 3 else None
     if not (
         len(parts) in (2, 3)
         and isinstance(conv, nn.Conv2d)
