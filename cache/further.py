@@ -109,7 +109,7 @@ class Further:
         """Every array, in the list's order."""
         out: list[FieldSpec] = []
         if "logits" in self.asked:
-            out.append(self._at_cells("logits", self.classes, "", "class logits before the sigmoid, by class id"))
+            out.append(self._at_cells("logits", self.classes, "logit", "class logits before the sigmoid, by class id"))
         if "regression" in self.asked:
             unit = "cell, m, log m, sin cos, m/s"
             out.append(self._at_cells("regression", self.columns, unit, "raw maps; columns: header.further"))
@@ -120,7 +120,7 @@ class Further:
             code = (count, str(QUERY_CODE))
             about = "x, y, z, log l, log w, log h, sin yaw, cos yaw, vx, vy"
             out.append(
-                FieldSpec("query_logits", "npy.zstd", "float16", (count, classes), "", "best first, by class id")
+                FieldSpec("query_logits", "npy.zstd", "float16", (count, classes), "logit", "best first, by class id")
             )
             out.append(FieldSpec("query_boxes", "npy.zstd", "float32", code, "m, log m, m/s", about))
         for item in self.asked.of("samples"):

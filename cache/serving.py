@@ -214,11 +214,12 @@ def _recache(reason: str, offer: StoreOffer, need: TermNeed) -> Answer:
             coverage = coverage.with_selector(wanted.wanted.resolved(offer.grid))
     if need.every_cell and not coverage.every_cell:
         coverage = coverage.with_selector(Selector("dense"))
+    fields = f" --fields '{offer.asked}'" if offer.asked.items else ""
     return Answer(
         "refused",
         f"{reason}, the store covers {offer.coverage}",
         "coverage",
-        f"run `cache-teacher --coverage '{coverage}'` under another --name",
+        f"run `cache-teacher{fields} --coverage '{coverage}'` under another --name",
         str(coverage),
     )
 

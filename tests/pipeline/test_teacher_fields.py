@@ -24,6 +24,7 @@ from pipeline.fields.samples import sample_points
 from pipeline.frames import FrameOptions, cache_frames
 from pipeline.reencode import ReencodeOptions, reencode
 from pipeline.teacher import TeacherOptions, cache_teacher
+from studies.inspection import describe, map_layers
 from studies.live_check import run_live
 from tests.models.synthetic import CAMERA
 from tests.pipeline.query_teacher import QUERIES, QueryTeacher
@@ -287,6 +288,21 @@ def test_verify_live_compares_further_fields(house: House) -> None:
     assert check.held and check.identical == check.frames == 2 and check.worst == 0
     [other] = run_live(house.cache, Path(str(house.store(dtype="u8").root)).name, 1, checkpoint=house.weights)
     assert other.identical == 1
+
+
+def test_inspect_lists_the_fields_and_has_a_panel_for_each_map(house: House) -> None:
+    store, frames = house.store(), FrameStore(house.cache / "frames")
+    maps = {layer.name: layer for layer in map_layers(store, 0, frames.boxes_lidar(0))}
+    assert list(maps)[:10] == [f"heat: {name}" for name in DETECTION_CLASSES] and len(maps) == 13
+    heat, cells = maps["heat: car"].values, store.cells(0)
+    assert heat is not None and (heat > 0).sum() == len(cells)
+    row, col = divmod(int(cells.index[3]), store.grid.width)
+    np.testing.assert_allclose(heat[row, col], 1 / (1 + np.exp(-float(store.logits(0)[3, 0]))), rtol=1e-5)
+    level = maps["level canvas: mean |value|"]
+    assert level.values is not None and level.values.shape == level.grid.shape == (128, 128)
+    assert len(maps["samples teacher 9"].points) == int(store.samples(0, "samples(boxes=teacher,limit=3)").inside.sum())
+    assert "samples truth canvas 2x3" in maps and len(map_layers(store, 0, None)) == 12
+    assert any("further fields: logits,regression" in str(line) for line in describe(house.cache))
 
 
 def test_views_are_averaged_for_levels_and_logits_too(house: House) -> None:
