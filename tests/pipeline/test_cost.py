@@ -31,7 +31,8 @@ def bytes_on_disk(folder: Path) -> int:
 def test_the_estimate_is_what_the_run_then_takes(
     simulated_root: Path, weights: Path, tmp_path: Path, options: FrameOptions, layout: str
 ) -> None:
-    wanted = TeacherOptions("gaussian+footprint", format=layout)
+    fields = "logits,level(name=canvas)" if layout == "zarr" else ""
+    wanted = TeacherOptions("gaussian+footprint", format=layout, fields=fields)
     cost = estimate(simulated_root, VERSION, options=options, checkpoint=weights, teacher_options=wanted, workers=2)
     assert (cost.scenes, cost.frames, cost.probed, cost.workers) == (3, 6, 6, 2)
     manifest = cache_frames(simulated_root, VERSION, tmp_path, options=options, workers=1)
@@ -43,10 +44,11 @@ def test_the_estimate_is_what_the_run_then_takes(
         teacher="own",
         checkpoint=weights,
         data_root=None if options.points else simulated_root,
-        options=TeacherOptions("gaussian+footprint", format=layout, sweeps=1),
+        options=TeacherOptions("gaussian+footprint", format=layout, sweeps=1, fields=fields),
         workers=1,
     )
     assert cost.bytes_of("teacher") == pytest.approx(bytes_on_disk(tmp_path / "teachers" / "t"), rel=0.3)
+    assert {"logits", "level_canvas_values"} <= set(cost.stores["teacher"].bytes_per_frame) or not fields
     assert ("points" in cost.stores["frames"].bytes_per_frame) == options.points
     assert all(store.seconds_per_frame > 0 for store in cost.stores.values())
     said = cost.to_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from cache.box_points import box_points
 from cache.cells import scatter_cells
 from cache.classes import DETECTION_CLASSES
 from cache.errors import ConfigError, CorruptError, FingerprintError, StoreError
+from cache.files import canonical_json, seal
+from cache.merge import merge_caches
 from cache.store import FrameStore, TeacherStore
 from cache.verify import verify
 from models.build import build_detector, load_weights, save_weights
 from models.center_head import BRANCHES
 from models.detector import Batch, DetectorOutput
+from pipeline.extend import behind, extend_frames
 from pipeline.fields.samples import sample_points
 from pipeline.frames import FrameOptions, cache_frames
 from pipeline.reencode import ReencodeOptions, reencode
@@ -31,7 +35,7 @@ from tests.pipeline.query_teacher import QUERIES, QueryTeacher
 
 VERSION = "v1.0-mini"
 LIDAR_FIELDS = (
-    "logits,regression,level(name=canvas),samples(boxes=truth,level=canvas,points=2x3),"
+    "logits,regression,level(name=canvas),level(name=stage2),level(name=stage3),samples(boxes=truth,level=canvas,points=2x3),"
     "samples(boxes=teacher,limit=3),adaptor"
 )
 # two task groups, whose classes do not stand in the order of the ids
@@ -89,7 +93,7 @@ def near(found: np.ndarray, expected: np.ndarray) -> None:
 
 def slow_columns(output: DetectorOutput, row: int, col: int) -> tuple[list[float], list[float]]:
     """Logits by class id, and regressed values group by group in the order of BRANCHES, at one cell, by name."""
-    by_class = {}
+    by_class: dict[str, float] = {}
     for names, maps in zip(SHUFFLED, output.heads, strict=True):
         by_class |= {name: float(maps["heatmap"][0, i, row, col]) for i, name in enumerate(names)}
     values = [float(v) for maps in output.heads for branch in BRANCHES for v in maps[branch][0, :, row, col]]
@@ -129,6 +133,15 @@ def test_a_level_is_stored_on_its_own_grid_at_the_cells_of_the_coverage(house: H
         kept = weights.any(axis=0)
         step = np.abs(expected).max() * (1e-2 if options.get("dtype") == "u8" else 2e-3)
         assert np.abs(values[:, kept] - expected[:, kept]).max() <= step
+        for name, cell_m in (("stage2", 3.2), ("stage3", 6.4)):
+            stage = store.further.level(name)
+            assert stage.grid.cell_m == pytest.approx(cell_m) and stage.own_cells == (name == "stage3")
+            expected = said(house, row)[1].levels[name][0].numpy()
+            values, weights = scatter_cells(store.level_cells(row, name), stage.grid.shape)
+            blocks = main if name == "stage2" else main.reshape(1, 16, 2, 16, 2).max(axis=(2, 4))
+            np.testing.assert_array_equal(weights, blocks)
+            step = np.abs(expected).max() * (1e-2 if options.get("dtype") == "u8" else 2e-3)
+            assert np.abs(values - expected)[:, weights.any(axis=0)].max() <= step
     both, offsets = store.level_cells_of([1, 0], "canvas")
     assert offsets.tolist() == [0, len(store.level_cells(1, "canvas")), len(both)]
 
@@ -168,9 +181,9 @@ def test_the_adaptor_makes_t_feat_of_the_stored_feature(house: House) -> None:
 
 def test_a_zarr_store_reads_as_the_webdataset_one(house: House) -> None:
     tar, zarr = house.store(), house.store(format="zarr")
-    assert set(zarr.manifest.format.capacity) == {"K", "N", "A", "S", "T"}
-    counted = {letter: zarr.manifest.format.capacity[letter] for letter in ("K", "A", "T")}
-    fields = {"K": "bev_index", "A": "level_canvas_index", "T": "samples_truth_canvas_2x3"}
+    assert set(zarr.manifest.format.capacity) == {"K", "N", "A", "C", "S", "T"}
+    counted = {letter: zarr.manifest.format.capacity[letter] for letter in ("K", "A", "C", "T")}
+    fields = {"K": "bev_index", "A": "level_canvas_index", "C": "level_stage3_index", "T": "samples_truth_canvas_2x3"}
     assert counted == {letter: int(tar.lengths(range(len(tar)), field).max()) for letter, field in fields.items()}
     for row in range(len(tar)):
         for spec in tar.manifest.fields:
@@ -217,9 +230,9 @@ def test_cells_of_a_level_that_are_not_stored_are_refused(house: House) -> None:
 def test_a_run_goes_on_under_the_same_list_only(house: House) -> None:
     store = house.store()
     name = Path(str(store.root)).name
-    reordered = ",".join(reversed(["logits", "regression", "level(name=canvas)", "adaptor"])) + (
-        ",samples(boxes=teacher,limit=3),samples(points=2x3,level=canvas)"
-    )
+    reordered = ",".join(
+        reversed(["logits", "regression", "level(name=canvas)", "level(name=stage2)", "level(name=stage3)", "adaptor"])
+    ) + (",samples(boxes=teacher,limit=3),samples(points=2x3,level=canvas)")
     assert house.write(name, reordered).digest == store.manifest.digest
     with pytest.raises(FingerprintError, match=r"header\.further"):
         house.write(name, "logits")
@@ -290,10 +303,47 @@ def test_verify_live_compares_further_fields(house: House) -> None:
     assert other.identical == 1
 
 
+def test_a_forged_adaptor_is_found(house: House, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(Path(str(house.store().root)), tmp_path / "t"))
+    assert not verify(copy)
+    text = json.loads((copy / "manifest.json").read_text())
+    assert text["header"]["adaptor"]["sha256"]
+    text["header"]["adaptor"]["sha256"] = "0" * 64
+    del text["digest"]
+    (copy / "manifest.json").write_bytes(canonical_json(seal(text)))
+    assert verify(copy)
+    with pytest.raises(CorruptError, match=r"header\.adaptor: the sha256 of its values differs"):
+        TeacherStore(copy).adaptor()
+
+
+def test_stores_of_further_fields_are_merged_and_extended(simulated_root: Path, house: House, tmp_path: Path) -> None:
+    """Two clusters' halves merged, and a store begun with one half, are what one run over both writes."""
+    options = FrameOptions(image_scale=0.1, points=True, sweeps=0)
+    for half in ("mini_val", "mini_train"):
+        cache_frames(simulated_root, VERSION, tmp_path / half, split=half, options=options, workers=1)
+        House(tmp_path / half, house.weights).write("t", LIDAR_FIELDS)
+    merge_caches(tmp_path / "both", [tmp_path / "mini_val", tmp_path / "mini_train"])
+    merged = TeacherStore(tmp_path / "both" / "teachers" / "t")
+    assert len(merged) == 6 and merged.further.asked == house.store().further.asked
+    for name in ("mini_val", "mini_train"):
+        source = TeacherStore(tmp_path / name / "teachers" / "t")
+        for row in range(len(source)):
+            at = merged.row_of(source.token(row))
+            np.testing.assert_array_equal(merged.logits(at), source.logits(row))
+    fresh = House(tmp_path / "both", house.weights)
+    fresh.write("fresh", LIDAR_FIELDS)
+    assert house.files(TeacherStore(tmp_path / "both" / "teachers" / "fresh")) == house.files(merged)
+    extend_frames(tmp_path / "mini_val", simulated_root, VERSION, split="mini_train", workers=1)
+    [behind_now] = behind(tmp_path / "mini_val")
+    assert f"--fields '{merged.further.asked}'" in behind_now.command
+    House(tmp_path / "mini_val", house.weights).write("t", LIDAR_FIELDS)
+    assert house.files(TeacherStore(tmp_path / "mini_val" / "teachers" / "t")) == house.files(merged)
+
+
 def test_inspect_lists_the_fields_and_has_a_panel_for_each_map(house: House) -> None:
     store, frames = house.store(), FrameStore(house.cache / "frames")
     maps = {layer.name: layer for layer in map_layers(store, 0, frames.boxes_lidar(0))}
-    assert list(maps)[:10] == [f"heat: {name}" for name in DETECTION_CLASSES] and len(maps) == 13
+    assert list(maps)[:10] == [f"heat: {name}" for name in DETECTION_CLASSES] and len(maps) == 15
     heat, cells = maps["heat: car"].values, store.cells(0)
     assert heat is not None and (heat > 0).sum() == len(cells)
     row, col = divmod(int(cells.index[3]), store.grid.width)
@@ -301,7 +351,7 @@ def test_inspect_lists_the_fields_and_has_a_panel_for_each_map(house: House) -> 
     level = maps["level canvas: mean |value|"]
     assert level.values is not None and level.values.shape == level.grid.shape == (128, 128)
     assert len(maps["samples teacher 9"].points) == int(store.samples(0, "samples(boxes=teacher,limit=3)").inside.sum())
-    assert "samples truth canvas 2x3" in maps and len(map_layers(store, 0, None)) == 12
+    assert "samples truth canvas 2x3" in maps and len(map_layers(store, 0, None)) == 14
     assert any("further fields: logits,regression" in str(line) for line in describe(house.cache))
 
 
