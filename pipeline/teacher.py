@@ -26,10 +26,12 @@ from cache.store import FrameStore
 from models.detector import Detector
 from pipeline.averaging import VIEWS
 from pipeline.capacity import capacities, probe_inputs
+from pipeline.coverage import reads_heat
 from pipeline.device import AUTOCAST, DEVICES, autocast_difference, choose_device, probe_batch, visible_gpus
 from pipeline.engine import Cluster, run_shards
 from pipeline.evidence import require_names
 from pipeline.fields.offer import adaptor_of, further_of
+from pipeline.fields.raw import heat_classes_of
 from pipeline.inputs import image_size_of
 from pipeline.overlap import STAGES
 from pipeline.points import Sweep
@@ -161,8 +163,11 @@ def cache_teacher(
     )
     model = job.model()
     asked = FieldList.parse(options.fields)
-    if asked.items or options.tta or job.others:  # what the answer holds decides whether these can be had
+    unsure = reads_heat(coverage) and not heat_classes_of(model)
+    if asked.items or options.tta or job.others or unsure:  # what the answer holds decides whether these can be had
         output = answer(model, job, probe_inputs(frames, job, sweeps, 1)[0])
+        if reads_heat(coverage) and not output.heads:
+            raise ConfigError(f"--coverage {coverage}: it reads heatmaps, which this teacher does not give")
         job = replace(job, further=further_of(asked, model, output, encoding) if asked.items else None)
     adaptor = adaptor_of(asked, model)
     earlier = read_plan(open_root(place))
@@ -256,7 +261,7 @@ def stage_line(summaries: Sequence[Mapping[str, Any]]) -> str:
     total = {stage: sum(summary["stage_seconds"][stage] for summary in summaries) for stage in STAGES}
     return (
         f"seconds of all workers: reading {total['read']:.1f}, forward pass {total['forward']:.1f}, writing "
-        f"{total['write']:.1f}; the forward pass waited {total['wait_read']:.1f} for clouds and "
+        f"{total['write']:.1f}; the forward pass waited {total['wait_read']:.1f} for input and "
         f"{total['wait_write']:.1f} for writing"
     )
 

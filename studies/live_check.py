@@ -19,6 +19,7 @@ from cache.layout import frames_place, teacher_names, teacher_place
 from cache.store import FrameStore, TeacherStore
 from pipeline.adapters.imported import is_import_path
 from pipeline.device import choose_device
+from pipeline.fields.offer import adaptor_of
 from pipeline.inputs import image_size_of, read_input
 from pipeline.points import Sweep
 from pipeline.teacher import resolve_checkpoint, sweeps_from_tables
@@ -142,6 +143,9 @@ def _live(
                 share, apart = further_apart(store, row, values, TOLERANCE[store.bev.dtype])
                 cells = max(cells, cells_apart(found, stored), share)
                 worst = max(worst, values_apart(found, stored), apart)
+    now = adaptor_of(store.further.asked, model)
+    if now is not None and now.header() != store.manifest.header["adaptor"]:
+        worst = float("inf")
     return LiveCheck(f"teachers/{name}", len(wanted), identical, cells, worst, TOLERANCE[store.bev.dtype])
 
 

@@ -15,7 +15,7 @@ from cache.bev import BevEncoding
 from cache.classes import DETECTION_CLASSES
 from cache.errors import ConfigError
 from cache.field_list import Asked, FieldList
-from cache.further import LEVEL_LETTERS, QUERY_CODE, DepthBins, Further, levels_of
+from cache.further import LEVEL_LETTERS, LIMIT_LETTERS, QUERY_CODE, DepthBins, Further, levels_of
 from models.detector import Detector, DetectorOutput
 from pipeline.fields.adaptor import adaptor_module, folded_adaptor
 from pipeline.fields.raw import heat_classes_of, level_names, regressed
@@ -32,6 +32,9 @@ def further_of(asked: FieldList, model: Detector, output: DetectorOutput, bev: B
         _require(item, offered, model, output)
     if len(asked.of("level")) > len(LEVEL_LETTERS):
         raise ConfigError(f"--fields: {len(asked.of('level'))} levels, a store holds up to {len(LEVEL_LETTERS)}")
+    limits = {item["limit"] for item in asked.of("samples")} - {0}
+    if len(limits) > len(LIMIT_LETTERS):
+        raise ConfigError(f"--fields: samples of {len(limits)} limits, a store holds up to {len(LIMIT_LETTERS)}")
     maps = {"": output.bev, **output.levels}
     known = {
         item["name"]: {"channels": maps[item["name"]].shape[1], "grid": model.levels[item["name"]].grid.to_dict()}

@@ -49,7 +49,18 @@ def test_a_corrupt_cloud_among_40_costs_its_frame_alone_until_it_is_repaired(roo
     weights = tmp_path / "small.safetensors"
     save_weights(build_detector(LIDAR), weights)
     command = ["cache-teacher", "--cache", str(cache), "--name", "t", "--teacher", "own", "--checkpoint", str(weights)]
-    command += ["--data-root", str(root), "--sweeps", "0", "--device", "cpu", "--workers", "1"]
+    command += [
+        "--fields",
+        "logits,samples(points=2x2)",
+        "--data-root",
+        str(root),
+        "--sweeps",
+        "0",
+        "--device",
+        "cpu",
+        "--workers",
+        "1",
+    ]
 
     done = bevcask(*command)
     assert done.returncode == 1, (done.returncode, done.stderr)
@@ -68,6 +79,7 @@ def test_a_corrupt_cloud_among_40_costs_its_frame_alone_until_it_is_repaired(roo
     assert done.returncode == 0, done.stderr
     store = TeacherStore(cache / "teachers" / "t")
     assert len(store) == FRAMES and not store.manifest.quarantined
+    assert str(store.further.asked) == "logits,samples(points=2x2)"
     assert set(store.tokens) - set(before) == {entry["token"]}
     for token, cells in before.items():
         again = store.cells(store.row_of(token))

@@ -387,6 +387,8 @@ def test_queries_are_the_best_of_the_last_layer_best_first(house: House) -> None
     assert len(TeacherStore(house.cache / "teachers" / "queries").queries(0).boxes) == QUERIES
     with pytest.raises(ConfigError, match="regression is not among what this teacher gives: queries,samples"):
         house.write("never", "regression", teacher=query)
+    with pytest.raises(ConfigError, match="it reads heatmaps, which this teacher does not give"):
+        house.write("never", "", teacher=query, coverage="gaussian+confident")
     with pytest.raises(ConfigError, match="average maps, this teacher answers with queries"):
         house.write("never", "", teacher=query, tta="flips")
     assert not (house.cache / "teachers" / "never").exists()
