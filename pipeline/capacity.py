@@ -83,6 +83,13 @@ def probe_inputs(
     return inputs
 
 
+def first_input(frames: FrameStore, job: TeacherPass, sweeps: Mapping[str, tuple[Sweep, ...]] | None) -> FrameInput:
+    """What the teacher is shown of the first of some frames that can be read; DataError where none of them can."""
+    for _, shown in _readable(frames, job, sweeps, PROBED_FRAMES):
+        return shown
+    raise DataError(f"{frames.root}: no probed frame could be read; repair them")
+
+
 def _readable(
     frames: FrameStore, job: TeacherPass, sweeps: Mapping[str, tuple[Sweep, ...]] | None, count: int
 ) -> Iterator[tuple[int, FrameInput]]:

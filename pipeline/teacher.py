@@ -25,7 +25,7 @@ from cache.roots import open_root
 from cache.store import FrameStore
 from models.detector import Detector
 from pipeline.averaging import VIEWS
-from pipeline.capacity import capacities, probe_inputs
+from pipeline.capacity import capacities, first_input, probe_inputs
 from pipeline.coverage import reads_heat
 from pipeline.device import AUTOCAST, DEVICES, autocast_difference, choose_device, probe_batch, visible_gpus
 from pipeline.engine import Cluster, run_shards
@@ -165,7 +165,7 @@ def cache_teacher(
     asked = FieldList.parse(options.fields)
     unsure = reads_heat(coverage) and not heat_classes_of(model)
     if asked.items or options.tta or job.others or unsure:  # what the answer holds decides whether these can be had
-        output = answer(model, job, probe_inputs(frames, job, sweeps, 1)[0])
+        output = answer(model, job, first_input(frames, job, sweeps))
         if reads_heat(coverage) and not output.heads:
             raise ConfigError(f"--coverage {coverage}: it reads heatmaps, which this teacher does not give")
         job = replace(job, further=further_of(asked, model, output, encoding) if asked.items else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from cache.frame import CAMERA_CHANNELS
-from cache.store import TeacherStore
+from cache.store import FrameStore, TeacherStore
 from models.build import build_detector, save_weights
 from pipeline.frames import FrameOptions, cache_frames
 from pipeline.simulator import scene, simulate
@@ -41,10 +42,13 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_corrupt_cloud_among_40_costs_its_frame_alone_until_it_is_repaired(root: Path, tmp_path: Path) -> None:
     cache = tmp_path / "c"
     cache_frames(root, VERSION, cache, options=FrameOptions(image_scale=0.1), workers=1)
-    clouds = sorted((root / "samples" / "LIDAR_TOP").iterdir())
+    first = FrameStore(cache / "frames").token(0)  # the frame by which the pass would tell what the teacher gives
+    rows = json.loads((root / VERSION / "sample_data.json").read_text())
+    clouds = {r["sample_token"]: root / r["filename"] for r in rows if "samples/LIDAR_TOP" in r["filename"]}
     assert len(clouds) == FRAMES
-    whole = clouds[23].read_bytes()
-    clouds[23].write_bytes(whole[: len(whole) // 2 + 3])
+    victim = clouds[first]
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[: len(whole) // 2 + 3])
     torch.manual_seed(0)
     weights = tmp_path / "small.safetensors"
     save_weights(build_detector(LIDAR), weights)
@@ -67,14 +71,14 @@ def test_a_corrupt_cloud_among_40_costs_its_frame_alone_until_it_is_repaired(roo
     assert "Traceback" not in done.stdout + done.stderr
     assert "1 frames could not be read" in done.stderr.strip().splitlines()[-1]
     [quarantined] = [line for line in done.stdout.splitlines() if line.startswith("quarantined ")]
-    assert clouds[23].name in quarantined
+    assert victim.name in quarantined
     store = TeacherStore(cache / "teachers" / "t")
     [entry] = store.manifest.quarantined
-    assert clouds[23].name in entry["reason"] and quarantined.split()[1].rstrip(":") == entry["token"]
+    assert victim.name in entry["reason"] and quarantined.split()[1].rstrip(":") == entry["token"] == first
     assert len(store) == FRAMES - 1 and entry["token"] not in store.tokens
     before = {token: store.cells(store.row_of(token)) for token in store.tokens}
 
-    clouds[23].write_bytes(whole)
+    victim.write_bytes(whole)
     done = bevcask(*command)
     assert done.returncode == 0, done.stderr
     store = TeacherStore(cache / "teachers" / "t")
