@@ -7,12 +7,14 @@ not apply to frames of that kind, whatever a store holds). Nothing is read and n
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
 from cache.columns import Column, Product, read_columns
 from cache.coverage import Coverage, FrameKind
 from cache.errors import ConfigError
+from cache.field_list import KINDS, NOTHING, Asked, FieldList, asked_by_field
 from cache.grid import BevGrid
 from cache.selectors import Selector, Value, checked_options, column_name, write_selector
 
@@ -99,17 +101,20 @@ Needed = NeededSelector | NeededProduct
 
 @dataclass(frozen=True)
 class StoreOffer:
-    """What a teacher store holds: the names of its fields, the grid of its BEV fields, and its coverage."""
+    """What a teacher store holds: the names of its fields, the grid of its BEV fields, its coverage, and which further
+    fields were asked for."""
 
     fields: tuple[str, ...]
     grid: BevGrid
     coverage: Coverage
+    asked: FieldList = NOTHING
 
 
 @dataclass(frozen=True)
 class TermNeed:
-    """What a term reads. fields: by name; selectors: whose weights it reads; every_cell: values at all cells, whatever
-    their weights; grid: of the BEV fields, with the stride in its cell (None: any grid will do).
+    """What a term reads. fields: by name, or further ones as `cache-teacher --fields` has them (`level(name=canvas)`,
+    `samples(boxes=truth,points=9)`), which any layout serves; selectors: whose weights it reads; every_cell: values at
+    all cells, whatever their weights; grid: of the BEV fields, with the stride in its cell (None: any grid will do).
     """
 
     fields: tuple[str, ...] = ()
@@ -160,14 +165,9 @@ def serves(offer: StoreOffer, need: TermNeed, frames: FrameKind = "labelled") ->
     absent = [str(s) for s in need.selectors if frames == "unlabelled" and s.wanted.annotated]
     if absent:
         return Answer("skipped", f"needs the annotated boxes of {', '.join(absent)}, the frames are {frames}")
-    missing = [field for field in need.fields if field not in offer.fields]
+    missing = [field for field in need.fields if not _holds(offer, field)]
     if missing:
-        return Answer(
-            "refused",
-            f"reads the field {missing[0]!r}, the store holds {', '.join(sorted(offer.fields)) or 'none'}",
-            "fields",
-            "run cache-teacher again, under another --name, with a teacher that gives it",
-        )
+        return _without(missing, offer)
     unmet = [s for s in need.selectors if s.name not in offer.coverage or not s.met_by(offer.coverage[s.name])]
     if unmet:
         return _recache(f"reads the weights of selector {unmet[0]}", offer, need)
@@ -183,6 +183,29 @@ def serves(offer: StoreOffer, need: TermNeed, frames: FrameKind = "labelled") ->
     return Answer("served")
 
 
+def _holds(offer: StoreOffer, field: str) -> bool:
+    return field in offer.fields or (_is_asked(field) and offer.asked.holds(_asked(field)))
+
+
+def _is_asked(field: str) -> bool:
+    return field.partition("(")[0] in KINDS
+
+
+def _asked(field: str) -> Asked:
+    return FieldList.parse(field, "field").items[0]
+
+
+def _without(missing: list[str], offer: StoreOffer) -> Answer:
+    """Refused for want of fields; the remedy keeps the further fields that the store has and adds those."""
+    wanted = [_asked(field) if _is_asked(field) else asked_by_field(field) for field in missing]
+    remedy = "run cache-teacher again, under another --name, with a teacher that gives it"
+    if None not in wanted:
+        fields = functools.reduce(lambda have, item: have.with_item(item) if item else have, wanted, offer.asked)
+        remedy = f"run `cache-teacher --fields '{fields}' --coverage '{offer.coverage}'` under another --name"
+    held = ", ".join([*sorted(offer.fields), *map(str, offer.asked.items)])
+    return Answer("refused", f"reads the field {missing[0]!r}, the store holds {held or 'none'}", "fields", remedy)
+
+
 def _recache(reason: str, offer: StoreOffer, need: TermNeed) -> Answer:
     """Refused; the remedy keeps what the store has and adds all that the need asks for."""
     coverage = offer.coverage
@@ -191,11 +214,12 @@ def _recache(reason: str, offer: StoreOffer, need: TermNeed) -> Answer:
             coverage = coverage.with_selector(wanted.wanted.resolved(offer.grid))
     if need.every_cell and not coverage.every_cell:
         coverage = coverage.with_selector(Selector("dense"))
+    fields = f" --fields '{offer.asked}'" if offer.asked.items else ""
     return Answer(
         "refused",
         f"{reason}, the store covers {offer.coverage}",
         "coverage",
-        f"run `cache-teacher --coverage '{coverage}'` under another --name",
+        f"run `cache-teacher{fields} --coverage '{coverage}'` under another --name",
         str(coverage),
     )
 

@@ -128,6 +128,8 @@ def _check_opening(root: Root, manifest: Manifest, report: Report) -> None:
             store: Store = TeacherStore(root)
             assert isinstance(store, TeacherStore)
             _ = store.grid, store.coverage, store.bev
+            if "adaptor" in store.further.asked:
+                store.adaptor()
         else:
             store = FrameStore(root)
     except BevcaskError as error:

@@ -31,16 +31,20 @@ from evaluation.layers import (
     INK,
     SOFT,
     BoxLayer,
+    MapLayer,
     MaskLayer,
     detection_layer,
     layer_colour,
     mask_colour,
     truth_layer,
 )
-from evaluation.mask_view import PANELS_A_ROW, TITLE_SHARE, paint_mask_panels
+from evaluation.map_view import paint_map_panels
+from evaluation.mask_view import paint_mask_panels
+from evaluation.panels import PANELS_A_ROW, TITLE_SHARE, rows_of
 
 __all__ = [
     "BoxLayer",
+    "MapLayer",
     "MaskLayer",
     "decode_jpeg",
     "detection_layer",
@@ -107,17 +111,19 @@ def draw_frame(
     grid: BevGrid | None = None,
     mask: np.ndarray | None = None,
     masks: Sequence[MaskLayer] = (),
+    maps: Sequence[MapLayer] = (),
     width: int = 1800,
 ) -> np.ndarray:
     """RGB picture of a whole frame: cameras above (the first layer's boxes), below the bird's-eye view (all layers and
-    `masks`) and what is known of the frame, at the bottom each of the masks by itself. Arguments and errors as in
-    `draw_bev` and `draw_cameras`; masks: on `grid`, in the order of the store's columns."""
+    `masks`) and what is known of the frame, at the bottom each of the masks and of the `maps` by itself. Arguments and
+    errors as in `draw_bev` and `draw_cameras`; masks: on `grid`, in the order of the store's columns."""
     mosaic = round(2 * width / 3 * frame.cameras[0].height / frame.cameras[0].width)
     below = round(0.62 * width)
     panel = width / PANELS_A_ROW / (1 - TITLE_SHARE)
     if grid is not None:
         panel *= grid.height / grid.width
-    panels = round(-(-len(masks) // PANELS_A_ROW) * panel)
+    mask_rows, map_rows = rows_of(len(masks)), rows_of(len(maps))
+    panels = round((mask_rows + map_rows) * panel)
     height = mosaic + below + panels
     figure, canvas = _figure(width, height)
     paint_cameras(figure, (0.0, (below + panels) / height, 1.0, mosaic / height), images, frame, list(layers[:1]))
@@ -126,7 +132,12 @@ def draw_frame(
     facts = _facts(points, frame, layers, masks)
     _write_facts(figure, below / width + 0.02, (below + panels) / height - 0.03, panels / height, facts)
     if masks and grid is not None:
-        paint_mask_panels(figure, (0, 0, 1, panels / height), masks, grid, points, next(iter(layers), None))
+        share = mask_rows / (mask_rows + map_rows)
+        place = (0, (1 - share) * panels / height, 1, share * panels / height)
+        paint_mask_panels(figure, place, masks, grid, points, next(iter(layers), None))
+    if maps:
+        share = map_rows / (mask_rows + map_rows)
+        paint_map_panels(figure, (0, 0, 1, share * panels / height), maps, next(iter(layers), None))
     return _rgb(canvas)
 
 

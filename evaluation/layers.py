@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from cache.classes import DETECTION_CLASSES
 from cache.frame import Detections, Frame, GroundTruth
+from cache.grid import BevGrid
 from evaluation.boxes import truth_to_canonical
 
 if TYPE_CHECKING:
@@ -61,6 +62,17 @@ class MaskLayer:
     def cells(self) -> int:
         """Cells that it keeps."""
         return int((self.weights > 0).sum())
+
+
+@dataclass(frozen=True)
+class MapLayer:
+    """A map drawn by itself: its name, values (H, W) of 0 or more on `grid`, or None where there are points alone;
+    points (M, 2) x, y in metres."""
+
+    name: str
+    grid: BevGrid
+    values: np.ndarray | None = None
+    points: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
 
 
 def truth_layer(frame: Frame, truth: GroundTruth) -> BoxLayer:

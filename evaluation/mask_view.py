@@ -6,29 +6,25 @@ nothing else, so that it does not veil what is below.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 
 from cache.errors import DataError
 from cache.grid import BevGrid
-from evaluation.layers import DPI, FAINT, GROUND, INK, BoxLayer, MaskLayer, mask_colour
-from evaluation.projection import footprints
+from evaluation.layers import FAINT, BoxLayer, MaskLayer, mask_colour
+from evaluation.panels import Panels, Place, outline_boxes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANELS_A_ROW = 6
-TITLE_SHARE = 0.16  # of a panel's height, for its name
 _WIDE = 0.25  # of the grid's cells: only outlined in the shared view
 _FAINTEST = 0.12  # opacity of the smallest weight: it is in the store all the same
 _MAX_POINTS = 12_000
-_LETTER_PIXELS = 8.4  # the width of most letters of a title
 
 
 def paint_masks(axes: Axes, masks: Sequence[MaskLayer], grid: BevGrid) -> None:
@@ -43,42 +39,22 @@ def paint_masks(axes: Axes, masks: Sequence[MaskLayer], grid: BevGrid) -> None:
 
 def paint_mask_panels(
     figure: Figure,
-    place: tuple[float, float, float, float],
+    place: Place,
     masks: Sequence[MaskLayer],
     grid: BevGrid,
     points: np.ndarray | None,
     layer: BoxLayer | None,
 ) -> None:
-    """Fills `place` (left, bottom, width, height, shares of the figure) with a panel a mask, PANELS_A_ROW in a row:
-    its cells, the points and the layer's boxes."""
-    left, bottom, width, height = place
-    rows = -(-len(masks) // PANELS_A_ROW)
-    across, down = width / PANELS_A_ROW, height / rows
-    letters = int(across * figure.get_size_inches()[0] * DPI / _LETTER_PIXELS)
+    """Fills `place` with a panel a mask: its cells, the points and the layer's boxes."""
+    panels = Panels(figure, place, len(masks))
     for position, mask in enumerate(masks):
-        row, col = divmod(position, PANELS_A_ROW)
-        x, y = left + col * across, bottom + (rows - 1 - row) * down
-        gap = 0.02 * across
-        axes = figure.add_axes((x + gap, y, across - 2 * gap, down * (1 - TITLE_SHARE)))
-        axes.set(xlim=(grid.x_min, grid.x_max), ylim=(grid.y_min, grid.y_max), aspect="equal", facecolor=GROUND)
-        axes.set(xticks=[], yticks=[])
-        for spine in axes.spines.values():
-            spine.set_edgecolor(FAINT)
+        share = 100 * mask.cells / mask.weights.size
+        axes = panels.panel(position, grid, mask.name, f"{mask.cells} cells, {share:.1f} %")
         if points is not None and len(points):
             shown = points[np.linspace(0, len(points) - 1, min(len(points), _MAX_POINTS)).astype(np.int64)]
             axes.scatter(shown[:, 0], shown[:, 1], color=FAINT, s=0.6, lw=0, zorder=1)
         _paint_weights(axes, mask, grid, mask_colour(position), opacity=1.0, zorder=2)
-        if layer is not None and len(layer):
-            outline = PolyCollection(list(footprints(layer.boxes_lidar)), facecolors="none", edgecolors=INK)
-            outline.set(linewidth=0.6, zorder=3)
-            axes.add_collection(outline)
-        title = f"{_wrapped(mask.name, letters)}\n{mask.cells} cells, {100 * mask.cells / mask.weights.size:.1f} %"
-        figure.text(x + gap, y + down * (1 - TITLE_SHARE) + 0.01 * down, title, fontsize=9, color=INK, va="bottom")
-
-
-def _wrapped(name: str, letters: int) -> str:
-    """Up to two lines, cut at a product's signs where there are any."""
-    return "\n".join(line.replace("* ", "*") for line in textwrap.wrap(name.replace("*", "* "), letters)[:2])
+        outline_boxes(axes, layer)
 
 
 def _paint_weights(axes: Axes, mask: MaskLayer, grid: BevGrid, colour: str, *, opacity: float, zorder: float) -> None:

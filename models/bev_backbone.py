@@ -107,8 +107,12 @@ class BevBackbone(nn.Module):
 
     def forward(self, canvas: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, out_channels, H / stride, W / stride)."""
-        stages = []
+        return self.neck(self.stages(canvas))
+
+    def stages(self, canvas: Tensor) -> list[Tensor]:
+        """The output of each stage, (B, filters[i], H, W over the strides so far): what the neck joins."""
+        out = []
         for block in self.blocks:
             canvas = block(canvas)
-            stages.append(canvas)
-        return self.neck(stages)
+            out.append(canvas)
+        return out

@@ -130,15 +130,22 @@ class CenterPoint(nn.Module):
         self.bev_channels = self.backbone.out_channels
         self.head = CenterHead(self.bev_channels, self.grid, config.head)
         self.heat_classes = self.head.heat_classes
-        self.levels = {"canvas": BevLevel(self.encoder.out_channels, canvas.grid())}
+        self.levels = {"canvas": BevLevel(self.encoder.out_channels, canvas.grid()), **_stages(canvas, config.backbone)}
+
+    @property
+    def adaptor(self) -> nn.Sequential:
+        """The head's shared convolution, norm and ReLU: what makes T_feat of the map, for stores."""
+        return self.head.shared
 
     def forward(self, batch: Batch) -> DetectorOutput:
         """Reads batch.points."""
         if batch.points is None:
             raise DataError("the batch holds no points, which a LiDAR model reads; use `cache-frames --points`")
         canvas = self.encoder(batch.points)
-        bev = self.backbone(canvas)
-        return DetectorOutput(bev=bev, heads=self.head(bev), levels={"canvas": canvas})
+        stages = self.backbone.stages(canvas)
+        bev = self.backbone.neck(stages)
+        levels = {"canvas": canvas, **{f"stage{i}": stage for i, stage in enumerate(stages, 1)}}
+        return DetectorOutput(bev=bev, heads=self.head(bev), levels=levels)
 
     def loss_parts(self, output: DetectorOutput, batch: Batch) -> dict[str, LossPart]:
         targets = self.head.targets(batch.boxes, batch.labels, output.bev.device)
@@ -159,6 +166,15 @@ def _narrow_rest(config: CenterPointPillarConfig | CenterPointVoxelConfig) -> di
         "head": config.head.at_width(width.head),
         "width": WidthConfig(),
     }
+
+
+def _stages(canvas: GridConfig, backbone: BevBackboneConfig) -> dict[str, BevLevel]:
+    """The backbone's stages before the neck, `stage1` the finest."""
+    out, cell_m = {}, canvas.cell_m
+    for number, (stride, channels) in enumerate(zip(backbone.strides, backbone.filters, strict=True), 1):
+        cell_m *= stride
+        out[f"stage{number}"] = BevLevel(channels, canvas.model_copy(update={"cell_m": cell_m}).grid())
+    return out
 
 
 def _require_division(fine: GridConfig, what: str, encoder_stride: int, backbone: BevBackboneConfig) -> None:

@@ -9,7 +9,7 @@ as well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cache.errors import ConfigError
 from cache.frame import Detections
 from cache.grid import BevGrid
-from models.detector import Batch, Detector, DetectorOutput
+from models.detector import Batch, BevLevel, Detector, DetectorOutput
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,14 @@ VIEWS = {
 }
 
 
+_LAST_LOGIT = 104.0  # of the smallest positive float32 it is -103.3; the sigmoid of -104 is 0, and of 104 is 1
+
+
 class Averaged(nn.Module):
     """A detector that says the mean of what `models` say of every view of VIEWS[tta]. For inference only.
 
-    Raises ConfigError where the grid is not symmetric under the views, or models differ in grid, feature or head.
+    Raises ConfigError where the grid is not symmetric under the views, or models differ in grid, feature or head; and
+    for models of cameras or of queries: there is no view of an image that turns the ground, and no mean of two lists.
     """
 
     modality: Literal["lidar", "camera"] = "lidar"
@@ -85,7 +89,11 @@ class Averaged(nn.Module):
         first = models[0]
         self.models = nn.ModuleList(models)  # type: ignore[arg-type]
         self.views = VIEWS[tta]
-        self.grid, self.bev_channels, self.config = first.grid, first.bev_channels, first.config
+        self.grid, self.bev_channels, self.config = first.grid, first.bev_channels, getattr(first, "config", {})
+        self.levels: Mapping[str, BevLevel] = getattr(first, "levels", {})
+        self.heat_classes = tuple(getattr(first, "heat_classes", ()))
+        if any(model.modality != "lidar" for model in models):
+            raise ConfigError("--tta and --ensemble average LiDAR teachers, this one reads cameras; leave both out")
         for model in models[1:]:
             if (model.grid, model.bev_channels) != (first.grid, first.bev_channels):
                 raise ConfigError(
@@ -106,18 +114,31 @@ class Averaged(nn.Module):
         assert total is not None
         count = len(self.views) * len(self.models)
         heads = [
-            {name: torch.logit(maps / count) if name == "heatmap" else maps / count for name, maps in head.items()}
+            {name: _logit(maps / count) if name == "heatmap" else maps / count for name, maps in head.items()}
             for head in total.heads
         ]
-        return DetectorOutput(total.bev / count, heads)
+        levels = {name: maps / count for name, maps in total.levels.items()}
+        return DetectorOutput(total.bev / count, heads, levels=levels)
+
+    @property
+    def adaptor(self) -> nn.Sequential | None:
+        """Of the one checkpoint; several have no common one."""
+        return getattr(self.models[0], "adaptor", None) if len(self.models) == 1 else None
 
     def decode(self, output: DetectorOutput) -> list[Detections]:
         """As the first model decodes."""
         return self.models[0].decode(output)  # type: ignore[operator, no-any-return]
 
 
+def _logit(probabilities: Tensor) -> Tensor:
+    """Logits of float32 probabilities; those of 0 and 1, which are infinite, end where float32's others do."""
+    return torch.logit(probabilities).clamp(-_LAST_LOGIT, _LAST_LOGIT)
+
+
 def _summable(output: DetectorOutput, view: View) -> DetectorOutput:
     """The answer in the canonical frame, in fp32, heatmaps as probabilities."""
+    if output.queries is not None:
+        raise ConfigError("--tta and --ensemble average maps, this teacher answers with queries; leave both out")
     heads = []
     for head in output.heads:
         undone: dict[str, Tensor] = {}
@@ -125,7 +146,8 @@ def _summable(output: DetectorOutput, view: View) -> DetectorOutput:
             maps = maps.float()
             undone[name] = view.undone_branch(name, maps.sigmoid() if name == "heatmap" else maps)
         heads.append(undone)
-    return DetectorOutput(view.undone(output.bev.float()), heads)
+    levels = {name: view.undone(maps.float()) for name, maps in output.levels.items()}
+    return DetectorOutput(view.undone(output.bev.float()), heads, levels=levels)
 
 
 def _plus(one: DetectorOutput, other: DetectorOutput) -> DetectorOutput:
@@ -133,7 +155,8 @@ def _plus(one: DetectorOutput, other: DetectorOutput) -> DetectorOutput:
     if shapes[0] != shapes[1]:
         raise ConfigError("an ensemble of models whose heads differ: expected checkpoints of one architecture")
     heads = [{name: maps + b[name] for name, maps in a.items()} for a, b in zip(one.heads, other.heads, strict=True)]
-    return DetectorOutput(one.bev + other.bev, heads)
+    levels = {name: maps + other.levels[name] for name, maps in one.levels.items() if name in other.levels}
+    return DetectorOutput(one.bev + other.bev, heads, levels=levels)
 
 
 def _require_symmetric(grid: BevGrid, tta: str) -> None:

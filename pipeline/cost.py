@@ -25,6 +25,7 @@ from cache.roots import open_root
 from cache.store import FrameStore, Store, TeacherStore
 from pipeline.engine import default_workers
 from pipeline.frames import FrameOptions, frame_plan, plan_shards, write_frame_shard
+from pipeline.inputs import image_size_of
 from pipeline.points import aggregate
 from pipeline.tables import DataSet, FrameRecord
 from pipeline.teacher import TeacherOptions, cache_teacher, resolve_checkpoint
@@ -95,9 +96,8 @@ def estimate(
     """
     options, teacher_options = options or FrameOptions(), teacher_options or TeacherOptions()
     asks_teacher = teacher is not None or checkpoint is not None
-    if asks_teacher:
-        resolve_checkpoint(teacher or "own", checkpoint)
-    sweeps = options.sweeps if options.points or asks_teacher else 0
+    reads_clouds = asks_teacher and _reads_clouds(teacher or "own", checkpoint)
+    sweeps = options.sweeps if options.points or reads_clouds else 0
     data = replace(options, points=sweeps > 0, sweeps=sweeps).open_tables(data_root, version, split)
     probe = _spread(data)
     stores = {}
@@ -107,10 +107,10 @@ def estimate(
         stores["frames"] = frames
         if asks_teacher:
             cache = plain
-            if not options.points:  # the real run reads the sweeps' files: here they are read into a store first
+            if reads_clouds and not options.points:  # the real run reads the sweeps' files: here a store is read
                 cache = Path(folder) / "points"
                 _write_frames(probe, replace(options, points=True, sweeps=sweeps), data_root, cache)
-            seconds = 0.0 if options.points else _reading_seconds(probe, data_root)
+            seconds = _reading_seconds(probe, data_root) if reads_clouds and not options.points else 0.0
             stores["teacher"] = _run_teacher(cache, teacher or "own", checkpoint, teacher_options, seconds)
     return Cost(
         scenes=len(data.scenes),
@@ -120,6 +120,12 @@ def estimate(
         workers=default_workers() if workers is None else workers,
         stores=stores,
     )
+
+
+def _reads_clouds(teacher: str, checkpoint: Path | None) -> bool:
+    """Whether it is a LiDAR teacher. Raises as `resolve_checkpoint` and `load_teacher`."""
+    weights = resolve_checkpoint(teacher, checkpoint)
+    return image_size_of(load_teacher(str(weights), file_sha256(weights), teacher=teacher)) is None
 
 
 def _spread(data: DataSet) -> DataSet:

@@ -11,6 +11,7 @@ import torch
 
 from cache.errors import ConfigError
 from models.detector import Detector
+from pipeline.inputs import FrameInput
 from pipeline.teacher_shard import BATCH, TeacherPass, forward
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -49,8 +50,8 @@ def largest_batch(peak_bytes: Sequence[int], free_bytes: int) -> int:
     return batch
 
 
-def probe_batch(model: Detector, job: TeacherPass, clouds: Sequence[np.ndarray]) -> int:
-    """Frames in one forward pass for this device, by the memory that two of `clouds` take; BATCH on a CPU, where more
+def probe_batch(model: Detector, job: TeacherPass, inputs: Sequence[FrameInput]) -> int:
+    """Frames in one forward pass for this device, by the memory that two of `inputs` take; BATCH on a CPU, where more
     frames at once are no faster."""
     if job.device != "cuda":
         return BATCH
@@ -59,14 +60,15 @@ def probe_batch(model: Detector, job: TeacherPass, clouds: Sequence[np.ndarray])
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        forward(model, job, (list(range(count)), [clouds[i % len(clouds)] for i in range(count)]))
+        forward(model, job, (list(range(count)), [inputs[i % len(inputs)] for i in range(count)]))
         peaks.append(torch.cuda.max_memory_allocated() - before)
     return largest_batch(peaks, torch.cuda.mem_get_info()[0])
 
 
-def autocast_difference(model: Detector, job: TeacherPass, clouds: Sequence[np.ndarray]) -> float:
+def autocast_difference(model: Detector, job: TeacherPass, inputs: Sequence[FrameInput]) -> float:
     """What autocast changes: the root mean square difference of the BEV feature from fp32's over the latter's, on
-    `clouds`."""
-    found = forward(model, job, (list(range(len(clouds))), list(clouds))).bev.astype(np.float64)
-    wanted = forward(model, replace(job, autocast=""), (list(range(len(clouds))), list(clouds))).bev.astype(np.float64)
+    `inputs`."""
+    item = list(range(len(inputs))), list(inputs)
+    found = forward(model, job, item).bev.astype(np.float64)
+    wanted = forward(model, replace(job, autocast=""), item).bev.astype(np.float64)
     return float(np.sqrt(((found - wanted) ** 2).mean() / max((wanted**2).mean(), 1e-30)))

@@ -127,9 +127,11 @@ def _continue_command(
     parts = [f"./bevcask cache-teacher --cache {cache} --name {name} --teacher {said}"]
     if said not in SHIPPED_TEACHERS:
         parts.append(f"--checkpoint FILE (sha256 {header['weights_sha256'][:16]})")
+    if teacher.further.asked.items:
+        parts.append(f"--fields '{teacher.further.asked}'")
     parts.append(f"--coverage '{teacher.coverage}' --encoding {teacher.bev.layout} --dtype {teacher.bev.dtype}")
     parts.append(f"--format {teacher.manifest.format.name}")
-    if not frames.manifest.header["points"]:
+    if not frames.manifest.header["points"] and header.get("modality", "lidar") == "lidar":
         parts.append(f"--sweeps {header['sweeps']} --data-root {data_root or 'FOLDER'}")
     return " ".join(parts)
 

@@ -80,7 +80,7 @@ def reencode(
     job = _job(cache, source, options)
     earlier = read_plan(open_root(place))
     _probe(source, job)
-    fields = (*job.encoding.fields(), *_other_fields(source))
+    fields = (*job.encoding.fields(), *_other_fields(source), *source.further.with_bev(job.encoding).fields())
     plan = StorePlan(
         kind="teacher",
         identity=planned.identity,
@@ -155,8 +155,8 @@ def _probe(source: TeacherStore, job: Reencoding) -> None:
 
 
 def _other_fields(source: TeacherStore) -> tuple[FieldSpec, ...]:
-    """All but the BEV feature's: they are copied."""
-    bev = {spec.name for spec in source.bev.fields()}
+    """Neither the BEV feature's nor further ones: they are copied."""
+    bev = {spec.name for spec in (*source.bev.fields(), *source.further.fields())}
     return tuple(spec for spec in source.manifest.fields if spec.name not in bev)
 
 
@@ -208,7 +208,7 @@ def _format(
         counted = run_shards(
             count_cells, [(job, tokens) for tokens in planned.shards], workers=workers, cluster=cluster
         )
-        most["K"] = max(summary["most"] for summary in counted)
+        most |= {letter: max(summary[letter] for summary in counted) for letter in counted[0]}
     short = {letter: most[letter] for letter in options.capacity if options.capacity[letter] < most[letter]}
     if short:
         needed = ",".join(f"{letter}={size}" for letter, size in short.items())

@@ -16,14 +16,13 @@ from cache.bev import BevEncoding
 from cache.cells import Cells, cell_weights
 from cache.columns import Column, Product
 from cache.coverage import Coverage
-from cache.errors import StoreError
 from cache.plan import ShardPlan
-from cache.quantise import dequantise_u8
 from cache.selectors import Selector
 from cache.shard_writer import open_shard
 from cache.store import FrameStore, TeacherStore
 from pipeline.coverage import Evidence, coverage_weights, join_columns, product_of
 from pipeline.evidence import evidence_of
+from pipeline.reencode_maps import CellChange, cells_on_level, reencoded_further, reencoded_map
 
 
 @dataclass(frozen=True)
@@ -82,33 +81,46 @@ def write_reencoded_shard(
     return writer.summary
 
 
-def count_cells(job: Reencoding, tokens: Sequence[str]) -> dict[str, Any]:
-    """The most cells that any of these frames has in the result."""
+def count_cells(job: Reencoding, tokens: Sequence[str]) -> dict[str, int]:
+    """The most cells that any of these frames has in the result, by letter."""
     source = TeacherStore(job.source)
     frames = FrameStore(job.frames) if job.frames else None
     rows = [row for token in tokens if (row := source.index.row_of(token)) is not None]
-    most = max((len(_wanted_cells(source, frames, row, job)[0]) for row in rows), default=0)
+    levels = [level for level in source.further.with_bev(job.encoding).levels if level.own_cells]
+    most = dict.fromkeys(["K", *(level.letter for level in levels)], 0)
+    for row in rows:
+        index, weights = _wanted_cells(source, frames, row, job)
+        most["K"] = max(most["K"], len(index))
+        for level in levels:
+            cells = cells_on_level(level, index, weights, source.grid.shape)[0]
+            most[level.letter] = max(most[level.letter], len(cells))
     source.close()
     if frames is not None:
         frames.close()
-    return {"most": most}
+    return most
 
 
 def reencoded(source: TeacherStore, frames: FrameStore | None, row: int, job: Reencoding) -> dict[str, np.ndarray]:
     """Every field of the result for one frame. StoreError where the source lacks a cell that is asked for."""
-    bev = {spec.name for spec in source.bev.fields()}
+    bev = {spec.name for spec in (*source.bev.fields(), *source.further.fields())}
     others = {spec.name: source.read(row, spec.name) for spec in source.manifest.fields if spec.name not in bev}
     stored = source.cells(row)
     index, weights = _wanted_cells(source, frames, row, job, stored)
-    values, scale = _values_at(source, row, stored.index, index, job)
-    encoding, dtype = job.encoding, source.bev.dtype
-    if encoding.dtype == dtype:
-        name = "bev_values" if encoding.layout == "cells" else "bev_map"
-        out = {"bev_index": index, "bev_weights": weights, name: values}
-        return {**out, **({"bev_scale": scale} if scale is not None else {}), **others}
-    channel_axis = 1 if encoding.layout == "cells" else 0
-    real = values.astype(np.float32) if scale is None else dequantise_u8(values, scale, channel_axis)
-    return {**encoding.encode_values(real, index, weights), **others}
+    change = CellChange(
+        stored.index,
+        index,
+        source.grid.shape,
+        (source.bev.layout == "dense", job.encoding.layout == "dense"),
+        f"{source.root}: frame {source.token(row)}",
+        str(source.coverage),
+    )
+    names = [spec.name for spec in source.bev.fields()]
+    fields = dict(zip(names, source.read_many(row, names), strict=True))
+    return {
+        **reencoded_map(fields, source.bev, job.encoding, change, weights),
+        **others,
+        **reencoded_further(source, row, source.further.with_bev(job.encoding), change, weights),
+    }
 
 
 def _wanted_cells(
@@ -147,36 +159,3 @@ def _wanted_cells(
 def _evidence(source: TeacherStore, frames: FrameStore | None, row: int, coverage: Coverage) -> Evidence:
     token = source.token(row)
     return Evidence(token) if frames is None else evidence_of(frames, frames.row_of(token), coverage)
-
-
-def _values_at(
-    source: TeacherStore, row: int, have: np.ndarray, want: np.ndarray, job: Reencoding
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """What is stored of the result's values, in its layout: (K, C) or (C, H, W); and the scale of u8 codes."""
-    scale = source.read(row, "bev_scale") if source.bev.dtype == "u8" else None
-    bev = source.bev
-    if bev.layout == "dense":
-        whole = source.read(row, "bev_map")
-        if job.encoding.layout == "dense":
-            return whole, scale
-        return np.ascontiguousarray(whole.reshape(bev.channels, -1)[:, want].T), scale
-    values = source.read(row, "bev_values")
-    if job.encoding.layout == "dense":
-        _require_cells(source, row, have, np.arange(bev.height * bev.width))
-        return np.ascontiguousarray(values.T).reshape(bev.channels, bev.height, bev.width), scale
-    if have is want or np.array_equal(have, want):
-        return values, scale
-    _require_cells(source, row, have, want)
-    return np.ascontiguousarray(values[np.searchsorted(have, want)]), scale
-
-
-def _require_cells(source: TeacherStore, row: int, have: np.ndarray, want: np.ndarray) -> None:
-    missing = np.setdiff1d(want, have, assume_unique=True)
-    if len(missing):
-        width = source.bev.width
-        shown = ", ".join(f"({cell // width}, {cell % width})" for cell in missing[:3].tolist())
-        raise StoreError(
-            f"{source.root}: frame {source.token(row)} is stored at {len(have)} cells ({source.coverage}); "
-            f"{len(missing)} of the {len(want)} asked for are missing, such as (row, column) {shown}; cache the "
-            "teacher again for those"
-        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,19 +19,24 @@ import torch
 from cache.bev import BevEncoding
 from cache.coverage import Coverage
 from cache.errors import BevcaskError, ConfigError, DataError
+from cache.field_list import FieldList
 from cache.files import file_sha256
 from cache.frame import Detections
+from cache.further import Further
 from cache.grid import BevGrid
 from cache.plan import ShardPlan
 from cache.shard_writer import ShardWriter, open_shard
 from cache.store import FrameStore
-from models.detector import Batch, Detector
+from models.detector import Detector, DetectorOutput
 from pipeline.adapters.opening import Opened, open_teacher
 from pipeline.averaging import Averaged
 from pipeline.coverage import coverage_weights, reads_heat
 from pipeline.evidence import evidence_of
+from pipeline.fields.raw import raw_of
+from pipeline.fields.stored import stored_fields
+from pipeline.inputs import FrameInput, batch_of, image_size_of, read_input
 from pipeline.overlap import overlap
-from pipeline.points import Sweep, aggregate
+from pipeline.points import Sweep
 
 BATCH = 4
 
@@ -41,7 +46,8 @@ class TeacherPass:
     """What all tasks of a pass share. frames: URL of the frame store; data_root: where sweeps lie that it does not
     hold; weights and digest: the teacher's file and its sha256; device: "cpu" or "cuda"; autocast: "", "float16" or
     "bfloat16"; batch: frames in one forward pass; teacher: its name, as `cache-teacher --teacher` has it; tta: views
-    that are averaged, see `pipeline.averaging`; others: (file, sha256) of further checkpoints of an ensemble.
+    that are averaged, see `pipeline.averaging`; others: (file, sha256) of further checkpoints of an ensemble; further:
+    the further fields' layout, None for none; image_size: (width, height) that a camera teacher reads, None for LiDAR.
     """
 
     frames: str
@@ -56,6 +62,8 @@ class TeacherPass:
     teacher: str = ""
     tta: str = ""
     others: tuple[tuple[str, str], ...] = ()
+    further: Further | None = None
+    image_size: tuple[int, int] | None = None
 
     def model(self) -> Detector:
         """The teacher; its checkpoints are loaded once per process."""
@@ -67,14 +75,15 @@ class TeacherPass:
 @dataclass(frozen=True)
 class Said:
     """What the teacher said of a batch of frames, on the CPU. bev: (B, C, H, W) float32; heat: (B, classes, H, W), None
-    where no selector reads it."""
+    where no selector reads it; raw: what further fields are made of, see `pipeline.fields.raw`."""
 
     rows: list[int]
-    clouds: list[np.ndarray]
+    inputs: list[FrameInput]
     bev: np.ndarray
     heat: np.ndarray | None
     found: list[Detections]
     grid: BevGrid
+    raw: Mapping[str, np.ndarray]
 
 
 def load_teacher(path: str, digest: str, device: str = "cpu", teacher: str = "") -> Detector:
@@ -91,10 +100,11 @@ def open_once(path: str, digest: str, device: str, teacher: str) -> Opened:
             f"{path}: sha256 {found[:16]} on this worker, the client has {digest[:16]}; copy the same file to all nodes"
         )
     opened = open_teacher(Path(path), teacher)
-    model = opened.model
-    if model.modality != "lidar":
-        raise ConfigError(f"{path}: a {model.modality} model, expected a LiDAR teacher; choose another checkpoint")
-    return replace(opened, model=model.eval().to(device))
+    try:
+        image_size_of(opened.model)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}; choose another checkpoint") from None
+    return replace(opened, model=opened.model.eval().to(device))
 
 
 def write_teacher_shard(
@@ -128,53 +138,52 @@ def _batches(
     sweeps: Sequence[tuple[Sweep, ...]] | None,
     job: TeacherPass,
     writer: ShardWriter,
-) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-    """Fixed batches in shard order; frames whose clouds cannot be read are quarantined."""
+) -> Iterator[tuple[list[int], list[FrameInput]]]:
+    """Fixed batches in shard order; frames whose clouds or images cannot be read are quarantined."""
     rows: list[int] = []
-    clouds: list[np.ndarray] = []
+    inputs: list[FrameInput] = []
     for i, token in enumerate(tokens):
         row = frames.index.row_of(token)
         if row is None:
             writer.quarantine(token, "not in the frame store: repair it there first")
             continue
         try:
-            cloud = read_cloud(frames, row, None if sweeps is None else sweeps[i], job.data_root)
+            shown = read_input(frames, row, None if sweeps is None else sweeps[i], job.data_root, job.image_size)
         except DataError as error:
             writer.quarantine(token, str(error))
             continue
         rows.append(row)
-        clouds.append(cloud)
+        inputs.append(shown)
         if len(rows) == job.batch:
-            yield rows, clouds
-            rows, clouds = [], []
+            yield rows, inputs
+            rows, inputs = [], []
     if rows:
-        yield rows, clouds
-
-
-def read_cloud(frames: FrameStore, row: int, sweeps: tuple[Sweep, ...] | None, data_root: str | None) -> np.ndarray:
-    """(P, 5) points of a frame, from the store or, with sweeps, from the raw files under data_root."""
-    if sweeps is None:
-        return frames.points(row)
-    assert data_root is not None
-    return aggregate(sweeps, Path(data_root))
+        yield rows, inputs
 
 
 def run_teacher(
-    model: Detector, frames: FrameStore, rows: Sequence[int], clouds: Sequence[np.ndarray], job: TeacherPass
+    model: Detector, frames: FrameStore, rows: Sequence[int], inputs: Sequence[FrameInput], job: TeacherPass
 ) -> list[dict[str, np.ndarray]]:
     """The teacher's fields of a batch of frames, by name: what a shard's task does, without its stages."""
-    return fields_of(forward(model, job, (list(rows), list(clouds))), frames, job)
+    return fields_of(forward(model, job, (list(rows), list(inputs))), frames, job)
 
 
-def forward(model: Detector, job: TeacherPass, item: tuple[list[int], list[np.ndarray]]) -> Said:
-    """The teacher over one batch (rows, clouds (P, 5)), without gradients; fp32 unless the pass has autocast."""
-    rows, clouds = item
-    points = [torch.from_numpy(np.array(cloud)).to(job.device, non_blocking=True) for cloud in clouds]
+def forward(model: Detector, job: TeacherPass, item: tuple[list[int], list[FrameInput]]) -> Said:
+    """The teacher over one batch (rows, inputs), without gradients; fp32 unless the pass has autocast."""
+    rows, inputs = item
+    asked = job.further.asked if job.further is not None else FieldList()
     with torch.inference_mode(), autocast(job):
-        output = model(Batch(points=points, tokens=[str(row) for row in rows]))
+        output = model(batch_of(inputs, [str(row) for row in rows], job.device))
         found = model.decode(output)
-        heat = output.class_heat().float().cpu().numpy() if reads_heat(job.coverage) else None
-    return Said(rows, clouds, output.bev.float().cpu().numpy(), heat, found, model.grid)
+        heat = output.class_heat().float().cpu().numpy() if reads_heat(job.coverage) and output.heads else None
+        raw = raw_of(output, model, asked, len(rows))
+    return Said(rows, inputs, output.bev.float().cpu().numpy(), heat, found, model.grid, raw)
+
+
+def answer(model: Detector, job: TeacherPass, shown: FrameInput) -> DetectorOutput:
+    """The model's whole answer to one frame, on its device."""
+    with torch.inference_mode(), autocast(job):
+        return model(batch_of([shown], ["0"], job.device))
 
 
 def autocast(job: TeacherPass) -> contextlib.AbstractContextManager[Any]:
@@ -184,18 +193,25 @@ def autocast(job: TeacherPass) -> contextlib.AbstractContextManager[Any]:
 
 
 def fields_of(said: Said, frames: FrameStore, job: TeacherPass) -> list[dict[str, np.ndarray]]:
-    """Each frame's fields by name: the feature under the coverage, and the decoded boxes."""
+    """Each frame's fields by name: the feature under the coverage, the decoded boxes, and the further fields."""
     out = []
     for i, row in enumerate(said.rows):
         heat = None if said.heat is None else said.heat[i]
-        evidence = evidence_of(frames, row, job.coverage, heat, said.clouds[i])
+        evidence = evidence_of(frames, row, job.coverage, heat, said.inputs[i].cloud)
+        weights = coverage_weights(job.coverage, evidence, said.grid)
         found = said.found[i]
+        further: dict[str, np.ndarray] = {}
+        if job.further is not None:
+            raw = {name: values[i] for name, values in said.raw.items()}
+            truth = frames.boxes_lidar(row) if job.further.reads_truth and frames.is_labelled(row) else None
+            further = stored_fields(job.further, raw, said.bev[i], said.grid, weights, found, truth)
         out.append(
             {
-                **job.encoding.encode(said.bev[i], coverage_weights(job.coverage, evidence, said.grid)),
+                **job.encoding.encode(said.bev[i], weights),
                 "boxes": found.boxes_lidar,
                 "scores": found.scores,
                 "labels": found.labels,
+                **further,
             }
         )
     return out

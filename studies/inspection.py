@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 
+from cache.box_points import box_points
 from cache.cells import scatter_cells
 from cache.errors import StoreError
 from cache.grid import BevGrid
@@ -17,7 +18,16 @@ from cache.index import KIND_UNLABELLED
 from cache.layout import frames_place, teacher_names, teacher_place
 from cache.manifest import Manifest
 from cache.store import FrameStore, Store, TeacherStore
-from evaluation.draw import BoxLayer, MaskLayer, decode_jpeg, detection_layer, draw_frame, truth_layer, write_png
+from evaluation.draw import (
+    BoxLayer,
+    MapLayer,
+    MaskLayer,
+    decode_jpeg,
+    detection_layer,
+    draw_frame,
+    truth_layer,
+    write_png,
+)
 
 SHOWN_QUARANTINED = 10
 
@@ -42,6 +52,8 @@ def describe(cache: str | Path) -> list[RenderableType]:
             f"grid {teacher.grid}; {bev.channels} channels, {bev.layout} in {bev.dtype}; coverage {teacher.coverage}; "
             f"weights {teacher.manifest.header['weights_sha256'][:16]}"
         )
+        if teacher.further.asked.items:
+            out.append(f"further fields: {teacher.further.asked}")
     return out
 
 
@@ -112,17 +124,50 @@ def frame_picture(
     layers: list[BoxLayer] = [truth_layer(frame, frames.truth(row))] if frames.is_labelled(row) else []
     grid: BevGrid | None = None
     masks: tuple[MaskLayer, ...] = ()
+    maps: list[MapLayer] = []
     if teacher is not None:
         grid, masks = teacher.grid, mask_layers(teacher, frame.token)
-        layers.append(detection_layer("teacher", teacher.detections(teacher.row_of(frame.token))))
+        at = teacher.row_of(frame.token)
+        layers.append(detection_layer("teacher", teacher.detections(at)))
+        maps = map_layers(teacher, at, frames.boxes_lidar(row) if frames.is_labelled(row) else None)
     points = frames.points(row) if frames.has(row, "points") else None
-    return draw_frame(points, images, frame, [*layers, *more], grid=grid, masks=masks)
+    return draw_frame(points, images, frame, [*layers, *more], grid=grid, masks=masks, maps=maps)
 
 
 def mask_layers(teacher: TeacherStore, token: str) -> tuple[MaskLayer, ...]:
     """Every column of a frame's weights, to be drawn, in the store's order."""
     weights = scatter_cells(teacher.cells(teacher.row_of(token)), teacher.grid.shape)[1]
     return tuple(MaskLayer(name, column) for name, column in zip(teacher.selectors, weights, strict=True))
+
+
+def map_layers(teacher: TeacherStore, row: int, truth: np.ndarray | None) -> list[MapLayer]:
+    """What a frame's further fields look like from above: the heat of each class, the mean size of each level's values,
+    and the points of samples; truth: (N, 9) annotated boxes, None where there are none."""
+    further, out = teacher.further, []
+    if "logits" in further.asked:
+        heat = 1 / (1 + np.exp(-teacher.logits(row).astype(np.float32)))
+        for name, column in zip(teacher.classes, heat.T, strict=True):
+            out.append(
+                MapLayer(f"heat: {name}", teacher.grid, _on_grid(teacher.cells(row).index, column, teacher.grid))
+            )
+    for level in further.levels:
+        cells = teacher.level_cells(row, level.name)
+        size = np.abs(cells.values.astype(np.float32)).mean(axis=1)
+        out.append(MapLayer(f"level {level.name}: mean |value|", level.grid, _on_grid(cells.index, size, level.grid)))
+    for item in further.asked.of("samples"):
+        inside = teacher.samples(row, str(item)).inside
+        boxes = teacher.detections(row).boxes_lidar if item["boxes"] == "teacher" else truth
+        if boxes is not None:
+            points = box_points(boxes[: len(inside)], item["points"], item["enlarge"])
+            out.append(MapLayer(item.name.replace("_", " "), teacher.grid, points=points[inside]))
+    return out
+
+
+def _on_grid(index: np.ndarray, values: np.ndarray, grid: BevGrid) -> np.ndarray:
+    """(H, W) float32 of values (K,) at cells, 0 elsewhere."""
+    out = np.zeros(grid.height * grid.width, np.float32)
+    out[index] = values
+    return out.reshape(grid.shape)
 
 
 def foreground_of(teacher: TeacherStore, token: str) -> np.ndarray:

@@ -8,21 +8,23 @@ channel's spread, and `CELLS` of the cells may, at a selector's threshold. Costs
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cache.cells import Cells
 from cache.errors import ConfigError
 from cache.layout import frames_place, teacher_names, teacher_place
 from cache.store import FrameStore, TeacherStore
 from pipeline.adapters.imported import is_import_path
 from pipeline.device import choose_device
+from pipeline.fields.offer import adaptor_of
+from pipeline.inputs import image_size_of, read_input
 from pipeline.points import Sweep
 from pipeline.teacher import resolve_checkpoint, sweeps_from_tables
-from pipeline.teacher_shard import TeacherPass, read_cloud, run_teacher
+from pipeline.teacher_shard import TeacherPass, load_teacher, run_teacher
+from studies.live_fields import cells_apart, further_apart, values_apart
 
 TOLERANCE = {"float16": 2e-3, "float32": 1e-3, "u8": 5e-2}  # u8: a value may fall into the next of its 255 steps
 CELLS = 1e-2
@@ -30,8 +32,9 @@ CELLS = 1e-2
 
 @dataclass(frozen=True)
 class LiveCheck:
-    """identical: frames of which every field has the same bytes; cells: largest share of a frame's cells that only one
-    of the two has; worst: largest difference of a stored value, over its channel's spread in the frame."""
+    """identical: frames of which every field has the same bytes; cells: largest share of a frame's cells, queries or
+    boxes that only one of the two has; worst: largest difference of a stored value, over its channel's spread in the
+    frame. Further fields count too."""
 
     store: str
     frames: int
@@ -117,10 +120,12 @@ def _live(
         teacher=str(header["teacher"]),
         tta=str(header.get("tta", "")),
         others=tuple(zip(map(str, ensemble), digests, strict=True)),
+        further=store.further if store.further.asked.items else None,
     )
+    job = replace(job, image_size=image_size_of(load_teacher(job.weights, job.digest, job.device, job.teacher)))
     model = job.model()
     sweeps = None
-    if not frames.manifest.header["points"]:
+    if job.image_size is None and not frames.manifest.header["points"]:
         sweeps = sweeps_from_tables(frames, data_root, int(header["sweeps"]), int(header.get("sweeps_after", 0)))
     wanted = set(np.linspace(0, len(store) - 1, min(count, len(store))).round().astype(int).tolist())
     identical, cells, worst = 0, 0.0, 0.0
@@ -128,13 +133,19 @@ def _live(
         if not wanted & set(batch):
             continue
         rows = [frames.row_of(store.token(row)) for row in batch]
-        clouds = [read_cloud(frames, row, _sweeps_of(sweeps, frames, row), job.data_root) for row in rows]
-        for row, values in zip(batch, run_teacher(model, frames, rows, clouds, job), strict=True):
+        inputs = [
+            read_input(frames, row, _sweeps_of(sweeps, frames, row), job.data_root, job.image_size) for row in rows
+        ]
+        for row, values in zip(batch, run_teacher(model, frames, rows, inputs, job), strict=True):
             if row in wanted:
                 identical += all(_same(values[name], store.read(row, name)) for name in values)
                 found, stored = store.bev.to_cells(values, store.root), store.cells(row)
-                cells = max(cells, _cells_apart(found, stored))
-                worst = max(worst, _values_apart(found, stored))
+                share, apart = further_apart(store, row, values, TOLERANCE[store.bev.dtype])
+                cells = max(cells, cells_apart(found, stored), share)
+                worst = max(worst, values_apart(found, stored), apart)
+    now = adaptor_of(store.further.asked, model)
+    if now is not None and now.header() != store.manifest.header["adaptor"]:
+        worst = float("inf")
     return LiveCheck(f"teachers/{name}", len(wanted), identical, cells, worst, TOLERANCE[store.bev.dtype])
 
 
@@ -153,20 +164,3 @@ def _sweeps_of(sweeps: Mapping[str, Sequence[Sweep]] | None, frames: FrameStore,
 
 def _same(found: np.ndarray, stored: np.ndarray) -> bool:
     return found.dtype == stored.dtype and found.shape == stored.shape and found.tobytes() == stored.tobytes()
-
-
-def _cells_apart(found: Cells, stored: Cells) -> float:
-    """The share of all cells that only one of the two has."""
-    union = np.union1d(found.index, stored.index)
-    return 1.0 - len(np.intersect1d(found.index, stored.index)) / len(union) if len(union) else 0.0
-
-
-def _values_apart(found: Cells, stored: Cells) -> float:
-    """Largest difference at cells that both have, over the channel's standard deviation there."""
-    _, mine, theirs = np.intersect1d(found.index, stored.index, return_indices=True)
-    if not len(mine):
-        return 0.0
-    one, other = found.values[mine].astype(np.float64), stored.values[theirs].astype(np.float64)
-    spread = one.std(axis=0)
-    # a channel that is nearly constant has no spread of its own to measure by
-    return float((np.abs(one - other) / np.maximum(spread, 1e-3 * max(spread.max(), 1e-12))).max())

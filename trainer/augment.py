@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from models.config import Config
+from models.pictures import ImageAugment
 
 _AUGMENT = 2  # keeps this stream apart from that of `trainer.order`
 
@@ -76,17 +77,6 @@ class BevAugment:
         if self.flip_y:
             out[1] *= -1
         return out
-
-
-@dataclass(frozen=True)
-class ImageAugment:
-    """One camera. resize: relative to the test-time factor; crop_x: 0 (left) .. 1 (right); the others as they say."""
-
-    resize: float = 1.0
-    crop_x: float = 0.5
-    flip: bool = False
-    brightness: float = 1.0
-    contrast: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from cache.errors import BevcaskError, StoreError
-from cache.frame import CAMERA_CHANNELS, Frame
+from cache.frame import CAMERA_CHANNELS
 from cache.store import FrameStore, TeacherStore
 from models.detector import Batch, Detector
+from models.pictures import draw_cameras, normalised
 from trainer.augment import FrameAugment, move_boxes, move_points
-from trainer.pictures import draw_picture, normalisation, picture_geometry
 
 CAMERAS = len(CAMERA_CHANNELS)
 
@@ -144,20 +144,13 @@ class BatchBuilder:
         matrix: np.ndarray,
         size: tuple[int, int],
     ) -> None:
-        frame = self.frames.frame(row)
         if parts.images is None:
             parts.images = np.empty((batch, CAMERAS, size[1], size[0], 3), np.uint8)
-        affines = np.zeros((CAMERAS, 2, 3))
-        jpegs = self.frames.read_bytes_many(row, [channel.lower() for channel in CAMERA_CHANNELS])
-        for i, (camera, image, jpeg) in enumerate(zip(_in_order(frame), augment.images, jpegs, strict=True)):
-            geometry = picture_geometry((camera.width, camera.height), size, image)
-            where = f"{self.frames.root}: frame {frame.token} {camera.channel}"
-            draw_picture(jpeg, geometry, parts.images[sample, i], where)
-            affines[i] = geometry.affine()
-            parts.intrinsics.append(np.vstack([affines[i], [0, 0, 1]]) @ camera.intrinsic)
-            parts.camera_to_lidar.append(matrix @ np.linalg.inv(camera.lidar_to_camera))
+        views = draw_cameras(self.frames, row, size, augment.images, parts.images[sample])
+        parts.intrinsics.append(views.intrinsics)
+        parts.camera_to_lidar.append(matrix @ views.camera_to_lidar)
         if self.needs.depth:
-            parts.depth.append(move_depth(self.frames.depth(row), affines, size, sample))
+            parts.depth.append(move_depth(self.frames.depth(row), views.affines, size, sample))
 
     def _add_boxes(self, parts: _Parts, row: int, matrix: np.ndarray) -> None:
         """Boxes without a LiDAR or radar return are left out, as the released detectors do: nothing shows where they
@@ -194,30 +187,14 @@ class _Parts:
 
     def image_tensors(self, augments: Sequence[FrameAugment]) -> dict[str, Any]:
         assert self.images is not None
-        gain, offset = normalisation([image for augment in augments for image in augment.images])
-        height, width = self.images.shape[2:4]
-        # gain and offset repeated along a row: arithmetic over an innermost axis of 3 would not be vectorised
-        rows = [torch.from_numpy(np.tile(part, (1, width))).view(-1, CAMERAS, 1, 3 * width) for part in (gain, offset)]
-        images = torch.addcmul(
-            rows[1], torch.from_numpy(self.images).view(-1, CAMERAS, height, 3 * width).float(), rows[0]
-        )
+        jitters = [image for augment in augments for image in augment.images]
         return {
-            # channels last in memory, as the models want them: no copy later
-            "images": images.view(self.images.shape).permute(0, 1, 4, 2, 3),  # (B, cameras, 3, h, w)
+            "images": normalised(self.images, jitters),
             "intrinsics": torch.from_numpy(np.stack(self.intrinsics).astype(np.float32)).view(-1, CAMERAS, 3, 3),
             "camera_to_lidar": torch.from_numpy(np.stack(self.camera_to_lidar).astype(np.float32)).view(
                 -1, CAMERAS, 4, 4
             ),
         }
-
-
-def _in_order(frame: Frame) -> list[Any]:
-    """The frame's cameras in CAMERA_CHANNELS order."""
-    by_channel = {camera.channel: camera for camera in frame.cameras}
-    missing = [channel for channel in CAMERA_CHANNELS if channel not in by_channel]
-    if missing:
-        raise StoreError(f"frame {frame.token} has no calibration of {', '.join(missing)}; cache the frames again")
-    return [by_channel[channel] for channel in CAMERA_CHANNELS]
 
 
 def move_depth(depth: np.ndarray, affines: np.ndarray, size: tuple[int, int], sample: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Teachers named by import path, `package.module:callable`: any LiDAR detector, from any stack that runs beside torch.
+"""Teachers named by import path, `package.module:callable`: any detector, from any stack that runs beside torch.
 
 The callable gets the checkpoint's path and returns a `models.detector.Detector`. What the teacher pass uses of one is
 checked here, on a cloud of a few points, before the pass starts. docs/teachers.md is the protocol in full.
@@ -23,7 +23,7 @@ from models.detector import Batch, Detector, DetectorOutput
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 ATTRIBUTES: dict[str, tuple[type, str]] = {
     "grid": (BevGrid, "the cache.grid.BevGrid of its feature map"),
-    "modality": (str, "'lidar'"),
+    "modality": (str, "'lidar' or 'camera'"),
     "bev_channels": (int, "the channels of its feature map"),
 }
 METHODS = {
@@ -65,7 +65,7 @@ def load_imported(teacher: str, path: Path) -> Detector:
         )
     detector = cast(Detector, model)
     detector.eval()
-    if detector.modality == "lidar":  # the pass refuses the others
+    if detector.modality == "lidar":  # what cameras show cannot be made up as easily: their first frame tells
         _try_out(teacher, detector)
     return detector
 

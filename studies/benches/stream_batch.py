@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from cache.frame import CAMERA_CHANNELS
-from trainer.augment import ImageAugment
-from trainer.pictures import PictureGeometry, draw_picture, picture_geometry
+from models.pictures import ImageAugment, PictureGeometry, draw_picture, picture_geometry
 
 # offsets' name -> the arrays that share them, joined along their first axis
 CELLS = ("bev_index", "bev_values", "bev_weights")

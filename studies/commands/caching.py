@@ -86,6 +86,7 @@ def cache_frames(
         "data-root": "nuScenes folder, needed where the frame store holds no points",
         "coverage": "cells to keep, e.g. gaussian+lidar(ground=0.2)*view(camera=CAM_FRONT)+random; see docs/format.md "
         "(default: gaussian, of a store with unlabelled frames gaussian+confident)",
+        "fields": "further fields, e.g. logits,level(name=canvas),samples(boxes=truth,points=9); see docs/format.md",
         "encoding": "cells (those of the coverage) or dense (every value)",
         "dtype": "float16, float32 or u8 (a scale per frame and channel)",
         "format": "webdataset or zarr",
@@ -114,6 +115,7 @@ def cache_teacher(
     checkpoint: str | None = None,
     data_root: str | None = None,
     coverage: str = "",
+    fields: str = "",
     encoding: str = "cells",
     dtype: str = "float16",
     format: str = "webdataset",
@@ -133,7 +135,7 @@ def cache_teacher(
     local_cache_limit: str | None = None,
     json: bool = False,
 ) -> None:
-    """Run a LiDAR teacher once over every frame and keep what students need of it."""
+    """Run a teacher once over every frame and keep what students need of it."""
     from pipeline.teacher import TeacherOptions
     from pipeline.teacher import cache_teacher as run
 
@@ -159,6 +161,7 @@ def cache_teacher(
             tta,
             tuple(Path(part) for part in ensemble.split(",") if part),
             sweeps_after,
+            fields,
         ),
         workers=whole(workers, "--workers", 1),
         cluster=cluster_of(scheduler, cluster, performance_report),
@@ -179,6 +182,7 @@ def cache_teacher(
         "teacher": "also estimate a teacher store: a shipped teacher",
         "checkpoint": "also estimate a teacher store: its weights, as for cache-teacher",
         "coverage": "as for cache-teacher",
+        "fields": "as for cache-teacher",
         "encoding": "as for cache-teacher",
         "dtype": "as for cache-teacher",
         "format": "as for cache-teacher",
@@ -206,6 +210,7 @@ def plan(
     teacher: str | None = None,
     checkpoint: str | None = None,
     coverage: str = "",
+    fields: str = "",
     encoding: str = "cells",
     dtype: str = "float16",
     format: str = "webdataset",
@@ -241,7 +246,7 @@ def plan(
         options=FrameOptions(image_scale=image_scale, points=points, sweeps=sweeps, between=between),
         teacher=teacher,
         checkpoint=path_of(checkpoint),
-        teacher_options=TeacherOptions(coverage, encoding, dtype, format),
+        teacher_options=TeacherOptions(coverage, encoding, dtype, format, fields=fields),
         workers=whole(workers, "--workers", 1),
     )
     for renderable in cost_tables(cost):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cache.coverage import Coverage
 from cache.errors import ConfigError
+from cache.field_list import FieldList
 from cache.grid import BevGrid
 from cache.selectors import SELECTORS
 from cache.serving import NeededSelector, StoreOffer, TermNeed, same_grid, serves
@@ -166,3 +167,47 @@ def test_a_store_cached_as_the_refusal_says_serves_the_term_and_all_that_the_old
         assert set(coverage.names) <= set(again.coverage.names)
     elif answer.verdict == "skipped":
         assert frames == "unlabelled"
+
+
+def asked(fields: str, coverage: str = "gaussian") -> StoreOffer:
+    return StoreOffer(FIELDS, GRID, Coverage.parse(coverage, GRID), FieldList.parse(fields))
+
+
+def test_further_fields_are_served_whatever_the_layout_and_with_fewer_rows() -> None:
+    store = asked("logits,queries(top=50),level(name=canvas),samples(boxes=teacher,points=7x7)")
+    for field in (
+        "logits",
+        "queries(top=20)",
+        "level(name=canvas)",
+        "samples(boxes=teacher,points=7x7,limit=9)",
+        "boxes",
+    ):
+        assert serves(store, TermNeed((field,))).served, field
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("regression", "logits,regression,queries(top=50)"),
+        ("queries(top=60)", "logits,queries(top=60)"),
+        ("query_boxes", "logits,queries"),
+        ("level_canvas_values", "logits,level(name=canvas),queries(top=50)"),
+        ("samples(level=canvas)", "logits,queries(top=50),samples(level=canvas)"),
+        ("depth", "logits,queries(top=50),depth"),
+        ("adaptor", "logits,queries(top=50),adaptor"),
+    ],
+)
+def test_a_further_field_that_is_missing_is_refused_with_the_list_and_the_coverage(field: str, fields: str) -> None:
+    answer = serves(asked("logits,queries(top=50)"), TermNeed(("boxes", field)))
+    assert (answer.verdict, answer.about) == ("refused", "fields") and field in answer.reason
+    assert answer.remedy == (
+        f"run `cache-teacher --fields '{fields}' --coverage 'gaussian(dilate=1)'` under another --name"
+    )
+
+
+def test_remedies_for_fields_name_all_that_are_missing_and_those_for_coverage_keep_the_fields() -> None:
+    answer = serves(asked("logits"), TermNeed(("regression", "depth", "logits")))
+    assert "--fields 'logits,regression,depth' " in answer.remedy
+    answer = serves(asked("logits"), need("lidar"))
+    assert "`cache-teacher --fields 'logits' --coverage 'gaussian(dilate=1)+lidar" in answer.remedy
+    assert "with a teacher that gives it" in serves(asked("logits"), TermNeed(("logits", "heat"))).remedy

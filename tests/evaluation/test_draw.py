@@ -15,6 +15,7 @@ from cache.grid import BevGrid
 from evaluation.bev_view import paint_bev
 from evaluation.draw import (
     BoxLayer,
+    MapLayer,
     MaskLayer,
     _figure,
     _rgb,
@@ -219,3 +220,25 @@ def test_masks_of_another_grid_or_of_none_are_refused(frame: Frame, images: list
         draw_frame(None, images, frame, layers, grid=GRID, masks=[MaskLayer("lidar", np.ones((3, 3)))])
     with pytest.raises(DataError, match="masks without the grid"):
         draw_frame(None, images, frame, layers, masks=[MaskLayer("lidar", np.ones((64, 64)))])
+
+
+def test_each_map_is_a_panel_of_its_own_below_the_masks(frame: Frame, images: list[np.ndarray]) -> None:
+    layers = [BoxLayer("ground truth", np.zeros((0, 9)), np.zeros(0, int))]
+    fine = BevGrid(**{**GRID.to_dict(), "cell_m": GRID.cell_m / 2})
+    values = np.zeros(fine.shape, np.float32)
+    values[: fine.height // 2] = 3.0  # the lower half
+    points = np.array([[0.0, 20.0]])
+    nothing = np.zeros(GRID.shape)
+    maps = [MapLayer("level", fine, values), MapLayer("samples", GRID, points=points), MapLayer("none", GRID, nothing)]
+    masks = [corner_mask("gaussian", 56, 56)]
+    without = draw_frame(None, images, frame, layers, grid=GRID, masks=masks, width=1200)
+    full = draw_frame(None, images, frame, layers, grid=GRID, masks=masks, maps=maps, width=1200)
+    assert 200 < len(full) - len(without) < 260
+    strip = full[len(without) :].astype(int)
+    dark, level = strip[60:100, 60:140], strip[-60:-20, 60:140]
+    assert level.mean() > dark.mean() + 80 and np.ptp(level.reshape(-1, 3), axis=0).max() < 10
+    seen = np.argwhere((strip[50:-10, 210:390] != strip[60, 215]).any(axis=-1))
+    assert 3 < len(seen) < 60 and seen[:, 0].mean() < 90  # one dot, in the upper half
+    assert (strip[50:-10, 420:580] == strip[60, 425]).all()
+    with pytest.raises(DataError, match=r"map level of shape"):
+        draw_frame(None, images, frame, layers, grid=GRID, maps=[MapLayer("level", GRID, values)])

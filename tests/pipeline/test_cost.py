@@ -7,13 +7,16 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from cache.errors import ConfigError, DataError
 from cache.manifest import Manifest
 from cache.roots import LocalRoot
+from models.build import build_detector, save_weights
 from pipeline.cost import CONTAINER, Cost, StoreCost, estimate
 from pipeline.frames import FrameOptions, cache_frames
 from pipeline.teacher import TeacherOptions, cache_teacher
+from tests.models.synthetic import CAMERA
 
 VERSION = "v1.0-mini"
 
@@ -31,7 +34,8 @@ def bytes_on_disk(folder: Path) -> int:
 def test_the_estimate_is_what_the_run_then_takes(
     simulated_root: Path, weights: Path, tmp_path: Path, options: FrameOptions, layout: str
 ) -> None:
-    wanted = TeacherOptions("gaussian+footprint", format=layout)
+    fields = "logits,level(name=canvas)" if layout == "zarr" else ""
+    wanted = TeacherOptions("gaussian+footprint", format=layout, fields=fields)
     cost = estimate(simulated_root, VERSION, options=options, checkpoint=weights, teacher_options=wanted, workers=2)
     assert (cost.scenes, cost.frames, cost.probed, cost.workers) == (3, 6, 6, 2)
     manifest = cache_frames(simulated_root, VERSION, tmp_path, options=options, workers=1)
@@ -43,14 +47,26 @@ def test_the_estimate_is_what_the_run_then_takes(
         teacher="own",
         checkpoint=weights,
         data_root=None if options.points else simulated_root,
-        options=TeacherOptions("gaussian+footprint", format=layout, sweeps=1),
+        options=TeacherOptions("gaussian+footprint", format=layout, sweeps=1, fields=fields),
         workers=1,
     )
     assert cost.bytes_of("teacher") == pytest.approx(bytes_on_disk(tmp_path / "teachers" / "t"), rel=0.3)
+    assert {"logits", "level_canvas_values"} <= set(cost.stores["teacher"].bytes_per_frame) or not fields
     assert ("points" in cost.stores["frames"].bytes_per_frame) == options.points
     assert all(store.seconds_per_frame > 0 for store in cost.stores.values())
     said = cost.to_dict()
     assert said["stores"]["frames"]["bytes"] == cost.bytes_of("frames")
+
+
+def test_a_camera_teacher_reads_no_clouds(simulated_root: Path, tmp_path: Path) -> None:
+    camera = tmp_path / "camera.safetensors"
+    torch.manual_seed(0)
+    save_weights(build_detector(CAMERA), camera)
+    wanted = TeacherOptions(fields="depth")
+    cost = estimate(
+        simulated_root, VERSION, split="mini_val", options=FrameOptions(0.1), checkpoint=camera, teacher_options=wanted
+    )
+    assert cost.stores["teacher"].bytes_per_frame["depth_probs"] > 1000 and cost.frames == 2
 
 
 def test_without_a_teacher_only_the_frame_store_is_estimated(simulated_root: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from cache.coverage import Coverage
 from cache.errors import ConfigError, StoreError
+from cache.field_list import FieldList
 from cache.grid import BevGrid
 from cache.index import KIND_LABELLED, KIND_UNLABELLED
 from trainer.terms import TermNeeds, require_served
@@ -21,13 +22,17 @@ LABELLED, MIXED, UNLABELLED = [KIND_LABELLED] * 3, [KIND_LABELLED, KIND_UNLABELL
 
 
 def a_store(
-    coverage: str = "gaussian", kinds: list[int] = LABELLED, fields: tuple[str, ...] = ("bev_index", "bev_weights")
+    coverage: str = "gaussian",
+    kinds: list[int] = LABELLED,
+    fields: tuple[str, ...] = ("bev_index", "bev_weights"),
+    asked: str = "",
 ) -> Any:
     """As much of a teacher store as the check looks at."""
     return SimpleNamespace(
         root="cache/teachers/t",
         grid=GRID,
         coverage=Coverage.parse(coverage, GRID),
+        further=SimpleNamespace(asked=FieldList.parse(asked)),
         manifest=SimpleNamespace(fields=[SimpleNamespace(name=name) for name in fields]),
         index=SimpleNamespace(kind=np.array(kinds, np.uint8)),
     )

@@ -25,9 +25,9 @@ _KINDS: dict[FrameKind, int] = {"labelled": KIND_LABELLED, "unlabelled": KIND_UN
 
 @dataclass(frozen=True)
 class TermNeeds:
-    """teacher_fields: of the teacher store; selectors: whose weights are read, `NAME` or `NAME(option=value,...)` where
-    an option must have that value; student: attributes of `DetectorOutput` that are read; every_cell: teacher values at
-    all cells are read, whatever their weights.
+    """teacher_fields: of the teacher store, by name or as `cache-teacher --fields` lists them; selectors: whose weights
+    are read, `NAME` or `NAME(option=value,...)` where an option must have that value; student: attributes of
+    `DetectorOutput` that are read; every_cell: teacher values at all cells are read, whatever their weights.
     """
 
     teacher_fields: tuple[str, ...]
@@ -60,7 +60,9 @@ def require_served(
     wanted = tuple(NeededSelector.parse(text, f"term {name}: selector") for text in needs.selectors)
     on_the_grid = bool(wanted) or needs.every_cell
     need = TermNeed(needs.teacher_fields, wanted, needs.every_cell, model.grid if on_the_grid else None)
-    offer = StoreOffer(tuple(spec.name for spec in teacher.manifest.fields), teacher.grid, teacher.coverage)
+    offer = StoreOffer(
+        tuple(spec.name for spec in teacher.manifest.fields), teacher.grid, teacher.coverage, teacher.further.asked
+    )
     found = np.unique(teacher.index.kind if rows is None else np.asarray(teacher.index.kind)[list(rows)])
     kinds = [kind for kind, number in _KINDS.items() if number in found]
     answers = {kind: serves(offer, need, kind) for kind in kinds}

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from cache.errors import DataError
-from trainer.augment import ImageAugment
-from trainer.pictures import MEAN_RGB, STD_RGB, draw_picture, normalisation, picture_geometry
+from models.pictures import MEAN_RGB, STD_RGB, ImageAugment, draw_picture, normalisation, picture_geometry
 
 CASES = [
     (stored, size, ImageAugment(resize, crop, flip))

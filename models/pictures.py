@@ -8,13 +8,17 @@ first pixel spans 0..1), so that a feature cell of stride s spans s whole pixels
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
-from cache.errors import DataError
-from trainer.augment import ImageAugment
+from cache.errors import DataError, StoreError
+from cache.frame import CAMERA_CHANNELS, Camera, Frame
+from cache.store import FrameStore
 
 MEAN_RGB = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet, of values in 0..1
 STD_RGB = np.array([0.229, 0.224, 0.225], np.float32)
@@ -26,6 +30,20 @@ _DECODE = {
 }
 
 cv2.setNumThreads(1)  # a loader has threads of its own; OpenCV's would fight torch's for the cores
+
+
+@dataclass(frozen=True)
+class ImageAugment:
+    """What is done to one camera's image beyond the test-time geometry: nothing, by default.
+
+    resize: relative to the test-time factor; crop_x: 0 (left) .. 1 (right); the others as they say.
+    """
+
+    resize: float = 1.0
+    crop_x: float = 0.5
+    flip: bool = False
+    brightness: float = 1.0
+    contrast: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +91,48 @@ def picture_geometry(stored: tuple[int, int], size: tuple[int, int], augment: Im
     return PictureGeometry(stored, reduction, resized, crop, size, augment.flip)
 
 
+@dataclass(frozen=True)
+class CameraViews:
+    """A frame's cameras as a model sees them, in CAMERA_CHANNELS order.
+
+    affines: (cameras, 2, 3) float64 pixels of the stored images -> of the inputs; intrinsics: (cameras, 3, 3) of the
+    inputs; camera_to_lidar: (cameras, 4, 4), canonical.
+    """
+
+    affines: np.ndarray
+    intrinsics: np.ndarray
+    camera_to_lidar: np.ndarray
+
+
+def draw_cameras(
+    frames: FrameStore, row: int, size: tuple[int, int], augments: Sequence[ImageAugment], out: np.ndarray
+) -> CameraViews:
+    """Decodes all six images of a stored frame into `out` (cameras, h, w, 3) uint8 RGB at `size` (width, height).
+
+    Raises DataError for an image that does not decode, StoreError where the frame lacks one or its calibration.
+    """
+    frame = frames.frame(row)
+    affines = np.zeros((len(CAMERA_CHANNELS), 2, 3))
+    intrinsics, to_lidar = [], []
+    jpegs = frames.read_bytes_many(row, [channel.lower() for channel in CAMERA_CHANNELS])
+    for i, (camera, augment, jpeg) in enumerate(zip(cameras_in_order(frame), augments, jpegs, strict=True)):
+        geometry = picture_geometry((camera.width, camera.height), size, augment)
+        draw_picture(jpeg, geometry, out[i], f"{frames.root}: frame {frame.token} {camera.channel}")
+        affines[i] = geometry.affine()
+        intrinsics.append(np.vstack([affines[i], [0, 0, 1]]) @ camera.intrinsic)
+        to_lidar.append(np.linalg.inv(camera.lidar_to_camera))
+    return CameraViews(affines, np.stack(intrinsics), np.stack(to_lidar))
+
+
+def cameras_in_order(frame: Frame) -> list[Camera]:
+    """The frame's cameras in CAMERA_CHANNELS order; StoreError where one is missing."""
+    by_channel = {camera.channel: camera for camera in frame.cameras}
+    missing = [channel for channel in CAMERA_CHANNELS if channel not in by_channel]
+    if missing:
+        raise StoreError(f"frame {frame.token} has no calibration of {', '.join(missing)}; cache the frames again")
+    return [by_channel[channel] for channel in CAMERA_CHANNELS]
+
+
 def draw_picture(jpeg: bytes, geometry: PictureGeometry, out: np.ndarray, where: str) -> None:
     """Decodes `jpeg` into `out` (h, w, 3) uint8 RGB. DataError naming `where` if it does not decode or has another
     size.
@@ -116,7 +176,7 @@ def _rows_to_skip(decoded: int, resized: int, crop: int) -> tuple[int, int]:
     return units * decoded // step, units * resized // step
 
 
-def normalisation(augments: list[ImageAugment]) -> tuple[np.ndarray, np.ndarray]:
+def normalisation(augments: Sequence[ImageAugment]) -> tuple[np.ndarray, np.ndarray]:
     """gain, offset (N, 3) float32 for N images: gain * (RGB 0..255) + offset is the jittered image,
     ImageNet-normalised.
 
@@ -125,3 +185,14 @@ def normalisation(augments: list[ImageAugment]) -> tuple[np.ndarray, np.ndarray]
     brightness = np.array([a.brightness for a in augments], np.float32)[:, None]
     contrast = np.array([a.contrast for a in augments], np.float32)[:, None]
     return brightness * contrast / (255 * STD_RGB), -contrast * MEAN_RGB / STD_RGB
+
+
+def normalised(pictures: np.ndarray, augments: Sequence[ImageAugment]) -> Tensor:
+    """(B, cameras, 3, h, w) float32, channels last in memory, of pictures (B, cameras, h, w, 3) uint8 and one jitter a
+    picture."""
+    gain, offset = normalisation(augments)
+    cameras, height, width = pictures.shape[1:4]
+    # gain and offset repeated along a row: arithmetic over an innermost axis of 3 would not be vectorised
+    rows = [torch.from_numpy(np.tile(part, (1, width))).view(-1, cameras, 1, 3 * width) for part in (gain, offset)]
+    images = torch.addcmul(rows[1], torch.from_numpy(pictures).view(-1, cameras, height, 3 * width).float(), rows[0])
+    return images.view(pictures.shape).permute(0, 1, 4, 2, 3)
