@@ -51,6 +51,21 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
+def second_stages(
+    in_channels: int, layers: Sequence[int], strides: Sequence[int], filters: Sequence[int]
+) -> nn.ModuleList:
+    """SECOND's stages: each one convolution of its stride, then so many more at its resolution; all 3x3."""
+    stages = nn.ModuleList()
+    for extra, stride, width in zip(layers, strides, filters, strict=True):
+        stage: list[nn.Module] = []
+        for i in range(extra + 1):
+            conv = nn.Conv2d(in_channels if i == 0 else width, width, 3, stride if i == 0 else 1, 1, bias=False)
+            stage += [conv, batch_norm(width), nn.ReLU(inplace=True)]
+        stages.append(nn.Sequential(*stage))
+        in_channels = width
+    return stages
+
+
 class MultiScaleNeck(nn.Module):
     """Brings every stage to one resolution and concatenates (SECONDFPN).
 
@@ -79,14 +94,7 @@ class BevBackbone(nn.Module):
 
     def __init__(self, in_channels: int, config: BevBackboneConfig) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList()
-        for layers, stride, width in zip(config.layers, config.strides, config.filters, strict=True):
-            block: list[nn.Module] = []
-            for i in range(layers + 1):
-                conv = nn.Conv2d(in_channels if i == 0 else width, width, 3, stride if i == 0 else 1, 1, bias=False)
-                block += [conv, batch_norm(width), nn.ReLU(inplace=True)]
-            self.blocks.append(nn.Sequential(*block))
-            in_channels = width
+        self.blocks = second_stages(in_channels, config.layers, config.strides, config.filters)
         self.neck = MultiScaleNeck(config.filters, config.upsample, config.upsample_filters)
         self.out_channels = config.out_channels
 

@@ -23,6 +23,7 @@ from models.centerpoint import CenterPoint, CenterPointPillarConfig, CenterPoint
 from models.config import Config, parse_config
 from models.detector import Detector
 from models.lift_splat import LiftSplat, LiftSplatConfig
+from models.object_dgcnn import ObjectDgcnn, ObjectDgcnnPillarConfig, ObjectDgcnnVoxelConfig
 
 PRESETS = Path(__file__).parent / "presets"
 BOX_CONVENTION = "x,y,z(gravity centre),l,w,h,yaw(counter-clockwise from +x),vx,vy; canonical frame"
@@ -35,6 +36,8 @@ KINDS: dict[str, tuple[type[Config], Callable[[Any], torch.nn.Module]]] = {
     "centerpoint-pillar": (CenterPointPillarConfig, CenterPoint),
     "centerpoint-voxel": (CenterPointVoxelConfig, CenterPoint),
     "lift-splat": (LiftSplatConfig, LiftSplat),
+    "object-dgcnn-pillar": (ObjectDgcnnPillarConfig, ObjectDgcnn),
+    "object-dgcnn-voxel": (ObjectDgcnnVoxelConfig, ObjectDgcnn),
 }
 
 

@@ -62,7 +62,7 @@ class PillarEncoder(nn.Module):
                 features = self.first(features, pillar_of, len(pillars))  # (P, C)
             features = self.norm(self.linear(features))  # (P, C)
             # ReLU after the maximum: the same values for a third of the rows
-            highest = F.relu(_PillarMax.apply(features, pillar_of, len(pillars)))  # (pillars, C)
+            highest = F.relu(PillarMax.apply(features, pillar_of, len(pillars)))  # (pillars, C)
         if self.padding:
             highest = torch.where((counts < self.padding)[:, None], torch.maximum(highest, self._padded()), highest)
         canvas = highest.new_zeros(batch * height * width, self.channels).index_copy(0, pillars, highest)
@@ -129,11 +129,11 @@ class PointLayer(nn.Module):
     def forward(self, features: Tensor, pillar_of: Tensor, pillars: int) -> Tensor:
         """pillar_of: (P,) int64, the pillar of every point."""
         points = F.relu(self.norm(self.linear(features)))
-        highest = _PillarMax.apply(points, pillar_of, pillars)
+        highest = PillarMax.apply(points, pillar_of, pillars)
         return torch.cat([points, highest.index_select(0, pillar_of)], dim=1)
 
 
-class _PillarMax(torch.autograd.Function):
+class PillarMax(torch.autograd.Function):
     """Maximum over each pillar's points, (P, C) -> (pillars, C); every pillar has a point.
 
     As `scatter_reduce("amax")`, whose backward pass takes 2 to 3 times as long on CPU as it counts and shares ties;

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cache.grid import BevGrid
 from models.config import Config
 from models.spconv_runtime import algorithm_for, load_spconv
+from models.voxel_features import VoxelFeatures
 from models.voxels import VOXEL_FEATURES, mean_voxels
 
 
@@ -43,10 +44,18 @@ class SparseEncoderConfig(Config):
 class SparseEncoder(nn.Module):
     """VoxelResBackBone8x of OpenPCDet, SparseEncoder with basic blocks of mmdetection3d: one computation.
 
-    voxels: the grid of the columns; z_range in metres and height_m of a voxel. `grid` is that of the canvas.
+    voxels: the grid of the columns; z_range in metres and height_m of a voxel. voxel_features: learned features of the
+    same voxels; without them a voxel's are the mean of its points.
     """
 
-    def __init__(self, voxels: BevGrid, z_range: tuple[float, float], height_m: float, config: SparseEncoderConfig):
+    def __init__(
+        self,
+        voxels: BevGrid,
+        z_range: tuple[float, float],
+        height_m: float,
+        config: SparseEncoderConfig,
+        voxel_features: VoxelFeatures | None = None,
+    ) -> None:
         super().__init__()
         self.voxels, self.z_range, self.height_m = voxels, z_range, height_m
         # One z layer more than there are voxels: from 41, unlike 40, three halvings lose nothing.
@@ -54,7 +63,9 @@ class SparseEncoder(nn.Module):
         self.layers_out = config.layers_left(self.layers)
         self.stride, self.out_channels = config.stride, config.out_channels * self.layers_out
         first, last = config.channels[0], config.channels[-1]
-        self.input = SparseConvNorm(VOXEL_FEATURES, first, "stage0")
+        self.voxel_features = voxel_features
+        in_channels = voxel_features.out_channels if voxel_features is not None else VOXEL_FEATURES
+        self.input = SparseConvNorm(in_channels, first, "stage0")
         self.stages = nn.ModuleList(
             SparseStage(config.channels[max(i - 1, 0)], width, config.blocks, i, len(config.channels))
             for i, width in enumerate(config.channels)
@@ -66,7 +77,10 @@ class SparseEncoder(nn.Module):
         """points: B tensors (P, 5) x, y, z, intensity (0..255), dt_s. Returns (B, C, H, W), fp32, channels last in
         memory; channel c * layers + z."""
         height, width = (cells // self.stride for cells in self.voxels.shape)
-        features, sites = mean_voxels(points, self.voxels, self.z_range, self.height_m)
+        if self.voxel_features is not None:
+            features, sites = self.voxel_features(points)
+        else:
+            features, sites = mean_voxels(points, self.voxels, self.z_range, self.height_m)
         if not len(features):  # spconv takes no empty tensor; keep the weights in the graph
             unused = sum(parameter.sum() for parameter in self.parameters()) * 0.0
             return features.new_zeros(len(points), self.out_channels, height, width) + unused

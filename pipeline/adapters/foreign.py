@@ -1,12 +1,12 @@
-"""A CenterPoint checkpoint of OpenPCDet or mmdetection3d as a detector of ours, or the reason why it is none.
+"""A checkpoint of OpenPCDet or mmdetection3d as a detector of ours, or the reason why it is none.
 
-The family and the encoder are told from the tensors' names. The size of a voxel is not in the tensors: a preset's name
-says it, or the config that mmdetection3d writes into its files; where both do they must agree.
+The family and the encoder are told from the tensors' names; Object-DGCNN goes on in `query_teacher`. The size of a
+voxel is not in the tensors: a preset's name says it, or the config that mmdetection3d writes into its files; where both
+do they must agree.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ from typing import Any, Literal
 from cache.errors import ConfigError, DataError
 from models.build import build_detector, load_preset, load_state, preset_names, resolve_config
 from models.detector import Detector
-from pipeline.adapters import mmdetection3d, openpcdet
+from pipeline.adapters import mmdetection3d, object_dgcnn, openpcdet
 from pipeline.adapters.layouts import sparse_step
 from pipeline.adapters.mapping import Plan, Report, fill
+from pipeline.adapters.query_teacher import load_query_teacher
 from pipeline.adapters.reading import Checkpoint, read_checkpoint
+from pipeline.adapters.told import NEW_BOXES, OLD_BOXES, require_told_grid, told_classes, told_numbers
 
-OLD_BOXES, NEW_BOXES = "old-boxes", "new-boxes"
 PRESETS = {
     ("voxel", 0.075): "centerpoint-voxel-0.075",
     ("voxel", 0.1): "centerpoint-voxel-0.1",
     ("pillar", 0.2): "centerpoint-pillar-0.2",
 }
-RANGES = {"voxel": "voxels", "pillar": "pillars"}
 
 # What other networks have and ours has not, by the start or a part of a tensor's name. In this order.
 OTHERS = (
@@ -37,7 +37,10 @@ OTHERS = (
     (r"^(roi_head|point_head|pfe)\.", "a two-stage network"),
     (r"^dense_head\.rpn_heads\.", "a network with anchors (multi-head)"),
     (r"^(dense_head|pts_bbox_head|bbox_head)\.conv_(cls|box|reg)\.", "a network with anchors"),
-    (r"^(dense_head|pts_bbox_head)\.(transformer|decoder|heatmap_head|class_encoding)", "a network with a transformer"),
+    (
+        r"^(dense_head|pts_bbox_head)\.(transformer|decoder|heatmap_head|class_encoding)",
+        "another network with a transformer",
+    ),
 )
 
 
@@ -45,7 +48,7 @@ OTHERS = (
 class Kind:
     """What the names of a checkpoint's tensors say."""
 
-    family: Literal["openpcdet", "mmdetection3d"]
+    family: Literal["openpcdet", "mmdetection3d", "object-dgcnn"]
     encoder: Literal["voxel", "pillar"]
 
 
@@ -53,14 +56,17 @@ def load_foreign(path: Path, teacher: str = "", overrides: Mapping[str, Any] | N
     """The detector in evaluation mode, and what became of every tensor.
 
     teacher: a preset's name, which files that do not tell their voxel size need; `@old-boxes` after it says that the
-    boxes are those of mmdetection3d before 1.0, `@new-boxes` that they are not. Other names say nothing. overrides:
-    laid over the preset, for weights that were trained on another range.
+    boxes are those of mmdetection3d before 1.0, `@new-boxes` that they are not; for Object-DGCNN a word on the order of
+    classes too, see `query_teacher`. Other names say nothing. overrides: laid over the preset, for weights that were
+    trained on another range.
 
     Raises DataError or ConfigError with the reason: another network, another order of classes, tensors missing or left
     over, NaN, a file that wants to run code.
     """
     checkpoint, where = read_checkpoint(path), str(path)
     kind = kind_of(checkpoint.tensors, where)
+    if kind.family == object_dgcnn.NAME:
+        return load_query_teacher(checkpoint, kind.encoder, teacher, overrides or {}, where)
     name, _, boxes = teacher.partition("@")
     old = _old_boxes(boxes, kind, checkpoint.meta, where)
     preset = _preset(name, kind, checkpoint.meta, where)
@@ -70,7 +76,8 @@ def load_foreign(path: Path, teacher: str = "", overrides: Mapping[str, Any] | N
     if (kind.family, kind.encoder) == (mmdetection3d.NAME, "pillar"):
         changes |= {"pillar_layers": 1, "pillar_padding": mmdetection3d.PILLAR_PADDING}
     config = resolve_config(changes)
-    _check_told(config, kind, checkpoint.meta, where)
+    _require_classes(config, checkpoint.meta, where)
+    require_told_grid(config, kind.encoder, checkpoint.meta, where)
     model = build_detector(config)
     expected = model.state_dict()
     plan = _plan(kind, config, expected, checkpoint, old, where)
@@ -87,8 +94,10 @@ def kind_of(names: Iterable[str], where: str) -> Kind:
     def have(*starts: str) -> bool:
         return any(name.startswith(starts) for name in names)
 
+    queries = have("pts_backbone.") and have("pts_bbox_head.reg_branches.") and object_dgcnn.QUERIES in names
     for pattern, what in OTHERS:
-        example = next((name for name in names if re.search(pattern, name)), None)
+        others = (name for name in names if not (queries and name.startswith("pts_bbox_head.transformer.")))
+        example = next((name for name in others if re.search(pattern, name)), None)
         if example is not None:
             raise DataError(f"{where}: {example} belongs to {what}; {_readable()}")
     if have("backbone_2d.") and have("dense_head.heads_list."):
@@ -96,18 +105,19 @@ def kind_of(names: Iterable[str], where: str) -> Kind:
             return Kind("openpcdet", "voxel")
         if have("vfe.pfn_layers."):
             return Kind("openpcdet", "pillar")
-    if have("pts_backbone.") and have("pts_bbox_head.task_heads."):
+    if queries or (have("pts_backbone.") and have("pts_bbox_head.task_heads.")):
+        family: Literal["object-dgcnn", "mmdetection3d"] = "object-dgcnn" if queries else "mmdetection3d"
         if have("pts_middle_encoder."):
-            return Kind("mmdetection3d", "voxel")
+            return Kind(family, "voxel")
         if have("pts_voxel_encoder.pfn_layers."):
-            return Kind("mmdetection3d", "pillar")
+            return Kind(family, "pillar")
     raise DataError(f"{where}: its tensors ({', '.join(names[:3])}, ...) are of a network unknown here; {_readable()}")
 
 
 def _readable() -> str:
     return (
-        "adapters read CenterPoint for nuScenes of OpenPCDet and mmdetection3d, with voxels or pillars; for another "
-        "network name a callable, see docs/teachers.md"
+        "adapters read CenterPoint for nuScenes of OpenPCDet and mmdetection3d, and Object-DGCNN, with voxels or "
+        "pillars; for another network name a callable, see docs/teachers.md"
     )
 
 
@@ -140,7 +150,7 @@ def _preset(name: str, kind: Kind, meta: Mapping[str, Any], where: str) -> str:
             )
         return name
     fitting = {cell: preset for (encoder, cell), preset in PRESETS.items() if encoder == kind.encoder}
-    told = _told(meta, "voxel_size", 3)
+    told = told_numbers(meta, "voxel_size", 3)
     if told and told[0] in fitting:
         return fitting[told[0]]
     if told or len(fitting) > 1:
@@ -170,47 +180,12 @@ def _old_boxes(said: str, kind: Kind, meta: Mapping[str, Any], where: str) -> bo
     return said == OLD_BOXES
 
 
-def _check_told(config: Mapping[str, Any], kind: Kind, meta: Mapping[str, Any], where: str) -> None:
-    """What the file says of its classes, voxels and range must be what the model is built with."""
+def _require_classes(config: Mapping[str, Any], meta: Mapping[str, Any], where: str) -> None:
+    """DataError where the file tells of another order of classes: the groups of a centre head cannot be regrouped."""
     ours = [name for task in config["head"]["tasks"] for name in task]
-    theirs = _told_classes(meta)
+    theirs = told_classes(meta)
     if theirs and theirs != ours:
         raise DataError(
             f"{where}: its classes are {', '.join(theirs)}; the order read here is {', '.join(ours)}, so its heatmaps "
             "would be taken for those of other classes; train with this order, or name a callable (docs/teachers.md)"
         )
-    grid = config[RANGES[kind.encoder]]
-    z_low, z_high = config["z_range"]
-    low_high = (grid["x_min"], grid["y_min"], z_low, grid["x_max"], grid["y_max"], z_high)
-    for key, count, expected in (
-        ("voxel_size", 3, (grid["cell_m"], grid["cell_m"], config.get("voxel_height_m", z_high - z_low))),
-        ("point_cloud_range", 6, low_high),
-    ):
-        told = _told(meta, key, count)
-        if told and any(abs(a - b) > 1e-6 for a, b in zip(told, expected, strict=True)):
-            raise ConfigError(
-                f"{where}: says {key} = {list(told)}, the model is built with {[float(e) for e in expected]}; name the "
-                "preset that it was trained as: --teacher"
-            )
-
-
-def _told_classes(meta: Mapping[str, Any]) -> list[str]:
-    """The class list of an mmdetection3d file, empty where it has none."""
-    nested = meta.get("dataset_meta")
-    for place in (nested if isinstance(nested, Mapping) else {}, meta):
-        for key in ("classes", "CLASSES"):
-            names = place.get(key)
-            if isinstance(names, list | tuple) and names:
-                return [str(name) for name in names]
-    return []
-
-
-def _told(meta: Mapping[str, Any], key: str, count: int) -> tuple[float, ...]:
-    """A list of numbers in the config text of an mmdetection3d file, empty where it says none."""
-    for text in (meta.get("cfg"), meta.get("config")):
-        for found in re.findall(rf"\b{key}\s*=\s*\[([^\[\]]*)\]", text) if isinstance(text, str) else ():
-            parts = [part.strip() for part in found.split(",") if part.strip()]
-            with contextlib.suppress(ValueError):  # names or sums in place of numbers tell nothing
-                if len(parts) == count:
-                    return tuple(float(part) for part in parts)
-    return ()

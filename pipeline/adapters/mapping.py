@@ -16,7 +16,11 @@ from torch import Tensor
 from cache.errors import DataError
 
 COUNTER = re.compile(r"(^|\.)num_batches_tracked$")
-IGNORED = {"counter of training batches": COUNTER, "counter of training steps": re.compile(r"^global_step$")}
+IGNORED = {
+    "counter of training batches": COUNTER,
+    "counter of training steps": re.compile(r"^global_step$"),
+    "weights of the loss": re.compile(r"^pts_bbox_head\.code_weights$"),
+}
 NAMED = 3  # tensors that a refusal names before it counts the rest
 
 
@@ -94,8 +98,8 @@ def conv_norm(ours: tuple[str, str], theirs: tuple[str, str], *steps: Step, bias
     return {**conv(ours[0], theirs[0], *steps, bias=own_bias), **norm(ours[1], theirs[1], after=after)}
 
 
-def last_conv(ours: str, theirs: str, *steps: Step) -> Plan:
-    """A convolution that gives an output map; its bias must be there."""
+def affine(ours: str, theirs: str, *steps: Step) -> Plan:
+    """A layer whose weight and bias must both be there: one that gives an output, one of a transformer."""
     return {f"{ours}.{part}": Take(f"{theirs}.{part}", steps) for part in ("weight", "bias")}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pipeline.adapters.layouts import NO_Z_OFFSET, OLD_SIZES, OLD_YAW
-from pipeline.adapters.mapping import Plan, Step, conv_norm, last_conv
+from pipeline.adapters.mapping import Plan, Step, affine, conv_norm
 from pipeline.adapters.openpcdet import residual_block, sparse_ends
 
 NAME = "mmdetection3d"
@@ -62,5 +62,5 @@ def head(tasks: int, old_boxes: bool) -> Plan:
         for name, foreign in BRANCHES.items():
             ours, theirs = f"head.tasks.{t}.{name}", f"pts_bbox_head.task_heads.{t}.{foreign}"
             plan |= conv_norm((f"{ours}.0", f"{ours}.1"), (f"{theirs}.0.conv", f"{theirs}.0.bn"))
-            plan |= last_conv(f"{ours}.3", f"{theirs}.1", *changes.get(name, ()))
+            plan |= affine(f"{ours}.3", f"{theirs}.1", *changes.get(name, ()))
     return plan

@@ -7,7 +7,7 @@ by a transposed convolution; headings are (cos, sin).
 from __future__ import annotations
 
 from pipeline.adapters.layouts import COS_SIN, DECONVOLUTION
-from pipeline.adapters.mapping import Plan, Step, conv_norm, last_conv
+from pipeline.adapters.mapping import Plan, Step, affine, conv_norm
 
 NAME = "openpcdet"
 FIRST_SPARSE = "backbone_3d.conv_input.0.weight"
@@ -74,5 +74,5 @@ def head(tasks: int) -> Plan:
         for name, foreign in BRANCHES.items():
             ours, theirs = f"head.tasks.{t}.{name}", f"dense_head.heads_list.{t}.{foreign}"
             plan |= conv_norm((f"{ours}.0", f"{ours}.1"), (f"{theirs}.0.0", f"{theirs}.0.1"))
-            plan |= last_conv(f"{ours}.3", f"{theirs}.1", *((COS_SIN,) if name == "rot" else ()))
+            plan |= affine(f"{ours}.3", f"{theirs}.1", *((COS_SIN,) if name == "rot" else ()))
     return plan

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cache.grid import BevGrid
-from models.pillars import PillarEncoder, _PillarMax
+from models.pillars import PillarEncoder, PillarMax
 
 GRID = BevGrid(-8.0, 8.0, -4.0, 4.0, 0.5)
 
@@ -88,7 +88,7 @@ def test_gradient_of_the_maximum_equals_torch():
     features = torch.rand(50, 4, generator=g, requires_grad=True)
     pillar_of = torch.arange(50) // 7
     weight = torch.rand(8, 4, generator=g)
-    (_PillarMax.apply(features, pillar_of, 8) * weight).sum().backward()
+    (PillarMax.apply(features, pillar_of, 8) * weight).sum().backward()
     ours, features.grad = features.grad.clone(), None
     highest = torch.zeros(8, 4).scatter_reduce(0, pillar_of[:, None].expand(-1, 4), features, "amax")
     (highest * weight).sum().backward()
