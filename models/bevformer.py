@@ -2,8 +2,8 @@
 
 Li et al. 2022. Of single frames, or temporal (BEVFormer-T): earlier moments of a batch's history are gone through in
 time order without gradient, and what was seen last is looked at from where the vehicle is now. Presets bevformer-tiny,
--small and -base (the released sizes), -r50-128 (BEVDistill's student) and -demo. Students are distilled on the encoder's
-map, or after the heat head's first convolution (`adaptor`).
+-small and -base (the released sizes), -r50-128 (BEVDistill's student) and -demo. Students are distilled on the map of
+the encoder, or after the heat head's first convolution (`adaptor`).
 """
 
 from __future__ import annotations

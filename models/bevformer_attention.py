@@ -1,7 +1,7 @@
 """BEVFormer's two attentions, by which cells of the bird's-eye view look at the past map and into the cameras.
 
-Both are deformable: a cell adds up bilinear samples at a few learned places around where it lies. Neither has a residual
-or dropout: they are the layer's. Every index is per frame of the batch, so frames never mix. Source: Li et al. 2022.
+Both are deformable: a cell adds up bilinear samples at a few learned places around where it lies. Residual and dropout
+are the layer's. Every index is per frame of the batch, so frames never mix. Source: Li et al. 2022.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Past:
 
     frames: B frames with images and calibration, under the BEV augmentations of the batch whose past they are. Where a
     frame has no such moment, any values: they are not looked at.
-    past_to_now: (B, 4, 4), this moment's LiDAR frame to that of the batch, both augmented: `cache.geometry.past_to_now`.
+    past_to_now: (B, 4, 4), this moment's LiDAR frame to the batch's, both augmented: see `cache.geometry.past_to_now`.
     known: (B,) bool, False where the scene had not begun. age_s: (B,) seconds between this moment and the batch's.
     """
 
