@@ -16,6 +16,14 @@ VOXEL = {
     "sparse": {"channels": [4, 8, 8, 16], "out_channels": 16},
     "backbone": {"layers": [1, 1], "filters": [32, 64]},
 }
+QUERIES = {
+    "preset": "object-dgcnn-tiny",
+    "pillars": {"cell_m": 0.8},
+    "pillar_channels": 16,
+    "backbone": {"filters": [16, 32, 32], "channels": 32},
+    "transformer": {"queries": 40, "decoder_layers": 2, "hidden": 64},
+    "heat": {"channels": 32, "hidden": 16},
+}
 CAMERA = {
     "preset": "lift-splat-tiny",
     "image_size": [128, 64],

@@ -33,12 +33,17 @@ def test_every_preset_builds_and_student_and_teacher_share_a_grid():
         "centerpoint-voxel-tiny",
         "lift-splat-r50",
         "lift-splat-tiny",
+        "object-dgcnn-pillar-0.2",
+        "object-dgcnn-tiny",
+        "object-dgcnn-voxel-0.1",
     ]
     with torch.device("meta"):
         models = {name: build_detector(load_preset(name)) for name in preset_names()}
     assert models["lift-splat-tiny"].grid == models["centerpoint-pillar-tiny"].grid
     assert models["lift-splat-tiny"].grid == models["centerpoint-voxel-tiny"].grid
+    assert models["lift-splat-tiny"].grid == models["object-dgcnn-tiny"].grid
     assert models["lift-splat-r50"].grid == models["centerpoint-voxel-0.1"].grid
+    assert models["lift-splat-r50"].grid == models["object-dgcnn-voxel-0.1"].grid
     assert models["lift-splat-r50"].grid == models["centerpoint-pillar-0.2"].grid
 
 
@@ -58,6 +63,28 @@ def test_full_size_presets_have_the_published_shape():
     assert len(camera.head.tasks) == 6
     resnet = sum(p.numel() for p in camera.backbone.parameters())
     assert resnet == 23_508_032
+
+
+def test_object_dgcnn_presets_have_the_published_shape():
+    with torch.device("meta"):
+        voxel = build_detector(load_preset("object-dgcnn-voxel-0.1"))
+        pillar = build_detector(load_preset("object-dgcnn-pillar-0.2"))
+    assert (voxel.bev_channels, voxel.grid.shape) == (256, (128, 128))
+    assert voxel.transformer.shapes == ((128, 128), (64, 64), (32, 32), (16, 16))
+    assert voxel.transformer.positions.shape == (21_760, 256)
+    names = voxel.state_dict()
+    assert tuple(names["encoder.input.conv.weight"].shape) == (16, 3, 3, 3, 64)
+    assert tuple(names["encoder.voxel_features.first.linear.weight"].shape) == (64, 11)
+    assert tuple(names["encoder.voxel_features.linear.weight"].shape) == (64, 128)
+    assert tuple(names["transformer.decoder.5.interaction.attention.in_proj_weight"].shape) == (768, 256)
+    assert voxel.adaptor[0].weight.shape == (256, 256, 3, 3)
+    assert voxel.levels["canvas"].channels == 256
+    assert (pillar.bev_channels, pillar.grid.shape) == (256, (256, 256))
+    assert tuple(pillar.state_dict()["transformer.decoder.0.interaction.convolutions.1.linear.weight"].shape) == (
+        256,
+        512,
+    )
+    assert pillar.adaptor is None and pillar.heat_classes == () and set(pillar.levels) == {"canvas"}
 
 
 def test_the_demo_teacher_is_small_enough_to_ship(tmp_path):
@@ -83,6 +110,10 @@ def test_overrides_are_laid_over_a_preset_key_by_key():
         ({"preset": "lift-splat-tiny", "bev": {"cell_m": 0.7}}, ["cells"]),
         ({"preset": "centerpoint-pillar-tiny", "pillars": {"cell_m": 5.12}}, ["divide"]),
         ({"preset": "centerpoint-pillar-tiny", "backbone": {"strides": [1, 2]}}, ["one entry per stage"]),
+        ({"preset": "object-dgcnn-tiny", "transformer": {"heads": 5}}, ["64 channels", "5 heads"]),
+        ({"preset": "object-dgcnn-tiny", "transformer": {"queries": 4}}, ["no 8 neighbours"]),
+        ({"preset": "object-dgcnn-tiny", "backbone": {"first": 3}}, ["levels from stage 3"]),
+        ({"preset": "object-dgcnn-tiny", "pillars": {"cell_m": 5.12}}, ["divide"]),
         ({"preset": "pointnet"}, ["pointnet", "lift-splat-tiny"]),
         ({"kind": "lift-splat"}, ["image_size", "required"]),
         ({}, ["kind", "preset"]),

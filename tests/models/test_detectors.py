@@ -14,9 +14,9 @@ from cache.errors import DataError
 from cache.frame import Detections
 from models.build import build_detector
 from models.detector import Batch, Detector
-from tests.models.synthetic import CAMERA, LIDAR, VOXEL, synthetic_batch
+from tests.models.synthetic import CAMERA, LIDAR, QUERIES, VOXEL, synthetic_batch
 
-EVERY = pytest.mark.parametrize("config", [LIDAR, VOXEL, CAMERA], ids=["lidar", "voxel", "camera"])
+EVERY = pytest.mark.parametrize("config", [LIDAR, VOXEL, CAMERA, QUERIES], ids=["lidar", "voxel", "camera", "queries"])
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,12 @@ def test_output_is_what_the_protocol_says(config):
     model, batch = build(config), synthetic_batch()
     output = model.eval()(batch)
     assert output.bev.shape == (2, model.bev_channels, *model.grid.shape)
-    assert [set(maps) for maps in output.heads] == [{"heatmap", "center", "height", "dim", "rot", "vel"}]
+    centre = {"center", "height", "dim", "rot", "vel"} if output.queries is None else set()
+    assert [set(maps) for maps in output.heads] == [{"heatmap"} | centre]
+    assert output.class_heat().shape[1] == len(model.heat_classes)
+    for name, level in model.levels.items():
+        assert output.levels[name].shape == (2, level.channels, *level.grid.shape), name
+    assert output.levels.keys() == model.levels.keys()
     assert all(m.shape[-2:] == model.grid.shape for maps in output.heads for m in maps.values())
     assert (output.depth_logits is not None) == (model.modality == "camera")
     found = model.decode(output)

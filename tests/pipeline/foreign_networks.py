@@ -246,7 +246,7 @@ class MMDetection3D:
 
     def sparse(self, points, x_range, y_range) -> torch.Tensor:
         w, p = self.w, "pts_middle_encoder."
-        x, mask = voxels(points, x_range, y_range)
+        x, mask = self.voxel_values(points, x_range, y_range)
         x = F.relu(site_norm(w, f"{p}conv_input.1", submanifold(x, mask, w[f"{p}conv_input.0.weight"]), mask))
         for i in range(4):
             layer = f"{p}encoder_layers.encoder_layer{i + 1}"
@@ -258,6 +258,9 @@ class MMDetection3D:
         x, mask = strided(x, mask, w[f"{p}conv_out.0.weight"], (2, 1, 1), 0)
         x = F.relu(site_norm(w, f"{p}conv_out.1", x, mask))
         return x.reshape(len(points), -1, *x.shape[3:])
+
+    def voxel_values(self, points, x_range, y_range) -> tuple[torch.Tensor, torch.Tensor]:
+        return voxels(points, x_range, y_range)
 
     def pillars(self, points, x_range, y_range) -> torch.Tensor:
         """Pillars filled up to 20 points with zeros, which the maximum sees."""
