@@ -1,4 +1,4 @@
-"""The past map where the vehicle is now: exact shifts and turns, a world that stands still, gaps and unknown moments."""
+"""The past map where the vehicle is now: exact shifts and turns, a world that stands still, gaps, unknown moments."""
 
 from __future__ import annotations
 
