@@ -53,11 +53,19 @@ def test_places_equal_the_projection_of_one_point_after_another():
     assert min(counts.values()) > 50
 
 
-def test_a_point_in_the_padding_is_not_seen():
+def test_a_point_in_the_padding_or_behind_the_camera_is_not_seen():
     to_lidar, k = torch.eye(4)[None, None], torch.eye(3)[None, None]
-    points = torch.tensor([[[119.0, 49.0, 1.0]], [[121.0, 49.0, 1.0]], [[119.0, 51.0, 1.0]], [[-1.0, 5.0, 1.0]]])
+    points = torch.tensor(
+        [
+            [[119.0, 49.0, 1.0]],
+            [[121.0, 49.0, 1.0]],
+            [[119.0, 51.0, 1.0]],
+            [[-1.0, 5.0, 1.0]],
+            [[5e-4, 3e-4, -1.0]],  # behind the camera; divided by the least depth it would lie in the image
+        ]
+    )
     places, visible = project_pillars(points, k, to_lidar, SIZE, PADDED)
-    assert visible.flatten().tolist() == [True, False, False, False]
+    assert visible.flatten().tolist() == [True, False, False, False, False]
     assert places[0, 0, 0, 0].tolist() == pytest.approx([119 / 128, 49 / 64])
 
 
