@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cache.errors import DataError
 from cache.grid import BevGrid
 from models.detector import Memory, Past
 
@@ -32,6 +33,15 @@ def resample(bev: Tensor, past_to_now: Tensor, grid: BevGrid) -> Tensor:
     with torch.autocast(bev.device.type, enabled=False):
         wide = bev if bev.dtype == torch.float64 else bev.float()
         return F.grid_sample(wide, places.to(wide), align_corners=False)
+
+
+def require_fit(moment: Past | Memory, frames: int) -> None:
+    """DataError where the numbers of `moment` are not of so many frames, naming the one that is not and both shapes."""
+    for name, wanted in (("past_to_now", (frames, 4, 4)), ("known", (frames,)), ("age_s", (frames,))):
+        found = tuple(getattr(moment, name).shape)
+        if found != wanted:
+            said = f"{type(moment).__name__}.{name} has shape {found}, expected {wanted}"
+            raise DataError(f"{said}; give one entry per frame of the batch")
 
 
 def before(memory: Memory, past: Past, rows: Tensor) -> Memory:

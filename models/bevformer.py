@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cache.classes import DETECTION_CLASSES
 from cache.errors import DataError
 from cache.frame import Detections
-from models.bev_history import before, renewed
+from models.bev_history import before, renewed, require_fit
 from models.bevformer_encoder import BevFormerEncoder, BevFormerEncoderConfig
 from models.config import Config, GridConfig
 from models.detector import Batch, BevLevel, DetectorOutput, LossPart, Memory, Past, total_of
@@ -143,11 +143,15 @@ class BevFormer(nn.Module):
 
         Without gradient and in evaluation mode, as BEVFormer trains; frames without a moment keep what they had.
         """
-        memory, settings = batch.memory, self.settings
-        if (batch.history or memory is not None) and settings.queue == 1:
-            raise DataError("the batch has a history, but the model is of single frames (queue = 1); raise queue")
-        if memory is not None:
-            self._require_fit(memory, len(batch))
+        memory, queue = batch.memory, self.settings.queue
+        if queue == 1 and (batch.history or memory is not None):
+            raise DataError("the batch has a past, but the model is of single frames (queue = 1); raise queue")
+        if len(batch.history) >= queue:
+            raise DataError(
+                f"a history of {len(batch.history)} moments, a window (queue = {queue}) holds {queue - 1} before the "
+                "present one; shorten it, or raise queue"
+            )
+        self._require_fit(batch)
         with evaluating(self):
             for past in batch.history:
                 rows = past.known.nonzero()[:, 0]
@@ -167,22 +171,27 @@ class BevFormer(nn.Module):
                 f"images of {found[0]} x {found[1]} pixels, the model reads {wanted[0]} x {wanted[1]}; resize"
             )
         rig = (len(images), self.settings.cameras)
-        for name, tensor, rest in (
+        for name, tensor, axes in (
             ("images", images, 3),
             ("intrinsics", intrinsics, 2),
             ("camera_to_lidar", to_lidar, 2),
         ):
-            if tensor.dim() != 2 + rest or tuple(tensor.shape[:2]) != rig:
+            if tensor.dim() != 2 + axes or tuple(tensor.shape[:2]) != rig:
                 raise DataError(
                     f"{name} of shape {tuple(tensor.shape)}, expected {rig[0]} frames of {rig[1]} cameras; "
                     "give every frame all cameras, or a model with other `cameras`"
                 )
         return images, intrinsics, to_lidar
 
-    def _require_fit(self, memory: Memory, frames: int) -> None:
-        found, wanted = tuple(memory.bev.shape), (frames, self.bev_channels, *self.grid.shape)
-        if found != wanted:
-            raise DataError(f"memory.bev has shape {found}, the model reads {wanted}; it is of another model or batch")
+    def _require_fit(self, batch: Batch) -> None:
+        """DataError where the batch's past is not of as many frames, or its memory not of this model's map."""
+        moments = [*batch.history, *([batch.memory] if batch.memory is not None else [])]
+        for moment in moments:
+            require_fit(moment, len(batch))
+        if batch.memory is not None:
+            found, wanted = tuple(batch.memory.bev.shape), (len(batch), self.bev_channels, *self.grid.shape)
+            if found != wanted:
+                raise DataError(f"Memory.bev has shape {found}, the model reads {wanted}; it is of another model")
 
     def loss_parts(self, output: DetectorOutput, batch: Batch) -> dict[str, LossPart]:
         if output.queries is None:

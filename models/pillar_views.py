@@ -75,7 +75,6 @@ def pillar_views(places: Tensor, visible: Tensor) -> PillarViews:
     slots.scatter_(1, torch.where(seen, order - 1, most), cell)  # cells not seen all go to the last slot, left out here
     cells = slots[:, :most]
     valid = torch.arange(most, device=seen.device) < order[:, -1:]
-    cells = torch.where(valid, cells, 0)
     heights = places.shape[3]
     index = cells[:, :, None, None].expand(-1, -1, heights, 2)
     return PillarViews(cells, valid, places.flatten(0, 1).gather(1, index), visible.any(dim=-1).sum(dim=1))

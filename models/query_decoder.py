@@ -101,8 +101,8 @@ class Transformer(nn.Module):
             references.append(point)
             query = layer(query, position, tokens, self.shapes, point[..., :2])
             features.append(query)
-            with torch.no_grad():
-                point = (inverse_sigmoid(point) + step(query)[..., : self.places].float()).sigmoid()
+            with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+                point = (inverse_sigmoid(point) + step(query.float())[..., : self.places]).sigmoid()
         return features, references
 
 

@@ -79,7 +79,8 @@ class QueryHead(nn.Module):
         """features: per layer (B, Q, C); references: per layer (B, Q, 2 or 3) x, y and, with a z_range, z in
         0..1."""
         logits = torch.stack([branch(x) for branch, x in zip(self.classes, features, strict=True)])
-        codes = torch.stack([branch(x).float() for branch, x in zip(self.boxes, features, strict=True)])
+        with torch.autocast(logits.device.type, enabled=False):  # in bf16 a size is known to 0.4 %, a speed likewise
+            codes = torch.stack([branch(x.float()) for branch, x in zip(self.boxes, features, strict=True)])
         points = torch.stack(list(references))
         places = len(self.low)
         centres = self._metres((codes[..., :places] + inverse_sigmoid(points)).sigmoid())

@@ -35,7 +35,7 @@ class VoxelFeatures(nn.Module):
         """points: B tensors (P, 5). Returns features (V, C) float32 of the voxels that hold a point, and their sites
         (V, 4) int32: sample, z, row, col."""
         grouped = points_by_voxel(points, self.voxels, self.z_range, self.height_m)
-        if len(grouped.points) < 2:  # too few for statistics; keep the weights in the graph
+        if len(grouped.points) < (2 if self.training else 1):  # too few for statistics; keep the weights in the graph
             unused = sum(parameter.sum() for parameter in self.parameters()) * 0.0
             return grouped.points.new_zeros(len(grouped.counts), self.out_channels) + unused, grouped.sites
         with torch.autocast(grouped.points.device.type, enabled=False):

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 
+from cache.classes import DETECTION_CLASSES
 from cache.errors import BevcaskError, ConfigError, DataError
 from cache.frame import Detections
 from cache.grid import BevGrid
@@ -143,6 +144,13 @@ def _problem_of(output: Any, model: Detector) -> str:
         )
     if not output.bev.isfinite().all():
         return "bev holds NaN or infinity"
+    if output.queries is not None:
+        for name, last in (("logits", len(DETECTION_CLASSES)), ("boxes", 10)):
+            shape = tuple(getattr(output.queries, name).shape)
+            if len(shape) != 4 or (shape[1], shape[3]) != (2, last):
+                return f"queries.{name} is {shape}, expected (layers, 2, queries, {last})"
+        if not output.heads:
+            return ""  # a detector of queries need not have heat
     heats = [maps.get("heatmap") for maps in output.heads]
     if not heats or any(heat is None or tuple(heat.shape[2:]) != model.grid.shape for heat in heats):
         return f"heads must each have a 'heatmap' (frames, classes, {model.grid.height}, {model.grid.width})"

@@ -322,8 +322,13 @@ def test_what_does_not_fit_is_refused_with_what_was_found_and_expected():
         model(dataclasses.replace(batch, images=batch.images[:, :5], history=[]))
     with pytest.raises(DataError, match=r"camera_to_lidar of shape \(3, 6, 4\)"):
         model(dataclasses.replace(batch, camera_to_lidar=batch.camera_to_lidar[:, :, 0], history=[]))
+    with pytest.raises(DataError, match=r"a history of 3 moments, a window \(queue = 3\) holds 2"):
+        model(dataclasses.replace(batch, history=[*batch.history, batch.history[0]]))
+    short = [dataclasses.replace(batch.history[0], known=torch.ones(2, dtype=torch.bool))]
+    with pytest.raises(DataError, match=r"Past.known has shape \(2,\), expected \(3,\)"):
+        model(dataclasses.replace(batch, history=short))
     memory = Memory(
         torch.zeros(3, 8, 16, 16), motion(*[(0, 0, 0)] * 3), torch.ones(3, dtype=torch.bool), torch.zeros(3)
     )
-    with pytest.raises(DataError, match=r"memory.bev has shape \(3, 8, 16, 16\), the model reads \(3, 32, 16, 16\)"):
+    with pytest.raises(DataError, match=r"Memory.bev has shape \(3, 8, 16, 16\), the model reads \(3, 32, 16, 16\)"):
         model(dataclasses.replace(batch, memory=memory))

@@ -122,8 +122,8 @@ def test_frames_do_not_mix(interaction):
 
 
 def test_queries_look_where_their_reference_is():
-    """A change of one far cell changes only the queries whose reference is near it; encoder and other queries aside."""
-    model, steps = transformer("attention", encoder_layers=0, decoder_layers=1)
+    """Within the ring of two cells that attention starts with."""
+    model, _ = transformer("attention", encoder_layers=0, decoder_layers=1)
     layer = model.decoder[0]
     level = torch.zeros(1, 24, 8, requires_grad=True)
     tokens = torch.cat([level, torch.zeros(1, 6, 8)], dim=1)

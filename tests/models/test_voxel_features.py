@@ -76,10 +76,20 @@ def test_the_order_of_points_does_not_matter_and_bf16_is_not_used():
     assert torch.equal(one, half)
 
 
+def test_a_single_point_has_its_features_after_training():
+    model, cloud = encoder().eval(), torch.tensor([[0.1, 0.2, 0.3, 40.0, 0.05]])
+    with torch.no_grad():
+        features, sites = model([cloud])
+        [(site, expected)] = slow(model, [cloud]).items()
+    assert sites.tolist() == [list(site)]
+    torch.testing.assert_close(features[0], expected, atol=1e-4, rtol=1e-4)
+    assert expected.any()
+
+
 def test_no_point_and_a_single_point_leave_every_weight_in_the_graph():
     for cloud in (torch.zeros(0, 5), torch.zeros(1, 5)):
         model = encoder().train()
         features, sites = model([cloud])
         assert features.shape == (len(cloud), 6) and len(sites) == len(cloud)
-        features.sum().backward() if len(cloud) else (features.sum() + 0).backward()
+        features.sum().backward()
         assert all(parameter.grad is not None for parameter in model.parameters())

@@ -20,7 +20,7 @@ LEVELS, POINTS, HEADS, WIDTH = 4, 4, 8, 256
 
 
 class ObjectDgcnn(MMDetection3D):
-    """kind: `voxel`, as BEVDistill's teacher: learned voxels, attention, a heatmap; or `pillar`, as the paper's: graphs.
+    """kind: `voxel`, as BEVDistill's: learned voxels, attention, a heatmap; or `pillar`, as the paper's: graphs.
 
     learned: voxels by a small network, in place of the mean; queries: how many.
     """

@@ -104,6 +104,27 @@ def test_what_is_not_as_the_protocol_says_is_named_before_the_pass(change, words
     assert "\n" not in str(caught.value)
 
 
+QUERIES = "import models.detector\nfrom models.detector import DetectorOutput"
+SAID = "queries=models.detector.QueryOutput(*[torch.zeros(1, len(bev), 5, n) for n in (10, 10, 2)], bev[..., 0])"
+
+
+def test_a_detector_of_queries_needs_no_heat_but_queries_of_the_right_shape(example, module):
+    text = EXAMPLE.replace("from models.detector import DetectorOutput", QUERIES)
+    text = text.replace("[self.best_car(heat[0]) for heat in output.class_heat()]", "[EMPTY] * len(output.bev)")
+    text = text.replace(
+        "\n\nclass PointCounter", "\nEMPTY = Detections(*map(np.zeros, ((0, 9), 0, 0)))\n\nclass PointCounter"
+    )
+    good = text.replace('heads=[{"heatmap": self.heat(bev)}]', f"heads=[], {SAID}")
+    module(good)
+    assert load_imported("my_teachers:build", example).bev_channels == 16
+    module(good.replace("(10, 10, 2)", "(7, 10, 2)"))
+    with pytest.raises(ConfigError, match=r"queries\.logits is \(1, 2, 5, 7\), expected \(layers, 2, queries, 10\)"):
+        load_imported("my_teachers:build", example)
+    module(text.replace('heads=[{"heatmap": self.heat(bev)}]', "heads=[]"))
+    with pytest.raises(ConfigError, match="heads must each have a 'heatmap'"):
+        load_imported("my_teachers:build", example)
+
+
 def test_a_callable_that_fails_is_named_with_its_error_and_file(example, module):
     other = example.with_name("other.pt")
     torch.save({}, other)

@@ -1,4 +1,4 @@
-"""Checkpoints of Object-DGCNN: nothing missing, nothing left over, and the same answers as the foreign network's own."""
+"""Checkpoints of Object-DGCNN: nothing missing, nothing left over, and the answers of the foreign network itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 
 from cache.classes import DETECTION_CLASSES
 from cache.errors import ConfigError, DataError
-from models.build import build_detector
 from models.detector import Batch
 from pipeline.adapters.foreign import kind_of, load_foreign
 from pipeline.adapters.opening import open_teacher
@@ -68,7 +67,7 @@ def test_a_checkpoint_gives_the_answers_of_the_network_it_came_from(name, tmp_pa
         difference = ours.boxes_lidar - wanted
         difference[:, 6] = np.remainder(difference[:, 6] + math.pi, 2 * math.pi) - math.pi
         same &= np.abs(difference).max(axis=1) < 0.1
-        assert same.mean() > 0.9, "equal scores may change places, little else"
+        assert same.mean() > 0.97, "equal scores may change places, little else"
     assert {row.foreign for row in report.rows if row.foreign} == set(network.w)
     assert (report.config["transformer"]["interaction"] == "graph") == network.graph
     assert report.config["transformer"].get("graph_order", "nearest") == ("farthest" if network.graph else "nearest")
@@ -92,11 +91,10 @@ def test_names_and_shapes_are_those_of_the_released_configuration(bevdistill):
     assert opened.adapter == "object-dgcnn, boxes of before 1.0 as object-dgcnn-voxel-0.1"
     model = opened.model
     assert model.bev_channels == 256 and model.grid.shape == (128, 128) and not model.training
-    assert sum(
-        t.numel() for n, t in state.items() if n.endswith((".weight", ".bias", "embeds", "_weight", "_bias"))
-    ) == (sum(p.numel() for p in model.parameters()) - 16 * 2 * (16 + 32 + 64 + 128) // 8), (
-        "all but the sparse blocks' biases, which they do not have"
-    )
+    learnt = (".weight", ".bias", "_weight", "_bias", ".level_embeds")
+    theirs = sum(tensor.numel() for name, tensor in state.items() if name.endswith(learnt))
+    without = 2 * 2 * (16 + 32 + 64 + 128)  # biases in sparse blocks
+    assert theirs == sum(p.numel() for p in model.parameters()) - without
     filled = {row.ours for row in opened.report.rows if row.ours}
     assert filled == {name for name in model.state_dict() if not name.endswith("num_batches_tracked")}
 
@@ -114,12 +112,12 @@ def test_what_the_file_does_not_tell_must_be_said(bevdistill, tmp_path):
         load_foreign(path, "mine@wlh", small)
     with pytest.raises(ConfigError, match="cannot both be"):
         load_foreign(path, f"mine{SAID}@object-dgcnn-order", small)
-    with pytest.raises(ConfigError, match="a centerpoint-voxel preset, .* holds object-dgcnn-voxel weights"):
+    with pytest.raises(ConfigError, match=r"a centerpoint-voxel preset, .* holds object-dgcnn-voxel weights"):
         load_foreign(path, f"centerpoint-voxel-0.1{SAID}", small)
     told = save(state, tmp_path / "told.pth", "mmdetection3d", meta={"CLASSES": CLASSES, "mmdet3d_version": "1.0.0rc4"})
     report = load_foreign(told, "mine", small)[1]
     assert report.family == "object-dgcnn"
-    with pytest.raises(ConfigError, match="its classes are car, truck, trailer, .* leave the words out"):
+    with pytest.raises(ConfigError, match=r"its classes are car, truck, trailer, .* leave the words out"):
         load_foreign(told, "mine@object-dgcnn-order", small)
     old = save(state, tmp_path / "old.pth", "mmdetection3d", meta={"CLASSES": CLASSES, "mmdet3d_version": "0.17.1"})
     with pytest.raises(ConfigError, match=r"mmdetection3d 0\.17\.1"):
@@ -179,10 +177,3 @@ def test_students_and_other_transformers_are_still_refused_for_what_they_are(bev
     without = [name for name in names if "query_embedding" not in name]
     with pytest.raises(DataError, match="another network with a transformer"):
         kind_of(without, "x")
-
-
-def test_presets_of_the_family_build_what_the_adapter_fills():
-    """The kinds that the adapter names are those of the presets it falls back to."""
-    with torch.device("meta"):
-        kinds = {build_detector({"preset": preset}).config["kind"] for preset in ("object-dgcnn-voxel-0.1",)}
-    assert kinds == {"object-dgcnn-voxel"}
