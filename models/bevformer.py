@@ -185,10 +185,10 @@ class BevFormer(nn.Module):
 
     def _require_fit(self, batch: Batch) -> None:
         """DataError where the batch's past is not of as many frames, or its memory not of this model's map."""
-        moments = [*batch.history, *([batch.memory] if batch.memory is not None else [])]
-        for moment in moments:
-            require_fit(moment, len(batch))
+        for past in batch.history:
+            require_fit(past, len(batch))
         if batch.memory is not None:
+            require_fit(batch.memory, len(batch))
             found, wanted = tuple(batch.memory.bev.shape), (len(batch), self.bev_channels, *self.grid.shape)
             if found != wanted:
                 raise DataError(f"Memory.bev has shape {found}, the model reads {wanted}; it is of another model")
