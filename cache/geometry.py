@@ -1,4 +1,5 @@
-"""Rigid geometry of boxes in numpy: global to canonical, and which points a box holds. float64 inside."""
+"""Rigid geometry in numpy: boxes from global to canonical, which points a box holds, how the sensor moved. float64
+inside."""
 
 from __future__ import annotations
 
@@ -36,3 +37,16 @@ def points_in_boxes(points_xyz: np.ndarray, boxes_global: np.ndarray, lidar_to_g
         half = box[[4, 3, 5]] / 2
         counts[i] = int((np.abs(local) <= half).all(axis=1).sum())
     return counts
+
+
+def past_to_now(
+    past_to_global: np.ndarray, now_to_global: np.ndarray, augmentation: np.ndarray | None = None
+) -> np.ndarray:
+    """(4, 4) float64: where a point that stands still lay in the past canonical frame -> where it lies now.
+
+    past_to_global, now_to_global: `Frame.lidar_to_global()` of both moments; augmentation: A (4, 4) of the bird's-eye
+    view, one for both, so that A T inv(A) maps augmented to augmented coordinates; None is none. The product is made in
+    float64 from global poses, whose kilometres would leave float32 a few millimetres.
+    """
+    motion = np.linalg.solve(now_to_global, past_to_global)
+    return motion if augmentation is None else augmentation @ motion @ np.linalg.inv(augmentation)

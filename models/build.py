@@ -19,6 +19,7 @@ from safetensors.torch import save as save_tensors
 from cache.classes import DETECTION_CLASSES
 from cache.errors import ConfigError, DataError
 from cache.files import write_bytes
+from models.bevformer import BevFormer, BevFormerConfig
 from models.centerpoint import CenterPoint, CenterPointPillarConfig, CenterPointVoxelConfig
 from models.config import Config, parse_config
 from models.detector import Detector
@@ -33,6 +34,7 @@ BOX_CONVENTION = "x,y,z(gravity centre),l,w,h,yaw(counter-clockwise from +x),vx,
 METADATA_KEY = "bevcask"
 
 KINDS: dict[str, tuple[type[Config], Callable[[Any], torch.nn.Module]]] = {
+    "bevformer": (BevFormerConfig, BevFormer),
     "centerpoint-pillar": (CenterPointPillarConfig, CenterPoint),
     "centerpoint-voxel": (CenterPointVoxelConfig, CenterPoint),
     "lift-splat": (LiftSplatConfig, LiftSplat),

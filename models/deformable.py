@@ -35,6 +35,16 @@ def deformable_sum(values: Tensor, shapes: Sequence[tuple[int, int]], locations:
     return total.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
 
 
+def ring_of_offsets(heads: int, levels: int, points: int) -> Tensor:
+    """(heads, levels, points, 2) x, y in cells: each head in a direction of its own, its k-th point k + 1 cells away
+    (measured along the sides of a square)."""
+    angle = torch.arange(heads) * (2 * math.pi / heads)
+    ring = torch.stack([angle.cos(), angle.sin()], dim=-1)
+    ring = ring / ring.abs().amax(dim=-1, keepdim=True)  # onto the border of a square
+    steps = torch.arange(1, points + 1)
+    return ring[:, None, None] * steps[:, None].expand(levels, -1, 1)
+
+
 class DeformableAttention(nn.Module):
     """Attention of queries (B, Q, C) to the tokens (B, S, C) of several maps.
 
@@ -58,13 +68,8 @@ class DeformableAttention(nn.Module):
         for layer in (self.offsets, self.weights):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.weights.bias)
-        angle = torch.arange(self.heads, device=self.offsets.bias.device) * (2 * math.pi / self.heads)
-        ring = torch.stack([angle.cos(), angle.sin()], dim=-1)
-        ring = ring / ring.abs().amax(dim=-1, keepdim=True)  # onto the border of a square
-        steps = torch.arange(1, self.points + 1, device=ring.device)
-        start = ring[:, None, None] * steps[:, None].expand(self.levels, -1, 1)  # (heads, levels, points, 2)
         with torch.no_grad():
-            self.offsets.bias.copy_(start.flatten())
+            self.offsets.bias.copy_(ring_of_offsets(self.heads, self.levels, self.points).flatten())
         for layer in (self.value, self.output):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)

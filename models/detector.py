@@ -34,6 +34,8 @@ class Batch:
     depth_points: (K, 4) float32: image index b * cameras + camera, u, v (pixels of the images as given), depth_m.
     tokens: B frame tokens.
     bev_augmentation: (B, 4, 4), canonical -> augmented.
+    history: earlier moments of the same scenes for a temporal detector, oldest first; memory: what it kept of the
+    moment before all of these. Detectors of single frames ignore both.
     """
 
     points: list[Tensor] | None = None
@@ -46,6 +48,8 @@ class Batch:
     depth_points: Tensor | None = None
     tokens: list[str] = field(default_factory=list)
     bev_augmentation: Tensor | None = None
+    history: list[Past] = field(default_factory=list)
+    memory: Memory | None = None
 
     def __len__(self) -> int:
         for part in (self.tokens, self.points, self.images, self.boxes):
@@ -55,13 +59,48 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
+        return _moved(self, device)
 
-        def move(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value.to(device, non_blocking=True)
-            return [move(item) for item in value] if isinstance(value, list) else value
 
-        return dataclasses.replace(self, **{f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)})
+@dataclass(frozen=True)
+class Past:
+    """One earlier moment of each frame of a batch of B.
+
+    frames: B frames with images and calibration, under the BEV augmentations of the batch whose past they are. Where a
+    frame has no such moment, any values: they are not looked at.
+    past_to_now: (B, 4, 4), this moment's LiDAR frame to the batch's, both augmented: see `cache.geometry.past_to_now`.
+    known: (B,) bool, False where the scene had not begun. age_s: (B,) seconds between this moment and the batch's.
+    """
+
+    frames: Batch
+    past_to_now: Tensor
+    known: Tensor
+    age_s: Tensor
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a temporal detector kept of one earlier moment of each frame of a batch of B: its BEV map.
+
+    bev: (B, C, H, W) as `DetectorOutput.bev`, still where the vehicle was then; without gradient. past_to_now, known,
+    age_s: as `Past`.
+    """
+
+    bev: Tensor
+    past_to_now: Tensor
+    known: Tensor
+    age_s: Tensor
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, list):
+        return [_moved(item, device) for item in value]
+    if isinstance(value, (Batch, Past, Memory)):
+        parts = {f.name: _moved(getattr(value, f.name), device) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **parts)
+    return value
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""A heatmap beside a detector of queries: class heat on the BEV map, which never trains what is before it.
+"""A heatmap beside a detector of queries: class heat on the BEV map.
 
 BEVDistill's teacher has it for its first convolution, which brings the map into the form that students imitate, and
-pipelines for its heat: where objects may be. (B, C, H, W) -> (B, C', H, W) and (B, classes, H, W).
+pipelines for its heat: where objects may be. There it never trains what is before it; beside a student it does.
+(B, C, H, W) -> (B, C', H, W) and (B, classes, H, W).
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ class HeatHeadConfig(Config):
 
 
 class HeatHead(nn.Module):
-    """`shared` is the adaptor of distillation: convolution, norm, ReLU; `heat` gives logits by class id."""
+    """`shared` is the adaptor of distillation: convolution, norm, ReLU; `heat` gives logits by class id. detached: no
+    gradient reaches the map."""
 
-    def __init__(self, in_channels: int, grid: BevGrid, config: HeatHeadConfig) -> None:
+    def __init__(self, in_channels: int, grid: BevGrid, config: HeatHeadConfig, detached: bool = True) -> None:
         super().__init__()
-        self.grid, self.config = grid, config
+        self.grid, self.config, self.detached = grid, config, detached
         self.shared = _conv_norm_relu(in_channels, config.channels)
         last = nn.Conv2d(config.hidden, len(DETECTION_CLASSES), 3, padding=1)
         # p = 0.1; the released code has +2.19, p = 0.9, most likely a slip of the sign
@@ -46,8 +48,8 @@ class HeatHead(nn.Module):
         )
 
     def forward(self, bev: Tensor) -> tuple[Tensor, Tensor]:
-        """The adapted map, and the heatmap's logits. No gradient reaches `bev`."""
-        adapted = self.shared(bev.detach())
+        """The adapted map, and the heatmap's logits."""
+        adapted = self.shared(bev.detach() if self.detached else bev)
         return adapted, self.heat(adapted)
 
     def loss_parts(self, logits: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, LossPart]:

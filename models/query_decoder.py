@@ -52,42 +52,45 @@ class TransformerConfig(Config):
 class Transformer(nn.Module):
     """maps of `channels` at `shapes` -> the queries' features after every layer of the decoder.
 
-    What turns a feature into a step of its reference point is the head's, so `forward` is given it.
+    What turns a feature into a step of its reference point is the head's, so `forward` is given it. places: numbers of
+    a reference point, 2 (x, y) or 3 (x, y, z); attention to the maps is by the first two.
     """
 
     positions: Tensor
     centres: Tensor
 
-    def __init__(self, channels: int, shapes: Shapes, config: TransformerConfig) -> None:
+    def __init__(self, channels: int, shapes: Shapes, config: TransformerConfig, places: int = 2) -> None:
         super().__init__()
-        self.shapes = tuple(shapes)
+        self.shapes, self.places = tuple(shapes), places
         levels = len(self.shapes)
         self.encoder = nn.ModuleList(EncoderLayer(channels, levels, config) for _ in range(config.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(channels, levels, config) for _ in range(config.decoder_layers))
-        self.reference = nn.Linear(channels, 2)
+        self.reference = nn.Linear(channels, places)
         for part in (self.encoder, self.decoder, self.reference):
             _initialise(part)
         nn.init.zeros_(self.reference.bias)
-        self.level_embedding = nn.Parameter(torch.randn(levels, channels))
+        self.level_embedding = nn.Parameter(torch.randn(levels, channels)) if config.encoder_layers else None
         self.query_position = nn.Parameter(torch.randn(config.queries, channels))
         self.query_content = nn.Parameter(torch.randn(config.queries, channels))
-        self.register_buffer("positions", sine_positions(self.shapes, channels), persistent=False)  # (S, C)
-        self.register_buffer("centres", cell_centres(self.shapes), persistent=False)  # (S, 2)
+        told = self.shapes if config.encoder_layers else ()  # only an encoder asks where a token is
+        self.register_buffer("positions", sine_positions(told, channels), persistent=False)  # (S, C)
+        self.register_buffer("centres", cell_centres(told), persistent=False)  # (S, 2)
 
     def forward(self, maps: Sequence[Tensor], steps: Sequence[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
         """maps: (B, C, H_i, W_i) at `shapes`; steps: per layer of the decoder, a feature (B, Q, C) to a vector whose
-        first two numbers move the reference point, before the sigmoid.
+        first `places` numbers move the reference point, before the sigmoid.
 
-        Returns per layer the feature (B, Q, C) and the reference point (B, Q, 2), x, y in 0..1, that it began from; but
+        Returns per layer the feature (B, Q, C) and the reference point (B, Q, places), in 0..1, that it began from; but
         the first, without gradient.
         """
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)  # (B, S, C)
-        sizes = torch.tensor([height * width for height, width in self.shapes], device=tokens.device)
-        level_of = torch.repeat_interleave(self.level_embedding, sizes, dim=0, output_size=tokens.shape[1])
-        position = self.positions + level_of
-        centres = self.centres[None, :, None].expand(-1, -1, len(self.shapes), -1)
-        for layer in self.encoder:
-            tokens = layer(tokens, position, self.shapes, centres)
+        if self.level_embedding is not None:
+            sizes = torch.tensor([height * width for height, width in self.shapes], device=tokens.device)
+            level_of = torch.repeat_interleave(self.level_embedding, sizes, dim=0, output_size=tokens.shape[1])
+            position = self.positions + level_of
+            centres = self.centres[None, :, None].expand(-1, -1, len(self.shapes), -1)
+            for layer in self.encoder:
+                tokens = layer(tokens, position, self.shapes, centres)
         batch = len(tokens)
         query = self.query_content.expand(batch, -1, -1)
         position = self.query_position.expand(batch, -1, -1)
@@ -96,10 +99,10 @@ class Transformer(nn.Module):
         features, references = [], []
         for layer, step in zip(self.decoder, steps, strict=True):
             references.append(point)
-            query = layer(query, position, tokens, self.shapes, point)
+            query = layer(query, position, tokens, self.shapes, point[..., :2])
             features.append(query)
             with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
-                point = (inverse_sigmoid(point) + step(query.float())[..., :2]).sigmoid()
+                point = (inverse_sigmoid(point) + step(query.float())[..., : self.places]).sigmoid()
         return features, references
 
 
@@ -219,7 +222,7 @@ def inverse_sigmoid(p: Tensor, eps: float = 1e-5) -> Tensor:
 
 def cell_centres(shapes: Shapes) -> Tensor:
     """(S, 2) x, y in 0..1 of every cell of all levels, row by row."""
-    centres = []
+    centres = [torch.zeros(0, 2)]
     for height, width in shapes:
         y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
         centres.append(torch.stack([x, y], dim=-1).flatten(0, 1))

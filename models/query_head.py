@@ -49,34 +49,47 @@ class QueryHead(nn.Module):
     """Per layer of the decoder a class branch and a box branch of three linear layers each.
 
     A box branch says x and y as a step from the query's reference point before a sigmoid over the grid's range; z and
-    the rest it says outright.
+    the rest it says outright. With a `z_range` (m) reference points have a z, and z is said as x and y are.
     """
 
     code_weights: Tensor
+    low: Tensor
+    high: Tensor
 
-    def __init__(self, channels: int, layers: int, grid: BevGrid, config: QueryHeadConfig) -> None:
+    def __init__(
+        self,
+        channels: int,
+        layers: int,
+        grid: BevGrid,
+        config: QueryHeadConfig,
+        z_range: tuple[float, float] | None = None,
+    ) -> None:
         super().__init__()
         self.grid, self.config = grid, config
         self.classes = nn.ModuleList(_class_branch(channels) for _ in range(layers))
         self.boxes = nn.ModuleList(_box_branch(channels) for _ in range(layers))
         weights = torch.tensor([1.0] * (BOX_NUMBERS - 2) + [config.velocity_weight] * 2)
         self.register_buffer("code_weights", weights, persistent=False)
+        z_low, z_high = z_range or (0.0, 0.0)
+        places = 3 if z_range else 2
+        self.register_buffer("low", torch.tensor([grid.x_min, grid.y_min, z_low][:places]), persistent=False)
+        self.register_buffer("high", torch.tensor([grid.x_max, grid.y_max, z_high][:places]), persistent=False)
 
     def forward(self, features: Sequence[Tensor], references: Sequence[Tensor]) -> QueryOutput:
-        """features: per layer (B, Q, C); references: per layer (B, Q, 2) x, y in 0..1."""
+        """features: per layer (B, Q, C); references: per layer (B, Q, 2 or 3) x, y and, with a z_range, z in
+        0..1."""
         logits = torch.stack([branch(x) for branch, x in zip(self.classes, features, strict=True)])
         with torch.autocast(logits.device.type, enabled=False):  # in bf16 a size is known to 0.4 %, a speed likewise
             codes = torch.stack([branch(x.float()) for branch, x in zip(self.boxes, features, strict=True)])
         points = torch.stack(list(references))
-        centres = self._metres((codes[..., :2] + inverse_sigmoid(points)).sigmoid())
-        boxes = torch.cat([centres, codes[..., 2:]], dim=-1)
-        return QueryOutput(logits, boxes, self._metres(points.detach()), features[-1])
+        places = len(self.low)
+        centres = self._metres((codes[..., :places] + inverse_sigmoid(points)).sigmoid())
+        boxes = torch.cat([centres, codes[..., places:]], dim=-1)
+        return QueryOutput(logits, boxes, self._metres(points.detach())[..., :2], features[-1])
 
     def _metres(self, points: Tensor) -> Tensor:
-        """(..., 2) x, y in 0..1 of the grid's range, to metres."""
-        grid = self.grid
-        low, high = points.new_tensor([grid.x_min, grid.y_min]), points.new_tensor([grid.x_max, grid.y_max])
-        return low + points * (high - low)
+        """(..., places) in 0..1 of the ranges, to metres."""
+        return self.low + points * (self.high - self.low)
 
     def targets(
         self, boxes: Sequence[Tensor], labels: Sequence[Tensor], device: torch.device | str = "cpu"

@@ -31,6 +31,17 @@ CAMERA = {
     "backbone": {"layers": [1, 1, 1], "base_width": 8, "outputs": ["C3", "C4"]},
     "depth": {"bins": 16},
 }
+BEVFORMER = {
+    "preset": "bevformer-demo",
+    "image_size": [128, 64],
+    "bev": {"cell_m": 6.4},
+    "channels": 32,
+    "levels": 2,
+    "backbone": {"layers": [1, 1, 1], "base_width": 8, "outputs": ["C3", "C4"]},
+    "encoder": {"hidden": 64},
+    "transformer": {"queries": 40, "decoder_layers": 2, "hidden": 64},
+    "heat": {"channels": 32, "hidden": 16},
+}
 
 BEVDEPTH = {
     "preset": "bevdepth-tiny",

@@ -34,6 +34,11 @@ def test_every_preset_builds_and_student_and_teacher_share_a_grid():
         "bevdepth-r50",
         "bevdepth-tiny",
         "bevdet-r50",
+        "bevformer-base",
+        "bevformer-demo",
+        "bevformer-r50-128",
+        "bevformer-small",
+        "bevformer-tiny",
         "centerpoint-pillar-0.2",
         "centerpoint-pillar-tiny",
         "centerpoint-voxel-0.075",
@@ -61,9 +66,11 @@ def test_every_preset_builds_and_student_and_teacher_share_a_grid():
     assert models["lift-splat-tiny"].grid == models["centerpoint-pillar-tiny"].grid
     assert models["lift-splat-tiny"].grid == models["centerpoint-voxel-tiny"].grid
     assert models["lift-splat-tiny"].grid == models["object-dgcnn-tiny"].grid
+    assert models["lift-splat-tiny"].grid == models["bevformer-demo"].grid
     assert models["lift-splat-r50"].grid == models["centerpoint-voxel-0.1"].grid
     assert models["lift-splat-r50"].grid == models["object-dgcnn-voxel-0.1"].grid
     assert models["lift-splat-r50"].grid == models["centerpoint-pillar-0.2"].grid
+    assert models["bevformer-r50-128"].grid == models["object-dgcnn-voxel-0.1"].grid
 
 
 def test_full_size_presets_have_the_published_shape():
@@ -133,6 +140,11 @@ def test_overrides_are_laid_over_a_preset_key_by_key():
         ({"preset": "object-dgcnn-tiny", "transformer": {"queries": 4}}, ["no 8 neighbours"]),
         ({"preset": "object-dgcnn-tiny", "backbone": {"first": 3}}, ["levels from stage 3"]),
         ({"preset": "object-dgcnn-tiny", "pillars": {"cell_m": 5.12}}, ["divide"]),
+        ({"preset": "bevformer-demo", "encoder": {"heights": 3}}, ["spatial_points 4", "3 heights"]),
+        ({"preset": "bevformer-demo", "transformer": {"heads": 5}}, ["64 channels", "transformer's 5 heads"]),
+        ({"preset": "bevformer-demo", "transformer": {"encoder_layers": 1}}, ["encoder_layers must be 0"]),
+        ({"preset": "bevformer-demo", "levels": 2}, ["3 outputs", "2 levels"]),
+        ({"preset": "bevformer-demo", "z_range": [0.0, 1.0]}, ["half a metre"]),
         ({"preset": "pointnet"}, ["pointnet", "lift-splat-tiny"]),
         ({"kind": "lift-splat"}, ["image_size", "required"]),
         ({}, ["kind", "preset"]),

@@ -14,12 +14,21 @@ from cache.errors import DataError
 from cache.frame import Detections
 from models.build import build_detector
 from models.detector import Batch, Detector
-from tests.models.synthetic import BEVDEPTH, BEVDET, CAMERA, LIDAR, QUERIES, VOXEL, synthetic_batch
+from tests.models.synthetic import (
+    BEVDEPTH,
+    BEVDET,
+    BEVFORMER,
+    CAMERA,
+    LIDAR,
+    QUERIES,
+    VOXEL,
+    synthetic_batch,
+)
 
 EVERY = pytest.mark.parametrize(
     "config",
-    [LIDAR, VOXEL, CAMERA, BEVDEPTH, BEVDET, QUERIES],
-    ids=["lidar", "voxel", "camera", "bevdepth", "bevdet", "queries"],
+    [LIDAR, VOXEL, CAMERA, BEVDEPTH, BEVDET, QUERIES, BEVFORMER],
+    ids=["lidar", "voxel", "camera", "bevdepth", "bevdet", "queries", "bevformer"],
 )
 
 
@@ -60,7 +69,7 @@ def test_output_is_what_the_protocol_says(config):
         assert output.levels[name].shape == (2, level.channels, *level.grid.shape), name
     assert output.levels.keys() == model.levels.keys()
     assert all(m.shape[-2:] == model.grid.shape for maps in output.heads for m in maps.values())
-    assert (output.depth_logits is not None) == (model.modality == "camera")
+    assert (output.depth_logits is not None) == (config is CAMERA)
     found = model.decode(output)
     assert len(found) == 2
     assert all(isinstance(f, Detections) and isinstance(f.boxes_lidar, np.ndarray) for f in found)
@@ -203,8 +212,9 @@ def test_the_wrong_kind_of_batch_is_refused_with_the_remedy():
         build(LIDAR)(dataclasses.replace(batch, points=None))
     with pytest.raises(DataError, match="no images"):
         build(CAMERA)(dataclasses.replace(batch, images=None))
-    with pytest.raises(DataError, match="64 x 64 pixels, the model reads 128 x 64"):
-        build(CAMERA)(dataclasses.replace(batch, images=batch.images[..., :64]))
+    for config in (CAMERA, BEVFORMER):
+        with pytest.raises(DataError, match="64 x 64 pixels, the model reads 128 x 64"):
+            build(config)(dataclasses.replace(batch, images=batch.images[..., :64]))
 
 
 def test_a_batch_knows_its_length_and_moves_whole():
