@@ -197,9 +197,9 @@ class BevFormer(nn.Module):
         if output.queries is None:
             raise DataError("the output holds no queries, which the loss of a detector of queries is of")
         targets = self.head.targets(batch.boxes, batch.labels, output.bev.device)
-        parts = self.head.loss_parts(output.queries, targets)
+        parts = self.head.loss_parts(output.queries, targets, batch.labelled)
         if self.heat is not None:
-            parts |= self.heat.loss_parts(output.heads[0]["heatmap"], batch.boxes, batch.labels)
+            parts |= self.heat.loss_parts(output.heads[0]["heatmap"], batch.boxes, batch.labels, batch.labelled)
         return parts
 
     def loss(self, output: DetectorOutput, batch: Batch) -> dict[str, Tensor]:

@@ -52,8 +52,11 @@ class HeatHead(nn.Module):
         adapted = self.shared(bev.detach() if self.detached else bev)
         return adapted, self.heat(adapted)
 
-    def loss_parts(self, logits: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, LossPart]:
-        """Focal loss against gaussians at the centres of the boxes (N, 9) on the grid, per object cell."""
+    def loss_parts(
+        self, logits: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor], labelled: Tensor | None = None
+    ) -> dict[str, LossPart]:
+        """Focal loss against gaussians at the centres of the boxes (N, 9) on the grid, per object cell. labelled: as
+        `Batch.labelled`; the heatmap of a frame without annotations is not judged."""
         config, classes = self.config, len(DETECTION_CLASSES)
         flat = torch.cat([b.detach().cpu().float().reshape(-1, 9) for b in boxes]).numpy()
         label = torch.cat([part.detach().cpu().long() for part in labels]).numpy()
@@ -69,6 +72,8 @@ class HeatHead(nn.Module):
             min_radius=config.min_radius,
         )
         target = torch.from_numpy(heat).to(logits.device).view(len(labels), classes, *self.grid.shape)
+        if labelled is not None:
+            logits, target = logits[labelled], target[labelled]
         with torch.autocast(logits.device.type, enabled=False):
             return {
                 "heatmap": LossPart(

@@ -116,9 +116,12 @@ class QueryHead(nn.Module):
             counts=tuple(np.bincount(sample, minlength=len(sizes)).tolist()),
         )
 
-    def loss_parts(self, output: QueryOutput, targets: SetTargets) -> dict[str, LossPart]:
+    def loss_parts(
+        self, output: QueryOutput, targets: SetTargets, labelled: Tensor | None = None
+    ) -> dict[str, LossPart]:
         """Focal loss of every query's classes, and L1 of the matched boxes; per layer, each over the objects matched.
 
+        labelled: as `Batch.labelled`; a frame without annotations has no object, and its classes are not judged.
         Unknown (NaN) numbers, velocities, add nothing to their numerator.
         """
         config = self.config
@@ -131,7 +134,8 @@ class QueryHead(nn.Module):
             sample, query = targets.sample[item], found[layer, item]
             wanted_class = torch.zeros_like(logits)
             wanted_class[layer, sample, query, targets.labels[item]] = 1.0
-            focal = sigmoid_focal(logits, wanted_class).sum(dim=(1, 2, 3))  # (layers,)
+            judged = (logits, wanted_class) if labelled is None else (logits[:, labelled], wanted_class[:, labelled])
+            focal = sigmoid_focal(*judged).sum(dim=(1, 2, 3))  # (layers,)
             wanted = targets.boxes[item]
             known = torch.isfinite(wanted)
             error = (boxes[layer, sample, query] - torch.where(known, wanted, 0.0)).abs() * known * self.code_weights

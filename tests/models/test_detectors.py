@@ -69,7 +69,7 @@ def test_output_is_what_the_protocol_says(config):
         assert output.levels[name].shape == (2, level.channels, *level.grid.shape), name
     assert output.levels.keys() == model.levels.keys()
     assert all(m.shape[-2:] == model.grid.shape for maps in output.heads for m in maps.values())
-    assert (output.depth_logits is not None) == (config is CAMERA)
+    assert (output.depth_logits is not None) == (config in (CAMERA, BEVDEPTH, BEVDET))
     found = model.decode(output)
     assert len(found) == 2
     assert all(isinstance(f, Detections) and isinstance(f.boxes_lidar, np.ndarray) for f in found)
