@@ -175,7 +175,11 @@ def _scene_records(
         if not between or following is None:
             continue
         end = nusc.get("sample_data", following["data"]["LIDAR_TOP"])["timestamp"]
-        inside = [row for row in _chain(nusc, key["token"], end)[1:] if not row["is_key_frame"]]
+        inside = [
+            row
+            for row in _chain(nusc, key["token"], end)
+            if not row["is_key_frame"] and row["timestamp"] > key["timestamp"]
+        ]
         wanted = choose_evenly([row["timestamp"] for row in inside], key["timestamp"], end, between)
         intervals, short = intervals + 1, short + (len(inside) < between)
         for row in (inside[i] for i in wanted):

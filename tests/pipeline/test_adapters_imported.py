@@ -143,8 +143,10 @@ def test_names_that_lead_nowhere_say_what_is_missing(tmp_path):
     assert not any(is_import_path(name) for name in ("demo", "centerpoint-voxel-0.1", "a:b:c", "a-b:c", "C:/x", "a:"))
 
 
-def test_a_callable_of_a_camera_model_is_refused(example, module, simulated_root, tmp_path):
+def test_a_callable_of_a_camera_model_that_does_not_say_its_images_size_is_refused(
+    example, module, simulated_root, tmp_path
+):
     module(EXAMPLE.replace('modality = "lidar"', 'modality = "camera"'))
     cache_frames(simulated_root, "v1.0-mini", tmp_path, options=FrameOptions(image_scale=0.1, points=True), workers=1)
-    with pytest.raises(BevcaskError, match="a camera model, expected a LiDAR teacher"):
+    with pytest.raises(BevcaskError, match=r"a camera model without config\['image_size'\]"):
         cache_teacher(tmp_path, "mine", teacher="my_teachers:build", checkpoint=example, workers=1)
