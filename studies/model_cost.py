@@ -109,11 +109,11 @@ def cost_by_part(measured: Measured, against: Measured | None, frame: str) -> li
         table.add_column(heading, justify="left" if heading == "part" else "right", no_wrap=True)
     for part in measured.cost.parts:
         table.add_row(*_part_cells(part), "")
-    table.add_row(*_part_cells(measured.cost.total), f"{measured.latency_ms:.1f}", style="bold")
+    table.add_row(*_part_cells(measured.cost.total), _ms_text(measured.latency_ms), style="bold")
     if against is not None:
         mine, theirs = measured.cost.total, against.cost.total
         table.add_section()
-        table.add_row(*_part_cells(replace(theirs, name=against.name)), f"{against.latency_ms:.1f}")
+        table.add_row(*_part_cells(replace(theirs, name=against.name)), _ms_text(against.latency_ms))
         table.add_row(
             "share of it",
             f"{mine.parameters / theirs.parameters:.1%}",
@@ -137,6 +137,10 @@ def _part_cells(part: PartCost) -> list[str]:
         f"{work.published / 1e9:.3f}",
         f"{work.activations / 1e6:.3f}",
     ]
+
+
+def _ms_text(ms: float) -> str:
+    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.1f}"
 
 
 def published_table(row: Comparison) -> list[RenderableType]:
