@@ -225,7 +225,7 @@ class _Checker:
 
     def check_files(self, progress: Progress, threads: int) -> None:
         """Every vouched file: presence, size, sha256, and what is in it."""
-        others = []
+        others: list[tuple[StoredFile, tuple[str, ...]]] = []
         if self.manifest is not None:
             index = [
                 StoredFile(f"index/{name}", row["size"], row["sha256"]) for name, row in self.manifest.index.items()
@@ -250,7 +250,7 @@ class _Checker:
 
         if self.manifest is not None and self.index is None:
             self._open_index()
-        jobs = [(file, delete, -1, 0) for file, delete in others]
+        jobs: list[tuple[StoredFile, tuple[str, ...], int, int]] = [(file, delete, -1, 0) for file, delete in others]
         for shard, files in zip(self.shards, self.files, strict=True):
             if [file.name for file in files] != shard_files(shard) and self.manifest is not None:
                 names = f"{[file.name for file in files]!r:.200}"
