@@ -290,7 +290,7 @@ def symmetric():
 
 def test_a_narrower_grid_is_a_part_of_the_map():
     """Cells that look at their own place only say the same whichever other cells there are; rows are not columns."""
-    whole, narrow = symmetric(), built(bev={"y_min": -25.6, "y_max": 25.6}).eval()
+    whole, narrow = symmetric(), built(bev={"cell_m": 6.4, "y_min": -25.6, "y_max": 25.6}).eval()
     weights = whole.state_dict()
     weights["encoder.query"] = weights["encoder.query"][: 8 * 16]
     weights["encoder.of_row"] = weights["encoder.of_row"][:8]
