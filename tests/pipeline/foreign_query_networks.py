@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from tests.pipeline.foreign_networks import MMDetection3D, flat_norm, shape_of
 
 CLASSES = "car truck trailer bus construction_vehicle bicycle motorcycle pedestrian traffic_cone barrier".split()
+# Unlike the other, not its own inverse: which way classes are brought over shows.
+PAPER_CLASSES = "car truck construction_vehicle bus trailer barrier motorcycle bicycle pedestrian traffic_cone".split()
 HEAD, TRANSFORMER = "pts_bbox_head", "pts_bbox_head.transformer"
 LEVELS, POINTS, HEADS, WIDTH = 4, 4, 8, 256
 
@@ -28,6 +30,7 @@ class ObjectDgcnn(MMDetection3D):
     def __init__(self, kind: str, *, learned: bool = True, queries: int = 300, old_boxes: bool = True) -> None:
         super().__init__(kind, seed=3, old_boxes=old_boxes)
         self.learned, self.graph, self.heat, self.queries = learned, kind == "pillar", kind == "voxel", queries
+        self.classes = CLASSES if kind == "voxel" else PAPER_CLASSES
         w = self.w
         for name in [name for name in w if name.startswith(("pts_neck.", HEAD))]:
             del w[name]
@@ -257,7 +260,7 @@ class ObjectDgcnn(MMDetection3D):
                 length, width = (b, a) if self.old_boxes else (a, b)
                 yaw = -yaw - math.pi / 2 if self.old_boxes else yaw
                 boxes.append([x, y, z, math.exp(length), math.exp(width), math.exp(h), yaw, vx, vy])
-            frames.append((np.array(boxes), scores[best].numpy(), [CLASSES[i % 10] for i in best.tolist()]))
+            frames.append((np.array(boxes), scores[best].numpy(), [self.classes[i % 10] for i in best.tolist()]))
         return frames
 
 
