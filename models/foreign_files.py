@@ -67,7 +67,9 @@ def is_torch_file(path: Path) -> bool:
     """Whether a file begins as those of torch.save do. DataError where it cannot be read."""
     try:
         with path.open("rb") as file:
-            return file.read(4).startswith(TORCH_MAGIC)
+            start = file.read(9)
+            # a safetensors file begins with its header's length, of which any byte may come first, and an opening brace
+            return start.startswith(TORCH_MAGIC) and start[8:] != b"{"
     except OSError as error:
         raise DataError(f"{path}: not readable ({error}); give a checkpoint file") from None
 
