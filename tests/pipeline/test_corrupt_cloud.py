@@ -23,11 +23,11 @@ FRAMES = 40
 GREY = cv2.imencode(".jpg", np.full((900, 1600, 3), 90, np.uint8))[1].tobytes()
 
 
-def _grey_pictures(recorder: Any, sample: str, time_us: int) -> np.ndarray:
+def _grey_pictures(recorder: Any, sample: str, time_us: int, keyframe: bool) -> np.ndarray:
     """In place of rendering, which is nearly all of a simulator's time and which a LiDAR teacher does not look at."""
     for channel in CAMERA_CHANNELS:
         at_us = time_us + scene.CAMERA_OFFSET_US[channel]
-        recorder._store(channel, sample, at_us, True, GREY, recorder._ego(at_us))
+        recorder._store(channel, sample, at_us, keyframe, GREY, recorder._ego(at_us))
     return np.ones(len(recorder.world.things))
 
 
