@@ -113,6 +113,19 @@ def test_a_pickle_that_wants_to_run_code_is_refused_and_does_not_run(number, pla
         assert not list(tmp_path.glob("touched*"))
 
 
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "bare"])
+def test_a_pickle_of_a_later_protocol_is_refused_for_that_and_not_as_damaged(new, tmp_path, recwarn):
+    marker = tmp_path / "touched"
+    for number, content in enumerate(({"state_dict": WEIGHTS}, {"state_dict": WEIGHTS, "x": touched_by(marker)[0]})):
+        for protocol in (4, 5):
+            path = tmp_path / f"{number}.pth"
+            torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=new)
+            with pytest.raises(DataError, match=rf"a pickle of protocol {protocol}, .* refused.*torch\.save"):
+                read_checkpoint(path)
+    assert not marker.exists()
+    assert not recwarn, "the error says it all"
+
+
 def test_what_getattr_stands_for_cannot_be_called(tmp_path):
     """A hand-written pickle: getattr(Path(marker), 'touch')(), all of it names that have placeholders."""
     marker = tmp_path / "touched"
