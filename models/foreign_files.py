@@ -73,9 +73,11 @@ def is_torch_file(path: Path) -> bool:
     """Whether a file begins as those of torch.save do. DataError where it cannot be read."""
     try:
         with path.open("rb") as file:
-            return file.read(4).startswith(TORCH_MAGIC)
+            head = file.read(9)
     except OSError as error:
         raise DataError(f"{path}: not readable ({error}); give a checkpoint file") from None
+    # safetensors begins with its header's length, which one time in 32 begins as a pickle does, and then the header
+    return head.startswith(TORCH_MAGIC) and head[8:] != b"{"
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -131,7 +133,8 @@ def _read_torch(path: Path) -> Any:
         if wanted is None:
             raise DataError(f"{path}: not readable as weights ({_last_line(error)}); download it again") from None
         raise DataError(
-            f"{path}: holds {wanted[1]}, which is no weight and may run code; refused. If you trust the file, {SAVE_AGAIN}"
+            f"{path}: holds {wanted[1]}, which is no weight and may run code; refused. If you trust the file, "
+            f"{SAVE_AGAIN}"
         ) from None
 
 

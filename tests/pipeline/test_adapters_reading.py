@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cache.errors import DataError
 from pipeline.adapters.opening import open_teacher
-from pipeline.adapters.reading import Inert, read_checkpoint
+from pipeline.adapters.reading import Inert, is_torch_file, read_checkpoint
 
 
 @pytest.fixture
@@ -166,6 +167,15 @@ def test_a_file_without_weights_is_refused_by_what_it_holds(tmp_path):
         torch.save(content, path)
         with pytest.raises(DataError, match=words):
             read_checkpoint(path)
+
+
+def test_safetensors_are_told_whatever_the_length_of_their_header(tmp_path):
+    path, seen = tmp_path / "x.safetensors", set()
+    for number in range(0, 264, 4):
+        save_file({"a": torch.arange(3.0)}, path, {"x": "y" * number})
+        seen.add(path.read_bytes()[0])
+        assert not is_torch_file(path) and read_checkpoint(path).tensors["a"].tolist() == [0, 1, 2]
+    assert {0x50, 0x80} <= seen, "P and the mark of a pickle"
 
 
 def test_damaged_files_are_refused(tmp_path):
