@@ -112,3 +112,14 @@ def test_a_callable_that_turns_on_real_frames_is_told_and_leaves_no_store(
         )
     assert not list((cached / "teachers" / turn).glob("**/*.partial"))
     assert not (cached / "teachers" / turn / "manifest.json").exists()
+
+
+def test_a_default_coverage_that_a_teacher_of_queries_cannot_serve_is_told_as_such(
+    cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.teacher.default_coverage", lambda frames: "gaussian+confident")
+    (weights := tmp_path / "none").touch()
+    with pytest.raises(
+        ConfigError, match=r"\(the default where there are unlabelled frames\).*--coverage gaussian\+lidar"
+    ):
+        cache_teacher(cached, "x", teacher="tests.pipeline.test_answers:build", checkpoint=weights, workers=1)

@@ -258,7 +258,7 @@ def test_a_coverage_that_has_nothing_between_is_told(frames: FrameStore, between
 
 def test_a_probe_meets_both_kinds_whatever_their_beat(frames: FrameStore) -> None:
     """Four frames a scene, a key frame at both ends: a comb of two teeth would meet key frames only."""
-    rows = [row for row, _ in _readable(frames, cast(Any, SimpleNamespace(data_root=None)), None, 2)]
+    rows = [row for row, _ in _readable(frames, cast(Any, SimpleNamespace(data_root=None, image_size=None)), None, 2)]
     assert sorted(frames.index.kind[rows].tolist()) == [KIND_LABELLED, KIND_UNLABELLED]
 
 
