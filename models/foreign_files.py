@@ -8,6 +8,9 @@ other name stops the reading, and is named.
 from __future__ import annotations
 
 import re
+import warnings
+import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +24,9 @@ from torch import Tensor
 from cache.errors import DataError
 
 TORCH_MAGIC = (b"PK\x03\x04", b"\x80")  # a zip of today's torch.save, a bare pickle of torch before 1.6
+
+MAX_PROTOCOL = 3  # of pickles: torch's restricted unpickler does not know the later ones' ways to name things
+SAVE_AGAIN = "save its state dict alone where it was made: torch.save(model.state_dict(), file)"
 
 # `getattr` is how a pickle says "a method of a class"; its placeholder looks nothing up, and cannot be called.
 INERT = (
@@ -67,11 +73,11 @@ def is_torch_file(path: Path) -> bool:
     """Whether a file begins as those of torch.save do. DataError where it cannot be read."""
     try:
         with path.open("rb") as file:
-            start = file.read(9)
-            # a safetensors file begins with its header's length, of which any byte may come first, and an opening brace
-            return start.startswith(TORCH_MAGIC) and start[8:] != b"{"
+            head = file.read(9)
     except OSError as error:
         raise DataError(f"{path}: not readable ({error}); give a checkpoint file") from None
+    # safetensors begins with its header's length, which one time in 32 begins as a pickle does, and then the header
+    return head.startswith(TORCH_MAGIC) and head[8:] != b"{"
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -112,17 +118,40 @@ def _read_torch(path: Path) -> Any:
     placeholders: list[Any] = [(Inert, name) for name in INERT]
     placeholders += [(OrderedDict, name) for name in INERT_DICTS]
     try:
-        with torch.serialization.safe_globals(placeholders):
+        with torch.serialization.safe_globals(placeholders), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the protocol, which the error below tells
             # The one place that reads what torch wrote; weights_only is what makes it safe.
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
     except Exception as error:  # whatever a damaged or hostile file makes of the reader
+        protocol = _pickle_protocol(path)
+        if protocol > MAX_PROTOCOL:
+            raise DataError(
+                f"{path}: a pickle of protocol {protocol}, which torch reads only by running what it says; refused. If "
+                f"you trust the file, {SAVE_AGAIN}"
+            ) from None
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted is None:
             raise DataError(f"{path}: not readable as weights ({_last_line(error)}); download it again") from None
         raise DataError(
-            f"{path}: holds {wanted[1]}, which is no weight and may run code; refused. If you trust the file, save its "
-            "state dict alone where it was made: torch.save(model.state_dict(), file)"
+            f"{path}: holds {wanted[1]}, which is no weight and may run code; refused. If you trust the file, "
+            f"{SAVE_AGAIN}"
         ) from None
+
+
+def _pickle_protocol(path: Path) -> int:
+    """Of the pickle that a file is or, as a zip, has in it; 0 where that cannot be told."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                with archive.open(name) as member:
+                    head = member.read(2)
+        else:
+            with path.open("rb") as file:
+                head = file.read(2)
+    except (OSError, StopIteration, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        return 0
+    return head[1] if head[:1] == b"\x80" and len(head) == 2 else 0
 
 
 def _last_line(error: Exception) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cache.errors import ConfigError
 from cache.frame import Detections
 from cache.grid import BevGrid
+from models.center_head import BRANCHES
 from models.detector import Batch, BevLevel, Detector, DetectorOutput
 
 
@@ -51,7 +52,15 @@ class View:
 
     def undone_branch(self, name: str, maps: Tensor) -> Tensor:
         """A head's branch: its maps where they were, and their values in the canonical frame. center: fractions of a
-        cell; rot: sin and cos of the heading; vel: x, y."""
+        cell; rot: sin and cos of the heading; vel: x, y. ConfigError for a branch that is none of BRANCHES."""
+        if self == View():
+            return maps
+        if name != "heatmap" and {**BRANCHES, "iou": 1}.get(name) != maps.shape[1]:
+            known = ", ".join(f"{branch} ({count})" for branch, count in BRANCHES.items())
+            raise ConfigError(
+                f"--tta: what a view does to the head's branch {name} of {maps.shape[1]} channels is unknown, expected "
+                f"heatmap, iou (1), {known}; leave --tta out"
+            )
         maps = self.undone(maps)
         if name not in ("center", "rot", "vel"):
             return maps

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +25,6 @@ from dask.distributed import (
     Nanny,
     Scheduler,
     SpecCluster,
-    Worker,
-    WorkerPlugin,
     as_completed,
     performance_report,
 )
@@ -33,6 +32,9 @@ from dask.distributed import (
 from cache.errors import BevcaskError, ConfigError
 
 RETRIES = 2
+# Of what scheduler and workers log: INFO is noise beside a progress bar, and a task's error reaches the client, which
+# says it in one line; workers would print its traceback once a retry before that.
+SILENT = logging.CRITICAL
 KINDS = ("local", "slurm")
 
 
@@ -132,38 +134,45 @@ def _client(cluster: Cluster, workers: int, gpus: Sequence[str]) -> Iterator[Cli
         with client:
             yield client
         return
-    with _started(cluster, workers, gpus) as started, Client(started) as client:
-        client.register_plugin(_DeafToInterrupts())
-        yield client
+    with contextlib.ExitStack() as ending:
+        with _interrupts_held():
+            started = ending.enter_context(_started(cluster, workers, gpus))
+        yield ending.enter_context(Client(started))
 
 
-class _DeafToInterrupts(WorkerPlugin):
-    """A terminal's Ctrl-C reaches every process of the run; the client alone answers it, and ends its workers."""
-
-    name = "deaf-to-interrupts"
-
-    def setup(self, worker: Worker) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits for the end of this; processes that are started here never hear it, nor do those which the threads
+    started here start later. A terminal's Ctrl-C reaches every process of a run: the client alone is to answer it."""
+    resource_tracker.ensure_running()  # it unblocks the signal when it starts, in the thread that starts a process
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _started(cluster: Cluster, workers: int, gpus: Sequence[str]) -> Any:
     """A cluster of our own with so many one-thread workers; it ends with its context."""
     if cluster.kind == "slurm":
         return slurm_cluster(workers)
-    # INFO lines of scheduler and workers are noise beside a progress bar
     if not gpus:
         return LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=logging.ERROR
+            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=SILENT
         )
     specs = {
         number: {
             "cls": Nanny,
-            "options": {"nthreads": 1, "env": {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]}},
+            "options": {
+                "nthreads": 1,
+                "env": {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]},
+                "silence_logs": SILENT,
+            },
         }
         for number in range(workers)
     }
     scheduler = {"cls": Scheduler, "options": {"dashboard_address": ":0"}}
-    return SpecCluster(specs, scheduler, silence_logs=logging.ERROR)
+    return SpecCluster(specs, scheduler, silence_logs=SILENT)
 
 
 def slurm_cluster(workers: int) -> Any:

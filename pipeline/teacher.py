@@ -168,7 +168,11 @@ def cache_teacher(
     if asked.items or options.tta or job.others or unsure:  # what the answer holds decides whether these can be had
         output = answer(model, job, first_input(frames, job, sweeps))
         if reads_heat(coverage) and not output.heads:
-            raise ConfigError(f"--coverage {coverage}: it reads heatmaps, which this teacher does not give")
+            whose = "" if options.coverage else " (the default where there are unlabelled frames)"
+            raise ConfigError(
+                f"--coverage {coverage}{whose}: it reads heatmaps, which this teacher does not give; name selectors "
+                "that read none, such as --coverage gaussian+lidar or dense"
+            )
         job = replace(job, further=further_of(asked, model, output, encoding) if asked.items else None)
     adaptor = adaptor_of(asked, model)
     earlier = read_plan(open_root(place))

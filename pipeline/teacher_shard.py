@@ -29,6 +29,7 @@ from cache.shard_writer import ShardWriter, open_shard
 from cache.store import FrameStore
 from models.detector import Detector, DetectorOutput
 from pipeline.adapters.opening import Opened, open_teacher
+from pipeline.answers import own_code, require_boxes, require_whole
 from pipeline.averaging import Averaged
 from pipeline.coverage import coverage_weights, reads_heat
 from pipeline.evidence import evidence_of
@@ -173,8 +174,10 @@ def forward(model: Detector, job: TeacherPass, item: tuple[list[int], list[Frame
     rows, inputs = item
     asked = job.further.asked if job.further is not None else FieldList()
     with torch.inference_mode(), autocast(job):
-        output = model(batch_of(inputs, [str(row) for row in rows], job.device))
-        found = model.decode(output)
+        with own_code(job.teacher):
+            output = model(batch_of(inputs, [str(row) for row in rows], job.device))
+            found = model.decode(output)
+        require_whole(model, output, found, len(rows))
         heat = output.class_heat().float().cpu().numpy() if reads_heat(job.coverage) and output.heads else None
         raw = raw_of(output, model, asked, len(rows))
     return Said(rows, inputs, output.bev.float().cpu().numpy(), heat, found, model.grid, raw)
@@ -182,7 +185,7 @@ def forward(model: Detector, job: TeacherPass, item: tuple[list[int], list[Frame
 
 def answer(model: Detector, job: TeacherPass, shown: FrameInput) -> DetectorOutput:
     """The model's whole answer to one frame, on its device."""
-    with torch.inference_mode(), autocast(job):
+    with torch.inference_mode(), autocast(job), own_code(job.teacher):
         return model(batch_of([shown], ["0"], job.device))
 
 
@@ -200,6 +203,7 @@ def fields_of(said: Said, frames: FrameStore, job: TeacherPass) -> list[dict[str
         evidence = evidence_of(frames, row, job.coverage, heat, said.inputs[i].cloud)
         weights = coverage_weights(job.coverage, evidence, said.grid)
         found = said.found[i]
+        require_boxes(found, frames.token(row))
         further: dict[str, np.ndarray] = {}
         if job.further is not None:
             raw = {name: values[i] for name, values in said.raw.items()}

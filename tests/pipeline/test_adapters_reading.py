@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cache.errors import DataError
 from pipeline.adapters.opening import open_teacher
-from pipeline.adapters.reading import Inert, read_checkpoint
+from pipeline.adapters.reading import Inert, is_torch_file, read_checkpoint
 
 
 @pytest.fixture
@@ -113,6 +114,19 @@ def test_a_pickle_that_wants_to_run_code_is_refused_and_does_not_run(number, pla
         assert not list(tmp_path.glob("touched*"))
 
 
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "bare"])
+def test_a_pickle_of_a_later_protocol_is_refused_for_that_and_not_as_damaged(new, tmp_path, recwarn):
+    marker = tmp_path / "touched"
+    for number, content in enumerate(({"state_dict": WEIGHTS}, {"state_dict": WEIGHTS, "x": touched_by(marker)[0]})):
+        for protocol in (4, 5):
+            path = tmp_path / f"{number}.pth"
+            torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=new)
+            with pytest.raises(DataError, match=rf"a pickle of protocol {protocol}, .* refused.*torch\.save"):
+                read_checkpoint(path)
+    assert not marker.exists()
+    assert not recwarn, "the error says it all"
+
+
 def test_what_getattr_stands_for_cannot_be_called(tmp_path):
     """A hand-written pickle: getattr(Path(marker), 'touch')(), all of it names that have placeholders."""
     marker = tmp_path / "touched"
@@ -153,6 +167,15 @@ def test_a_file_without_weights_is_refused_by_what_it_holds(tmp_path):
         torch.save(content, path)
         with pytest.raises(DataError, match=words):
             read_checkpoint(path)
+
+
+def test_safetensors_are_told_whatever_the_length_of_their_header(tmp_path):
+    path, seen = tmp_path / "x.safetensors", set()
+    for number in range(0, 264, 4):
+        save_file({"a": torch.arange(3.0)}, path, {"x": "y" * number})
+        seen.add(path.read_bytes()[0])
+        assert not is_torch_file(path) and read_checkpoint(path).tensors["a"].tolist() == [0, 1, 2]
+    assert {0x50, 0x80} <= seen, "P and the mark of a pickle"
 
 
 def test_damaged_files_are_refused(tmp_path):

@@ -139,6 +139,15 @@ def test_what_cannot_be_averaged_is_refused() -> None:
         TeacherOptions(tta="mirror")
 
 
+@pytest.mark.parametrize(("name", "channels"), [("reg", 2), ("rot", 1), ("yaw", 1)])
+def test_a_branch_that_no_view_knows_is_refused(name: str, channels: int) -> None:
+    maps = torch.zeros(1, channels, 4, 4)
+    assert torch.equal(View().undone_branch(name, maps), maps), "an ensemble turns nothing"
+    with pytest.raises(ConfigError, match=rf"branch {name} of {channels} channels is unknown, .* rot \(2\)"):
+        View(flip_x=True).undone_branch(name, maps)
+    View(flip_x=True).undone_branch("iou", torch.zeros(1, 1, 4, 4))
+
+
 def test_a_pass_with_views_and_an_ensemble_says_so_and_is_not_continued_otherwise(
     simulated_root: Path, weights: Path, tmp_path: Path
 ) -> None:

@@ -55,6 +55,13 @@ def test_an_error_of_a_task_reaches_the_caller_with_its_message(workers: int) ->
         run_shards(fail_on_three, [(n,) for n in range(5)], workers=workers)
 
 
+def test_an_error_of_a_task_is_told_by_the_caller_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError):
+        run_shards(fail_on_three, [(1,), (3,)], workers=2)
+    printed = capfd.readouterr()
+    assert "what was found" not in printed.out + printed.err
+
+
 def test_no_jobs_start_no_cluster() -> None:
     assert run_shards(echo, [], workers=2) == []
 
@@ -132,6 +139,50 @@ def wait_for_long(folder: str) -> dict[str, Any]:
     (Path(folder) / str(os.getpid())).touch()
     time.sleep(300)
     return echo(1)
+
+
+def test_an_interrupt_while_workers_start_ends_them_without_noise(tmp_path: Path) -> None:
+    """Before the first of them runs anything of ours: as soon as there are processes."""
+    code = (
+        "from pipeline.engine import run_shards; from tests.pipeline.test_engine import wait_for_long\n"
+        f"if __name__ == '__main__': print('begins', flush=True); "
+        f"run_shards(wait_for_long, [({str(tmp_path)!r},)] * 2, workers=2)"
+    )
+    main = tmp_path / "main.py"
+    main.write_text(code)
+    folder = Path(__file__).parents[2]
+    run = subprocess.Popen(
+        [sys.executable, str(main)],
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert run.stdout is not None and run.stdout.readline() == "begins\n"
+        workers = _eventually(lambda: _spawned_by(run.pid))
+        os.killpg(run.pid, signal.SIGINT)
+        _, noise = run.communicate(timeout=60)
+        assert run.returncode == -signal.SIGINT and noise.count("Traceback") == 1, noise  # the client's own
+        assert _eventually(lambda: not any(map(_runs, workers)))
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+
+
+def _spawned_by(pid: int) -> list[int]:
+    """The processes of its two workers, as soon as there are both."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            line = (path / "cmdline").read_text()
+        except OSError:
+            continue
+        if parent == pid and "spawn_main" in line:
+            found.append(int(path.name))
+    return found if len(found) == 2 else []
 
 
 def test_an_interrupt_from_the_terminal_ends_client_and_workers_without_noise(tmp_path: Path) -> None:
