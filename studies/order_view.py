@@ -25,7 +25,7 @@ from trainer.batches import Needs
 from trainer.epoch_order import Frames, OrderConfig
 from trainer.partition import worker_of
 from trainer.plan import make_plan, training_needs
-from trainer.recipe import Recipe, load_recipe
+from trainer.recipe import Recipe
 from trainer.run_order import RankStep, RunOrder
 from trainer.step_digest import frame_digest, step_digest
 
@@ -35,7 +35,7 @@ class OrderQuestion:
     """Whose reads are asked for. batch: of all ranks, the recipe's where None; step: within `epoch` where that is
     given, else counted over all epochs; ahead: steps; options: of `OrderConfig`."""
 
-    recipe: str | None = None
+    recipe: Recipe | None = None
     batch: int | None = None
     world: int = 1
     workers: int = 1
@@ -132,10 +132,8 @@ def order_view(cache: str | Path, asked: OrderQuestion) -> dict[str, Any]:
 
 def order_tables(view: Mapping[str, Any]) -> list[RenderableType]:
     """The same for a person."""
-    now = Table(
-        title=f"step {view['step']}: step {view['step_in_epoch']} of {view['steps_per_epoch']} of epoch {view['epoch']}",
-        title_justify="left",
-    )
+    place = f"step {view['step_in_epoch']} of epoch {view['epoch']}, which has {view['steps_per_epoch']}"
+    now = Table(title=f"step {view['step']}: {place}", title_justify="left")
     for column in ("rank", "worker", "frame", "scene", "store", "file", "bytes", "read kB"):
         now.add_column(column, justify="right" if column in ("rank", "worker", "bytes", "read kB") else "left")
     for rank in view["ranks"]:
@@ -169,7 +167,7 @@ def order_tables(view: Mapping[str, Any]) -> list[RenderableType]:
 def _run_of(cache: str | Path, asked: OrderQuestion) -> _Run:
     config = parse_config(OrderConfig, dict(asked.options), "--option")
     if asked.recipe is not None:
-        recipe = load_recipe(asked.recipe)
+        recipe = asked.recipe
         plan = make_plan(recipe, cache)
         needs = training_needs(build_detector(recipe.model), recipe)
         reads = [_Read("frames", plan.frames, plan.rows, _fields_of(needs))]

@@ -100,9 +100,10 @@ def inspect(
     if order:
         from studies.benches.registry import parse_options
         from studies.order_view import OrderQuestion, order_tables, order_view
+        from trainer.recipe import load_recipe
 
         asked = OrderQuestion(
-            recipe=recipe,
+            recipe=load_recipe(recipe) if recipe else None,
             batch=whole(batch, "--batch", 1),
             world=world,
             workers=workers,
