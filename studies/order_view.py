@@ -79,6 +79,13 @@ class _Run:
     order: RunOrder
     recipe: Recipe | None
 
+    @property
+    def steps(self) -> float:
+        """How many steps the recipe's run takes; without a recipe there is no end."""
+        if self.recipe is None:
+            return float("inf")
+        return self.recipe.train.steps or (self.recipe.train.epochs or 0) * self.order.steps_per_epoch
+
     def digest(self, step: int) -> str | None:
         """The step's digest over tokens and augmentations, as a run of the recipe has it."""
         if self.recipe is None:
@@ -106,6 +113,8 @@ def order_view(cache: str | Path, asked: OrderQuestion) -> dict[str, Any]:
             f"--step {asked.step} --epoch {asked.epoch or 0}: expected steps 0 .. {steps - 1} of an epoch"
         )
     step = asked.step + (asked.epoch or 0) * steps
+    if step >= run.steps:
+        raise ConfigError(f"step {step}: recipe {run.recipe.name if run.recipe else ''} ends before step {run.steps}")
     ahead = 2 * asked.workers if asked.ahead is None else asked.ahead
     ranks = range(asked.world)
     return {
@@ -124,7 +133,7 @@ def order_view(cache: str | Path, asked: OrderQuestion) -> dict[str, Any]:
         "ranks": [_rank(run, order.rank_step(step, rank, asked.world), rank, asked.workers) for rank in ranks],
         "ahead": [
             _summary(run, order.rank_step(later, rank, asked.world), rank, asked.workers)
-            for later in range(step + 1, step + 1 + ahead)
+            for later in range(step + 1, int(min(step + 1 + ahead, run.steps)))
             for rank in ranks
         ],
     }

@@ -105,6 +105,10 @@ def test_files_and_bytes_are_those_that_building_the_batch_reads(
 def test_what_is_read_ahead_is_what_is_read_when_its_step_comes(cache: Path, recipe: Recipe) -> None:
     ahead = order_view(cache, OrderQuestion(recipe=recipe, world=2, workers=2, step=1))["ahead"]
     assert [(part["step"], part["rank"]) for part in ahead] == [(s, r) for s in (2, 3, 4, 5) for r in (0, 1)]
+    last = order_view(cache, OrderQuestion(recipe=recipe, step=4))["ahead"]
+    assert [part["step"] for part in last] == [5]  # two epochs of 3 steps, nothing is read beyond
+    with pytest.raises(ConfigError, match="step 6: recipe order ends before step 6"):
+        order_view(cache, OrderQuestion(recipe=recipe, step=6))
     for part in ahead:
         then = order_view(cache, OrderQuestion(recipe=recipe, world=2, workers=2, step=part["step"]))
         rank = then["ranks"][part["rank"]]
