@@ -56,7 +56,8 @@ class _Read:
 
     def of(self, position: int) -> list[dict[str, Any]]:
         """One entry a file: where the frame's first byte that is read lies, where the last ends, how many in all."""
-        row, spans = self.rows[position], {}
+        row = self.rows[position]
+        spans: dict[str, tuple[int, int, int]] = {}
         for place, spec in enumerate(self.store.manifest.fields):
             if spec.name in self.fields and (length := int(self.store.index.length[row, place])):
                 file = self.store.manifest.shards[int(self.store.index.shard[row])].file_of(place).name
