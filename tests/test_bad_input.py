@@ -91,6 +91,7 @@ def caching(root: Path, cache: Path, *more: str) -> subprocess.CompletedProcess[
         (["cache-teacher", "--cache", "{cache}", "--name", "t", "--checkpoint", "{new}"], r"no such checkpoint"),
         (["train", "--recipe", "nonesuch", "--cache", "{cache}", "--run", "{new}"], r"recipe 'nonesuch'.*demo-student"),
         (["inspect", "--cache", "{cache}", "--token", "abc"], r"no frame 'abc'"),
+        (["inspect", "--cache", "{cache}", "--order"], r"--recipe or --batch is missing"),
         (["evaluate", "--cache", "{cache}", "--teacher", "gone"], r"gone.*no store"),
         (["evaluate", "--cache", "{cache}"], r"exactly one of --run, --teacher and --submission"),
         (["simulate", "--out", "{root}"], r"exists and is not empty"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from invoke.context import Context
 
-from studies.commands.command_line import cache_root, console, need, next_step, path_of, task, whole
+from studies.commands.command_line import cache_root, console, need, next_step, path_of, print_json, task, whole
 
 
 @task(
@@ -61,15 +62,62 @@ def simulate(
         "token": "one frame: draw it to a PNG",
         "teacher": "the teacher store to draw, too (default: the only one)",
         "out": "the PNG (default: TOKEN.png)",
-    }
+        "order": "tell which rank and worker reads what at a step",
+        "recipe": "with --order: whose batch, frames and fields",
+        "batch": "with --order: frames a step, of all ranks together (default: the recipe's)",
+        "world": "with --order: ranks",
+        "workers": "with --order: workers of each rank",
+        "step": "with --order: the step, counted over all epochs, or in --epoch where that is given",
+        "epoch": "with --order: the epoch",
+        "ahead": "with --order: steps read ahead (default: two a worker)",
+        "option": "with --order: NAME=VALUE of the order, such as shuffle=blocks, may be given several times",
+        "json": "with --order: print a last line of JSON",
+    },
+    iterable=["option"],
 )
 def inspect(
-    c: Context, cache: str | None = None, token: str | None = None, teacher: str | None = None, out: str | None = None
+    c: Context,
+    cache: str | None = None,
+    token: str | None = None,
+    teacher: str | None = None,
+    out: str | None = None,
+    order: bool = False,
+    recipe: str | None = None,
+    batch: str | None = None,
+    world: int = 1,
+    workers: int = 1,
+    step: int = 0,
+    epoch: str | None = None,
+    ahead: str | None = None,
+    option: Any = None,
+    json: bool = False,
 ) -> None:
-    """Tell what a cache holds; with --token draw one frame: six cameras and the bird's-eye view."""
+    """Tell what a cache holds; with --token draw one frame: six cameras and the bird's-eye view; with --order explain
+    who reads what at a step of training."""
     from studies.inspection import describe, draw_token
 
     root = cache_root(cache, "a folder or URL of stores")
+    if order:
+        from studies.benches.registry import parse_options
+        from studies.order_view import OrderQuestion, order_tables, order_view
+        from trainer.recipe import load_recipe
+
+        asked = OrderQuestion(
+            recipe=load_recipe(recipe) if recipe else None,
+            batch=whole(batch, "--batch", 1),
+            world=world,
+            workers=workers,
+            step=step,
+            epoch=whole(epoch, "--epoch", 0),
+            ahead=whole(ahead, "--ahead", 0),
+            options=parse_options(option or ()),
+        )
+        view = order_view(root, asked)
+        for renderable in order_tables(view):
+            console.print(renderable, markup=False, soft_wrap=isinstance(renderable, str))
+        if json:
+            print_json(view)
+        return
     if token is None:
         for renderable in describe(root):
             console.print(renderable, soft_wrap=isinstance(renderable, str))
