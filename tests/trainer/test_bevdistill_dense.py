@@ -71,7 +71,7 @@ def a_map(samples: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def value_of(term: BevDistillDense, bev: Tensor, augments: list[BevAugment], cells: list[Cells]) -> Tensor:
-    return term(DetectorOutput(bev, []), a_batch(augments), joined(cells))["dense"].value()
+    return term(DetectorOutput(bev, []), a_batch(augments), said(cells))["dense"].value()
 
 
 def slow_loss(
@@ -272,8 +272,10 @@ def test_an_unknown_term_and_an_unknown_option_are_refused_by_name(cache: Path) 
     model, teacher = build_detector(TINY_STUDENT), TeacherStore(cache / "teachers" / "demo")
     with pytest.raises(ConfigError, match=r"'magic'.*bevdistill_dense"):
         build_terms([("magic", 1.0, {})], model, teacher, [0])
-    with pytest.raises(ConfigError, match=r"'mask'.*adaptor, reduce, selector, standardise"):
-        build_terms([("bevdistill_dense", 1.0, {"mask": "gt"})], model, teacher, [0])
+    with pytest.raises(
+        ConfigError, match=r"'masks'.*adaptor, distance, mask, normaliser, reduce, selector, standardise"
+    ):
+        build_terms([("bevdistill_dense", 1.0, {"masks": "gt"})], model, teacher, [0])
     with pytest.raises(ConfigError, match=r"set \[data\] teacher"):
         build_terms([("bevdistill_dense", 1.0, {})], model, None, [0])
 
