@@ -101,7 +101,8 @@ def codes_at(heads: Sequence[dict[str, Tensor]], objects: TeacherSet, channel: T
     """
     col = ((objects.codes[:, 0] - grid.x_min) / grid.cell_m).floor().long().clamp(0, grid.width - 1)
     row = ((objects.codes[:, 1] - grid.y_min) / grid.cell_m).floor().long().clamp(0, grid.height - 1)
-    corner = torch.stack([grid.x_min + col * grid.cell_m, grid.y_min + row * grid.cell_m], dim=1)
+    x, y = (cell.to(objects.codes.dtype) * grid.cell_m for cell in (col, row))
+    corner = torch.stack([grid.x_min + x, grid.y_min + y], dim=1)
     out, first = None, 0
     for maps in heads:
         last = first + maps["heatmap"].shape[1]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 Norm = Literal["layer", "batch"]
 Critic = Literal["softmax", "crd"]
+_NEAR = 1e-6  # cells just `apart` from each other are apart, whichever way rounding goes
 
 
 class ProjectionHead(nn.Module):
@@ -68,7 +69,7 @@ def contrast(
 
     logits = padded(teacher) @ padded(student).transpose(1, 2) / tau  # (B, anchor, other)
     place = padded(points)
-    near = (place[:, :, None] - place[:, None]).square().sum(dim=3) < apart**2
+    near = (place[:, :, None] - place[:, None]).square().sum(dim=3) < (apart * (1 - _NEAR)) ** 2
     diagonal = torch.eye(most, dtype=torch.bool, device=near.device)
     there = torch.arange(most, device=near.device) < counts[:, None]
     left_out = (near | ~there[:, None]) & ~diagonal

@@ -21,7 +21,7 @@ from cache.classes import DETECTION_CLASSES
 from cache.grid import BevGrid
 from models.detector import Batch, DetectorOutput, LossPart, QueryOutput, total_of
 from models.gaussian import foreground_mask
-from trainer.augment import BevAugment, move_boxes
+from trainer.augment import BevAugment
 from trainer.batches import TeacherCells
 from trainer.said import TeacherSaid
 from trainer.terms.bevdistill_contrast import SAMPLES
@@ -148,10 +148,22 @@ def output_of(frames: Sequence[Frame]) -> DetectorOutput:
     return DetectorOutput(stacked("bev"), heads, queries=queries)
 
 
+def moved_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """`trainer.augment.move_boxes` in float64, box by box."""
+    out = np.array(boxes)
+    linear = matrix[:2, :2]
+    for box in out:
+        box[:3] = (matrix @ [*box[:3], 1.0])[:3]
+        box[3:6] *= matrix[2, 2]
+        box[6] = np.arctan2(*(linear @ [np.cos(box[6]), np.sin(box[6])])[::-1])
+        box[7:9] = linear @ box[7:9]
+    return out
+
+
 def batch_of(frames: Sequence[Frame]) -> LabelledBatch:
     """The batch; frames without labels come without boxes, as they are read."""
     matrices = [frame.augment.matrix() for frame in frames]
-    boxes = [move_boxes(f.boxes, m) if f.labelled else np.zeros((0, 9)) for f, m in zip(frames, matrices, strict=True)]
+    boxes = [moved_boxes(f.boxes, m) if f.labelled else np.zeros((0, 9)) for f, m in zip(frames, matrices, strict=True)]
     return LabelledBatch(
         boxes=[torch.from_numpy(b) for b in boxes],
         labels=[torch.from_numpy(f.labels if f.labelled else f.labels[:0]) for f in frames],

@@ -179,7 +179,7 @@ def test_gradients_equal_differences(case: str) -> None:
 
 @every_case
 def test_optimised_alone_it_falls(case: str) -> None:
-    term, frames = a_term(case), a_world(5, frames=2)
+    term, frames = a_term(case), a_world(6, frames=2)
     start = loss_of(term, frames).item()
     optimiser = torch.optim.Adam([*leaves_of(frames), *term.parameters()], lr=0.05)
     for _ in range(30):
