@@ -115,7 +115,7 @@ class BevDistillHeat(nn.Module):
             labelled = labelled_frames(batch, student.device)
             if options.heat_weight:
                 target = heat_targets(batch, labelled, self.grid, options.min_overlap, options.min_radius)
-                target = target.to(student.device)
+                target = target.to(student)
                 numerator = focal_numerator(self.heat(student[labelled]), target)
                 peaks = (target == 1).sum()[None].to(student.dtype)
                 parts[f"{self.name}.heat"] = LossPart(numerator[None], peaks, self.weight * options.heat_weight)

@@ -99,7 +99,7 @@ class BevDistillSparse(nn.Module):
         where = (matches.layer, matches.sample, matches.query)
         target = torch.zeros_like(logits).index_put(where, objects.probs[matches.item].to(logits.dtype))
         spoken = torch.tensor(objects.counts, device=logits.device) > 0  # (B,)
-        share = (self.options.background * spoken).to(logits.dtype)[None, :, None].expand(logits.shape[:3])
+        share = (self.options.background * spoken.to(logits.dtype))[None, :, None].expand(logits.shape[:3])
         share = share.index_put(where, quality[matches.item].to(logits.dtype))  # (L, B, Q)
         error = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(dim=3)
         matched = torch.bincount(matches.layer, minlength=len(logits)).to(logits.dtype)

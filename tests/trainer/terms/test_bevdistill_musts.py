@@ -24,6 +24,7 @@ from tests.trainer.terms.bevdistill_builders import (
     a_student,
     a_world,
     batch_of,
+    gradients,
     leaves_of,
     loss_of,
     output_of,
@@ -143,6 +144,24 @@ def test_numerators_and_normalisers_of_single_frames_sum_to_those_of_the_batch(c
             assert torch.allclose(getattr(part, side), wanted, rtol=1e-10, atol=1e-12), (name, side)
     if every_cell or "queries" not in case:
         assert any(part.numerator.abs().sum() > 0 for part in whole.values())
+
+
+@pytest.mark.parametrize("case", ["dense", "dense paper", "contrast cells", "heat level", "fitnet", "mono", "uvtr"])
+def test_stored_cells_give_the_very_loss_and_gradient_of_every_cell(case: str) -> None:
+    """What a live teacher says of the whole map adds nothing to the cells that a store keeps of it."""
+    term = a_term(case)
+    live, stored = a_world(9, every_cell=True), a_world(9, every_cell=False)
+    for frame, other in zip(live, stored, strict=True):
+        kept = np.isin(frame.cells.index, other.cells.index)
+        assert np.array_equal(frame.cells.values[kept], other.cells.values)
+        assert kept.sum() < len(kept)
+        other.cell_logits[:] = frame.cell_logits[kept]
+        other.adapted.values[:] = frame.adapted.values[kept]
+        other.answer.update({name: leaf.detach().clone().requires_grad_() for name, leaf in frame.answer.items()})
+    one, two = loss_of(term, live), loss_of(term, stored)
+    assert one.item() == two.item() > 0
+    for a, b in zip(gradients(one, leaves_of(live)), gradients(two, leaves_of(stored)), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-15)
 
 
 @every_case
