@@ -9,8 +9,8 @@ The places are one of
     queries  where the student's own queries see objects (the release's form), q = 1; the teacher's map is read at A^-1
              of such a place, so the store must hold every cell.
 The teacher's features at boxes come from `samples(boxes=teacher,points=1x1)`, or from a store with every cell. Each
-side has a projection head of its own, trained with the student. Four frames of 50 boxes: 12 ms on one core; 900 queries a
-frame: 190 ms. Source: Chen et al. 2022 and its released code.
+side has a projection head of its own, trained with the student. Four frames of 50 boxes, maps of 256 channels: 50 ms on
+one core; of 512 cells: 270 ms; of 900 queries: 460 ms. Source: Chen et al. 2022 and its released code.
 """
 
 from __future__ import annotations

@@ -44,10 +44,10 @@ STATISTICS_FRAMES = 128  # enough for a channel's mean and deviation to 1 %; eve
 
 class BevDistillDenseOptions(Config):
     """selector: whose weights, `NAME` or `NAME(option=value)`; mask: those weights (gt, as released where the selector
-    is gaussian), or, of a store with every cell, the student's own best class heat at each (pred), or 1 (none); adaptor:
-    conv1x1, or conv3x3 with norm and ReLU as released (for teacher maps that are never negative); reduce: over channels
-    (released: sum, with weight 0.01); standardise: teacher values by channel; distance: squared as released, or the
-    paper's norm; normaliser: the mask's mass as released, or the paper's area times the largest weight.
+    is gaussian), or, of a store with every cell, the student's own best class heat at each (pred), or 1 (none);
+    adaptor: conv1x1, or conv3x3 with norm and ReLU as released (for teacher maps that are never negative); reduce: over
+    channels (released: sum, with weight 0.01); standardise: teacher values by channel; distance: squared as released,
+    or the paper's norm; normaliser: the mask's mass as released, or the paper's area times the largest weight.
     """
 
     selector: str = "gaussian"

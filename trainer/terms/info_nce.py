@@ -4,7 +4,7 @@
     crd                - log h_ii - sum_(j /= i) log(1 - h_ij),          h_ij = e_ij / (e_ij + noise)
 
 per place i, with the other places j of its own frame as negatives, so that no frame's loss depends on its batch. Places
-nearer than `apart` say much the same and are no negatives of each other. 4 frames of 300 places, 512 numbers: 25 ms.
+nearer than `apart` say much the same and are no negatives of each other. What it costs, `bevdistill_contrast` says.
 Sources: Chen et al. 2022 and its released code (softmax, tau 0.07); Tian et al. 2020 for the critic of crd, where noise
 is the number of negatives over the number of frames of the data set.
 """

@@ -1,9 +1,8 @@
 """Which of the student's queries answers for which of the teacher's objects: the cheapest one-to-one assignment.
 
-Cost of a pair, as released: soft binary cross-entropy between the query's class logits and the teacher's class
-scores, summed over classes, plus L1 over the first eight numbers of the boxes' codes. Costs are made where the answers
-are, for all layers of a frame at once; the assignments by scipy on the CPU (900 queries x 50 objects: 2 ms).
-Source: Chen et al. 2022 and its released code.
+Cost of a pair, as released: soft binary cross-entropy between the query's class logits and the teacher's class scores,
+summed over classes, plus L1 over the first eight numbers of the boxes' codes. Costs are made where the answers are, for
+all layers of a frame at once; the assignments by scipy on the CPU. Source: Chen et al. 2022 and its released code.
 """
 
 from __future__ import annotations

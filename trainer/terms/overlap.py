@@ -1,7 +1,7 @@
 """Overlap of rotated boxes seen from above: intersection over union of pairs, in float64, without gradients.
 
 The intersection of two rectangles has its corners among 24 points: corners of one within the other, and crossings of
-their edges. 2,000 pairs take 6 ms on one core.
+their edges. 2,000 pairs take 9 ms on one core.
 """
 
 from __future__ import annotations
