@@ -1,8 +1,10 @@
 """A weighted distance between two features over stored cells, and the ways to normalise its sum.
 
-per cell:  squared  r_c (S - T)^2        norm  sqrt(r_c (S - T)^2)         r_c = mean or sum over channels
-mass:      sum_k w_k d_k / max(sum_k w_k, 1), over the cells of the whole batch                (released)
-area:      mean over frames of sum_k w_k d_k / (H W max_k w_k)                                 (the paper)
+With weights w_k and distances d_k of the cells k:
+
+    per cell:  squared  r_c (S - T)^2        norm  sqrt(r_c (S - T)^2)         r_c = mean or sum over channels
+    mass:      sum_k w_k d_k / max(sum_k w_k, 1), over the cells of the whole batch                (released)
+    area:      mean over frames of sum_k w_k d_k / (H W max_k w_k)                                 (the paper)
 """
 
 from __future__ import annotations
