@@ -161,9 +161,8 @@ class BevDistillContrast(nn.Module):
             queries = queries_of(self.name, output)
             last = queries.logits[-1:], queries.boxes[-1:]
             matches = match_sets(*last, objects.probs, objects.codes, objects.counts, COSTS)
-            order = matches.item.argsort()  # items are in the order of frames
-            item, query = matches.item[order], matches.query[order]
-            found = at_least_fp32(queries.embeddings[objects.sample[item], query])
+            item = matches.item  # of one layer: frames ascend
+            found = at_least_fp32(queries.embeddings[matches.sample, matches.query])
         else:
             item = torch.arange(len(points), device=points.device)
             row, col = grid_places(points, self.grid)

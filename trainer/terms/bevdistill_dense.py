@@ -37,6 +37,7 @@ from trainer.terms.masked import (
 )
 from trainer.terms.precision import at_least_fp32
 from trainer.terms.sampling import sample_bilinear
+from trainer.terms.student import heat_logits_of, require_heat
 from trainer.terms.term import TermNeeds
 
 STATISTICS_FRAMES = 128  # enough for a channel's mean and deviation to 1 %; evenly spread over the training rows
@@ -96,6 +97,8 @@ class BevDistillDense(nn.Module):
         teacher_rows: Sequence[int],
     ) -> BevDistillDense:
         """The term for a student and the frames it will be trained on."""
+        if options.mask == "pred":
+            require_heat(name, model)
         column = None if options.mask != "gt" else _column(options)
         statistics = channel_statistics(teacher, teacher_rows, column) if options.standardise else None
         channels = teacher.bev.channels
@@ -114,7 +117,11 @@ class BevDistillDense(nn.Module):
             wanted = (cells.values[places.chosen].to(student.dtype) - self.teacher_mean) / self.teacher_deviation
             found = sample_bilinear(student, places.samples, places.row, places.col)  # (K, C)
             per_cell = distance_per_cell(found - wanted, self.options.reduce, self.options.distance)
-            mass = places.weights if self.options.mask != "pred" else class_heat_at(output, places)
+            mass = (
+                places.weights
+                if self.options.mask != "pred"
+                else class_heat_at(heat_logits_of(self.name, output), places)
+            )
             frames, area = len(output.bev), self.grid.height * self.grid.width
             part = weighted_part(
                 per_cell, mass.to(student.dtype), places.samples, frames, self.options.normaliser, area, self.weight
@@ -122,9 +129,9 @@ class BevDistillDense(nn.Module):
         return {self.name: part}
 
 
-def class_heat_at(output: DetectorOutput, places: CellPlaces) -> Tensor:
+def class_heat_at(logits: Tensor, places: CellPlaces) -> Tensor:
     """(K,): the student's best class probability there, without gradient: it must not cool down to lower its loss."""
-    best = torch.cat([at_least_fp32(maps["heatmap"].detach()) for maps in output.heads], dim=1).amax(dim=1).sigmoid()
+    best = logits.detach().amax(dim=1).sigmoid()
     return sample_bilinear(best[:, None], places.samples, places.row, places.col)[:, 0]
 
 

@@ -27,7 +27,7 @@ from trainer.said import TeacherSaid
 from trainer.terms.bevdistill_sparse import code_distance
 from trainer.terms.precision import at_least_fp32
 from trainer.terms.sampling import grid_places, sample_bilinear
-from trainer.terms.student import require_box_maps
+from trainer.terms.student import heat_logits_of, require_box_maps, require_heat
 from trainer.terms.teacher_set import TeacherSet, TeacherSetOptions, fields_of, quality_of, teacher_set
 from trainer.terms.term import TermNeeds
 
@@ -62,7 +62,8 @@ class BevDistillInstance(nn.Module):
         teacher: TeacherStore,
         teacher_rows: Sequence[int],
     ) -> BevDistillInstance:
-        """The term for a student; ConfigError where that regresses no boxes on maps and the box part is on."""
+        """The term for a student; ConfigError where that has no heat, or regresses no boxes and the box part is on."""
+        require_heat(name, model)
         if options.box_weight:
             require_box_maps(name, model)
         return cls(name, weight, options, model)
@@ -81,8 +82,7 @@ class BevDistillInstance(nn.Module):
                 parts["box"] = (error, options.box_weight)
             if options.class_weight:
                 row, col = grid_places(objects.codes[:, :2], self.grid)
-                heat = torch.cat([at_least_fp32(maps["heatmap"]) for maps in output.heads], dim=1)
-                logits = sample_bilinear(heat, objects.sample, row, col)
+                logits = sample_bilinear(heat_logits_of(self.name, output), objects.sample, row, col)
                 target = objects.probs[:, self.class_ids].to(logits.dtype)
                 error = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(dim=1)
                 parts["class"] = (error, options.class_weight)

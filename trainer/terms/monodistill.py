@@ -35,6 +35,7 @@ from trainer.terms.annotated import labelled_frames
 from trainer.terms.masked import CellPlaces, cell_places, column_of, distance_per_cell
 from trainer.terms.precision import at_least_fp32
 from trainer.terms.sampling import sample_bilinear
+from trainer.terms.student import heat_logits_of, require_heat
 from trainer.terms.term import TermNeeds
 
 
@@ -84,7 +85,9 @@ class MonoDistill(nn.Module):
         teacher: TeacherStore,
         teacher_rows: Sequence[int],
     ) -> MonoDistill:
-        """The term for a student."""
+        """The term for a student; ConfigError where that has no heat and the response part is on."""
+        if options.response_weight:
+            require_heat(name, model)
         return cls(name, weight, options, model.bev_channels, teacher.bev.channels, model)
 
     def forward(self, output: DetectorOutput, batch: Batch, said: TeacherSaid) -> dict[str, LossPart]:
@@ -120,7 +123,7 @@ class MonoDistill(nn.Module):
     def _response(self, output: DetectorOutput, batch: Batch, said: TeacherSaid, cells: TeacherCells) -> LossPart:
         assert said.logits is not None
         places = cell_places(cells, column_of(cells, _name(self.options.around)), batch, self.grid)
-        heat = torch.cat([at_least_fp32(maps["heatmap"]) for maps in output.heads], dim=1)
+        heat = heat_logits_of(self.name, output)
         found = sample_bilinear(heat, places.samples, places.row, places.col).sigmoid()
         wanted = said.logits[places.chosen][:, self.class_ids].to(found.dtype).sigmoid()
         weights = places.weights.to(found.dtype)

@@ -3,9 +3,13 @@ answer."""
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from cache.errors import ConfigError
 from models.center_head import CenterHead
 from models.detector import Detector, DetectorOutput, QueryOutput
+from trainer.terms.precision import at_least_fp32
 
 
 def require_queries(name: str, model: Detector) -> None:
@@ -14,6 +18,15 @@ def require_queries(name: str, model: Detector) -> None:
         raise ConfigError(
             f"term {name}: reads the student's queries, but {_kind(model)} answers with heatmaps; use "
             "bevdistill_instance in its place, or a student of queries"
+        )
+
+
+def require_heat(name: str, model: Detector) -> None:
+    """ConfigError for the term `name` where the student says no classes on a map."""
+    if not model.heat_classes:
+        raise ConfigError(
+            f"term {name}: reads the student's class heat, but {_kind(model)} has no heatmap; drop that part of the "
+            "term, or give the student a heatmap head"
         )
 
 
@@ -34,6 +47,17 @@ def queries_of(name: str, output: DetectorOutput) -> QueryOutput:
             "queries"
         )
     return output.queries
+
+
+def heat_logits_of(name: str, output: DetectorOutput) -> Tensor:
+    """(B, classes, H, W) at least fp32: the student's heatmaps before the sigmoid, task groups one after another;
+    ConfigError where it gives none."""
+    if not output.heads:
+        raise ConfigError(
+            f"term {name}: reads the student's class heat, its answer has none; drop that part of the term, or give "
+            "the student a heatmap head"
+        )
+    return torch.cat([at_least_fp32(maps["heatmap"]) for maps in output.heads], dim=1)
 
 
 def _has_center_head(model: Detector) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from cache.errors import ConfigError
 from cache.store import TeacherStore
 from tests.trainer.synthetic import write_frames, write_teacher
 from tests.trainer.terms.bevdistill_builders import (
@@ -22,6 +23,7 @@ from tests.trainer.terms.bevdistill_builders import (
     a_frame,
     a_student,
     a_world,
+    batch_of,
     bilinear,
     centre_of,
     gradients,
@@ -36,8 +38,10 @@ from tests.trainer.terms.bevdistill_builders import (
 )
 from trainer.augment import BevAugment
 from trainer.terms.bevdistill_dense import BevDistillDense, BevDistillDenseOptions, channel_statistics, needs_of
+from trainer.terms.bevdistill_instance import BevDistillInstance, BevDistillInstanceOptions
 from trainer.terms.fitnet import FitNetOptions
 from trainer.terms.fitnet import needs_of as fitnet_needs_of
+from trainer.terms.monodistill import MonoDistill, MonoDistillOptions
 
 AREA = GRID.height * GRID.width
 
@@ -151,8 +155,6 @@ def test_fitnet_over_every_cell_is_the_mean_squared_error() -> None:
 
 
 def test_the_cells_alone_will_do_in_place_of_all_that_the_teacher_said() -> None:
-    from tests.trainer.terms.bevdistill_builders import batch_of
-
     term, frames = a_term(), a_world(2)
     alone = term(output_of(frames), batch_of(frames), said_of(frames).cells)
     assert torch.equal(alone["t"].numerator, parts_of(term, frames)["t"].numerator)
@@ -167,3 +169,19 @@ def test_statistics_without_a_selector_are_those_of_all_cells(tmp_path: Path) ->
     mean, deviation = channel_statistics(store, [0, 1], None)
     assert np.allclose(mean.numpy(), values.mean(axis=0), atol=1e-5)
     assert np.allclose(deviation.numpy(), values.std(axis=0), rtol=1e-4)
+
+
+def test_a_student_without_heat_is_refused_by_the_terms_that_read_it() -> None:
+    silent, none = a_student(heat_classes=()), cast(Any, None)
+    builds = [
+        lambda: BevDistillDense.build("kd", 1.0, BevDistillDenseOptions(mask="pred"), silent, none, []),
+        lambda: BevDistillInstance.build("kd", 1.0, BevDistillInstanceOptions(box_weight=0.0), silent, none, []),
+        lambda: MonoDistill.build("kd", 1.0, MonoDistillOptions(), silent, none, []),
+    ]
+    for build in builds:
+        with pytest.raises(ConfigError, match="term kd: reads the student's class heat, but test has no heatmap"):
+            build()
+    frames = [a_frame(2)]
+    answer = dataclasses.replace(output_of(frames), heads=[])
+    with pytest.raises(ConfigError, match="term t: reads the student's class heat, its answer has none"):
+        a_term(mask="pred")(answer, batch_of(frames), said_of(frames))

@@ -28,7 +28,6 @@ from tests.trainer.terms.bevdistill_builders import (
     parts_of,
     require_equal,
 )
-from trainer.augment import BevAugment
 from trainer.terms.monodistill import MonoDistill, MonoDistillOptions, needs_of
 
 
@@ -127,4 +126,3 @@ def test_needs_follow_the_options() -> None:
     assert needs_of(MonoDistillOptions(over="every_cell")).every_cell
     plain = needs_of(MonoDistillOptions(response_weight=0.0))
     assert (plain.selectors, plain.student) == (("footprint",), ("bev",))
-    assert BevAugment() == AUGMENTS[0]
