@@ -31,6 +31,12 @@ def augmented_cells(index: Tensor, samples: Tensor, bev_augmentation: Tensor, gr
     return _snapped((moved_y - grid.y_min) / grid.cell_m - 0.5), _snapped((moved_x - grid.x_min) / grid.cell_m - 0.5)
 
 
+def grid_places(points: Tensor, grid: BevGrid) -> tuple[Tensor, Tensor]:
+    """Row and column (K,) float64, as `augmented_cells` gives them, of points (K, 2) x, y (m)."""
+    x, y = points[:, 0].double(), points[:, 1].double()
+    return _snapped((y - grid.y_min) / grid.cell_m - 0.5), _snapped((x - grid.x_min) / grid.cell_m - 0.5)
+
+
 def _snapped(position: Tensor) -> Tensor:
     whole = position.round()
     return torch.where((position - whole).abs() < _SNAP, whole, position)
