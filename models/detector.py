@@ -32,6 +32,8 @@ class Batch:
     depth_points: (K, 4) float32: image index b * cameras + camera, u, v (pixels of the images as given), depth_m.
     tokens: B frame tokens.
     bev_augmentation: (B, 4, 4), canonical -> augmented.
+    image_affine: (B, cameras, 2, 3), pixels of the stored images (centres at whole numbers) -> of the images as given
+    (edges at whole numbers): how each was resized, cropped and flipped.
     """
 
     points: list[Tensor] | None = None
@@ -43,6 +45,7 @@ class Batch:
     depth_points: Tensor | None = None
     tokens: list[str] = field(default_factory=list)
     bev_augmentation: Tensor | None = None
+    image_affine: Tensor | None = None
 
     def __len__(self) -> int:
         for part in (self.tokens, self.points, self.images, self.boxes):

@@ -27,13 +27,14 @@ _KINDS: dict[FrameKind, int] = {"labelled": KIND_LABELLED, "unlabelled": KIND_UN
 class TermNeeds:
     """teacher_fields: of the teacher store; selectors: whose weights are read, `NAME` or `NAME(option=value,...)` where
     an option must have that value; student: attributes of `DetectorOutput` that are read; every_cell: teacher values at
-    all cells are read, whatever their weights.
+    all cells are read, whatever their weights; batch: attributes of `Batch` that are read beside `bev_augmentation`.
     """
 
     teacher_fields: tuple[str, ...]
     selectors: tuple[str, ...]
     student: tuple[str, ...]
     every_cell: bool = False
+    batch: tuple[str, ...] = ()
 
 
 class Term(Protocol):
