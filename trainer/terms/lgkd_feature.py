@@ -28,7 +28,7 @@ from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.batches import TeacherCells
 from trainer.said import TeacherSaid
-from trainer.terms.places import augmentation_of, cell_centres, places_of_cells
+from trainer.terms.map_places import augmentation_of, cell_centres, places_of_cells
 from trainer.terms.sampling import sample_bilinear
 from trainer.terms.standardise import Standard, Standardise
 from trainer.terms.store_facts import MapFacts, columns_of, level_field, student_map, teacher_map

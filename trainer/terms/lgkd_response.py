@@ -32,8 +32,8 @@ from models.center_head import BRANCHES
 from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
+from trainer.terms.map_places import augmentation_of, places_of_cells
 from trainer.terms.moved_regression import moved_branch
-from trainer.terms.places import augmentation_of, places_of_cells
 from trainer.terms.sampling import sample_bilinear
 from trainer.terms.store_facts import columns_of, require_same_groups, student_groups
 from trainer.terms.term import TermNeeds

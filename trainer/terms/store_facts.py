@@ -95,6 +95,12 @@ def depth_edges(teacher: TeacherStore) -> tuple[float, ...]:
     return tuple(store.further.depth.edges_m)
 
 
+def sampled_channels(teacher: TeacherStore, item: str) -> int:
+    """Channels of an item of samples. StoreError naming the item and the remedy where it is not stored."""
+    store: Any = teacher
+    return int(store.further.channels[store.require(item).name])
+
+
 def columns_of(selectors: Sequence[str]) -> tuple[str, ...]:
     """Names of the columns of weights that these selectors read."""
     return tuple(NeededSelector.parse(text).name for text in selectors)

@@ -36,6 +36,7 @@ AUGMENTS = [BevAugment(), BevAugment(0.4, 1.1), BevAugment(-2.0, 0.95, True), Be
 IDENTITY = [BevAugment()] * FRAMES
 EDGES = (1.0, 3.0, 5.0, 8.0, 12.0)
 POINTS = 9
+ITEMS = ("samples", "samples(points=3x3,enlarge=1.6)")  # canonical texts of items with that many points
 
 
 class World:
@@ -116,8 +117,8 @@ class World:
             "groups": TEACHER_GROUPS,
             "levels": {"splat": joined([self.level[b] for b in frames])},
             "level_grids": {"splat": COARSE},
-            "samples": {"samples(boxes=truth,points=9)": [self.samples[b] for b in frames]},
-            "sample_inside": {"samples(boxes=truth,points=9)": [self.inside[b] for b in frames]},
+            "samples": {item: [self.samples[b] for b in frames] for item in ITEMS},
+            "sample_inside": {item: [self.inside[b] for b in frames] for item in ITEMS},
             "depth": DepthSaid(self.depth[list(frames)], EDGES, 4, PICTURE, identity_affine(len(frames))),
         }
         return TeacherSaid(**{**values, **changes})

@@ -38,7 +38,7 @@ from tests.trainer.terms.lgkd_builders import (
 )
 from trainer.augment import BevAugment
 from trainer.terms.lgkd_feature import LgkdFeature, LgkdFeatureOptions, needs_of
-from trainer.terms.places import cell_centres
+from trainer.terms.map_places import cell_centres
 from trainer.terms.views import cells_in_view, lidar_to_camera
 
 

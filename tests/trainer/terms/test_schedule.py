@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_decay_leaves_one_at_its_step_and_ends_at_the_floor(kind: str, half: f
     assert found[:21] == [1.0] * 21
     assert found[60] == pytest.approx(half)
     assert found[-1] == pytest.approx(0.2)
-    assert all(a > b for a, b in zip(found[20:], found[21:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(found[20:]))
 
 
 def test_the_two_decays_are_a_line_and_half_a_cosine() -> None:
