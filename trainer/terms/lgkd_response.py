@@ -18,7 +18,7 @@ the release averages or sums its KL over classes was not verified; here the clas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -26,15 +26,12 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from cache.classes import DETECTION_CLASSES
 from cache.store import TeacherStore
 from models.center_head import BRANCHES
 from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
-from trainer.terms.map_places import augmentation_of, places_of_cells
-from trainer.terms.moved_regression import moved_branch
-from trainer.terms.sampling import sample_bilinear
+from trainer.terms.head_cells import heads_at_cells
 from trainer.terms.store_facts import columns_of, require_same_groups, student_groups
 from trainer.terms.term import TermNeeds
 
@@ -92,46 +89,27 @@ class LgkdResponse(nn.Module):
         return cls(name, weight, options, model)
 
     def forward(self, output: DetectorOutput, batch: Batch, said: TeacherSaid) -> dict[str, LossPart]:
-        options, cells = self.options, said.cells
-        assert cells is not None
-        assert said.logits is not None
+        options = self.options
         with torch.autocast(output.bev.device.type, enabled=False):
-            augmentation, samples = augmentation_of(batch), cells.samples()
-            row, col, inside = places_of_cells(cells.index, samples, augmentation, said.grid, self.grid)
-            weights = cells.weights[:, cells.selectors.index(self.column)]
-            kept = inside & (weights > 0)
-            samples, row, col = samples[kept], row[kept], col[kept]
-            maps, widths = _joined(output, options.branches)
-            found = sample_bilinear(maps, samples, row, col).split(widths, dim=1)  # heatmap and branches, by group
-            weights, logits = weights[kept].to(maps.dtype), said.logits[kept].to(maps.dtype)
+            at = heads_at_cells(output, batch, said, self.column, self.grid, self.groups, options.branches)
             classes, boxes = [], []
-            for g, names in enumerate(self.groups):
-                heat, *branches = found[g * (1 + len(options.branches)) : (g + 1) * (1 + len(options.branches))]
-                wanted = logits[:, [DETECTION_CLASSES.index(name) for name in names]]
-                heat = heat.sigmoid() if options.student == "probabilities" else heat
-                classes.append((weights * divergence(wanted, heat, options.form, options.temperature)).sum())
-                if options.branches:
-                    boxes.append((weights * self._box_error(names, branches, said, kept, augmentation[samples])).sum())
-            mass = weights.sum().expand(len(self.groups))
+            for g, heat in enumerate(at.heat):
+                student = heat.sigmoid() if options.student == "probabilities" else heat
+                each = divergence(at.teacher_heat[g], student, options.form, options.temperature)
+                classes.append((at.weights * each).sum())
+                boxes.append((at.weights * smooth_error(at.branches[g], at.teacher_branches[g], at.weights)).sum())
+            mass = at.weights.sum().expand(len(classes))
         scale = CLASS_WEIGHT * options.temperature**2
         parts = {f"{self.name}.class": LossPart(torch.stack(classes), mass, self.weight * scale)}
-        if boxes:
+        if options.branches:
             parts[f"{self.name}.box"] = LossPart(torch.stack(boxes), mass, self.weight * options.box_weight)
         return parts
 
-    def _box_error(
-        self, names: tuple[str, ...], branches: Sequence[Tensor], said: TeacherSaid, kept: Tensor, a: Tensor
-    ) -> Tensor:
-        """(K,) of one task group."""
-        assert said.regression is not None
-        group = [frozenset(theirs) for theirs in said.groups].index(frozenset(names))
-        columns = said.regression_columns[group]
-        error = torch.zeros(len(a), dtype=branches[0].dtype, device=a.device)
-        for name, found in zip(self.options.branches, branches, strict=True):
-            raw = said.regression[kept][:, columns[name]].to(found.dtype)
-            wanted = moved_branch(name, raw, a, said.grid.cell_m / self.grid.cell_m)
-            error = error + F.smooth_l1_loss(found, wanted, reduction="none").mean(dim=1)
-        return error
+
+def smooth_error(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """(K,) SmoothL1, the mean over each branch's channels, summed over branches."""
+    each = [F.smooth_l1_loss(student[name], teacher[name], reduction="none").mean(dim=1) for name in student]
+    return torch.stack(each).sum(dim=0) if each else torch.zeros_like(like)
 
 
 def divergence(teacher: Tensor, student: Tensor, form: str, temperature: float) -> Tensor:
@@ -143,13 +121,6 @@ def divergence(teacher: Tensor, student: Tensor, form: str, temperature: float) 
     yes = t.sigmoid() * (F.logsigmoid(t) - F.logsigmoid(s))
     no = (-t).sigmoid() * (F.logsigmoid(-t) - F.logsigmoid(-s))
     return (yes + no).sum(dim=1)
-
-
-def _joined(output: DetectorOutput, branches: Sequence[str]) -> tuple[Tensor, list[int]]:
-    """The maps that are read, (B, channels, H, W) at fp32 or more, group by group, and each one's channels."""
-    maps = [heads[name] for heads in output.heads for name in ("heatmap", *branches)]
-    joined = torch.cat(maps, dim=1)
-    return joined if joined.dtype == torch.float64 else joined.float(), [m.shape[1] for m in maps]
 
 
 def needs_of(options: LgkdResponseOptions) -> TermNeeds:
