@@ -11,8 +11,8 @@
 A softmax over one class is the constant 1, so the released form teaches nothing of groups of one class (car and barrier
 in the usual six groups); and what the heads say is one sigmoid a class. Hence `sigmoid` by default. The release also
 compares the teacher's logits with the student's sigmoid, which its detection loss has written over the logits before:
-student = "probabilities" does that. fp32 inside; 75 ms for 4 frames of 1,500 cells, six groups and all branches on
-128 x 128, forward and backward, on one core. Source: BEV-LGKD, arXiv 2212.00623, and its first released code. Whether
+student = "probabilities" does that. fp32 inside; 80 ms of one core for 4 frames of 1,500 cells, six groups and all
+branches on 128 x 128, forward and backward. Source: BEV-LGKD, arXiv 2212.00623, and its first released code. Whether
 the release averages or sums its KL over classes was not verified; here the classes of a cell are summed.
 """
 

@@ -4,8 +4,8 @@
     box    L = sum_k w_k mean over groups' channels of |S(A p_k) - T_k moved by A| / max(sum_k w_k, 1)
 
 w: the gaussians of annotated boxes that keep 0.7 of their overlap (released). The class of the strongest heat is not
-compared, which lets a student keep its own mistake of class. Released weights: 10 each. fp32 inside; 60 ms for 4 frames
-of 1,500 cells, six groups on 128 x 128, forward and backward, on one core. Source: UniDistill, CVPR 2023 (arXiv
+compared, which lets a student keep its own mistake of class. Released weights: 10 each. fp32 inside; 70 ms of one core
+for 4 frames of 1,500 cells, six groups on 128 x 128, forward and backward. Source: UniDistill, CVPR 2023 (arXiv
 2303.15083), and its released code, whose IoU channel our heads do not have.
 """
 

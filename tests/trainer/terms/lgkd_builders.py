@@ -263,8 +263,8 @@ def slow_bilinear(plane: Tensor, row: float, col: float) -> Tensor:
     height, width = plane.shape[1:]
     row, col = min(max(row, 0.0), height - 1.0), min(max(col, 0.0), width - 1.0)
     value = plane[:, 0, 0] * 0
-    for r in range(height):
-        for c in range(width):
+    for r in range(int(row), min(int(row) + 2, height)):
+        for c in range(int(col), min(int(col) + 2, width)):
             share = max(0.0, 1 - abs(row - r)) * max(0.0, 1 - abs(col - c))
             if share > 0:
                 value = value + plane[:, r, c] * share
