@@ -16,8 +16,8 @@ Over the cells k of frame b that the term reads, E_kc = a_k h_bc (adaptor(S)(A p
 
 Attention is a softmax over the whole map in the release: with background = "dense" it is here, with "random" it is over
 the cells that are read. Attention of the teacher's does not depend on the augmentation. Frames without annotations are
-left out: their objects would count as background. fp32 inside; 90 ms of one core for 4 frames of 1,500 cells of
-256 channels on 128 x 128, forward and backward. Source: DistillBEV, ICCV 2023 (arXiv 2309.15109), and its released code.
+left out: their objects would count as background. fp32 inside; 90 ms of one core for 4 frames of 1,500 cells of 256
+channels on 128 x 128, forward and backward. Source: DistillBEV, ICCV 2023 (arXiv 2309.15109), and its released code.
 """
 
 from __future__ import annotations

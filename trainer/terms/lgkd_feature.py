@@ -9,7 +9,8 @@ default), or those that are not 0 themselves (released). Masks live in the canon
 
 Differs from the release in that the masks of every frame of the batch are used (it takes those of sample 0) and follow
 the BEV augmentation (its points do not). fp32 inside; 90 ms of one core for 4 frames of 1,500 cells of 256 channels on
-128 x 128, forward and backward with the 1 x 1 adaptor, a third of it the map's dense gradient. Source: BEV-LGKD, arXiv 2212.00623, and its first released code.
+128 x 128, forward and backward with the 1 x 1 adaptor, a third of it the map's dense gradient. Source: BEV-LGKD, arXiv
+2212.00623, and its first released code.
 """
 
 from __future__ import annotations
