@@ -7,8 +7,8 @@ over the cells k of the selector (its weights say which, not how much); p, q: th
 probabilities; P_g: classes and cells with p > 0.3; h_gk: the sum of p over the group's classes where above 0.1, else 0;
 R: SmoothL1, mean over each branch's channels, summed over branches; beta 2, u = 2, 2, 2, 1, 2, 1 in the release, which
 reads all cells (selector = "dense"). Needs no annotations, so it serves unlabelled frames. fp32 inside; 70 ms of one
-core for 4 frames of 1,500 cells, six groups on 128 x 128, forward and backward. Source: CRKD, CVPR 2024 (arXiv
-2403.19104), and its released code; its feature terms are `lgkd_feature` with other selectors.
+core for 4 frames of 1,500 cells, six groups on 128 x 128, forward and backward. Source: CRKD, CVPR 2024, and its
+released code; its feature terms are `lgkd_feature` with other selectors.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ over a grid of points in every annotated box, enlarged. Values themselves are ne
 not agree in them. Released: 24 x 24 points (590 KB a box of 512 channels in a store), enlarge 1.6, weights 20
 (channels) and 100 (points), a 1 x 1 convolution to the teacher's channels; a normalisation of the Gram matrices that
 was not seen in detail is taken as cosines. fp32 inside; 400 ms of one core for 4 frames of 40 boxes, 8 x 8 points and
-256 channels, forward and backward, nearly all of it the channels' relation. Source: TiG-BEV, arXiv 2212.13979, and its
-released code.
+256 channels, forward and backward, nearly all of it the channels' relation. Source: TiG-BEV (2022) and its released
+code.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ over the N boxes of the batch's annotated frames with a point on both maps: each
 `feature` is taken on the maps before the BEV encoders in the release (`level`, weight 100), `relation` on the encoded
 maps (weight 40); relation needs no adaptor, since it compares points with points. fp32 inside; 38 ms of one core each
 for 4 frames of 40 boxes of 256 channels on 128 x 128, forward and backward, nearly all of it the map's dense gradient.
-Source: UniDistill, CVPR 2023 (arXiv 2303.15083), and its released code, which has no adaptor because its maps have
-equal channels: adaptor = "none" is that.
+Source: UniDistill, CVPR 2023, and its released code, which has no adaptor because its maps have equal channels: adaptor
+= "none" is that.
 """
 
 from __future__ import annotations

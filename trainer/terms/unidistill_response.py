@@ -5,8 +5,8 @@
 
 w: the gaussians of annotated boxes that keep 0.7 of their overlap (released). The class of the strongest heat is not
 compared, which lets a student keep its own mistake of class. Released weights: 10 each. fp32 inside; 70 ms of one core
-for 4 frames of 1,500 cells, six groups on 128 x 128, forward and backward. Source: UniDistill, CVPR 2023 (arXiv
-2303.15083), and its released code, whose IoU channel our heads do not have.
+for 4 frames of 1,500 cells, six groups on 128 x 128, forward and backward. Source: UniDistill, CVPR 2023, and its
+released code, whose IoU channel our heads do not have.
 """
 
 from __future__ import annotations

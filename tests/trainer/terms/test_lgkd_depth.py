@@ -172,11 +172,16 @@ def test_mass_beyond_the_students_bins_is_left_out_of_the_target() -> None:
     world.depth[:, :, -1] = 1.0  # all in 8..12 m
     world.depth[0, 0, :, 0, 0] = torch.tensor([0.0, 0.2, 0.0, 0.8])
     near = a_model(depth_edges=torch.tensor([1.0, 3.0, 5.0, 6.0, 7.0]))
-    part = world.parts(a_term(world, near, bins="rebin", where="all", temperature=1.0), range(FRAMES), IDENTITY)[
-        "depth"
-    ]
-    assert part.normaliser.item() == 1
-    assert part.numerator.item() == pytest.approx(-world.depth_logits[0, 0, :, 0, 0].log_softmax(0)[1].item(), rel=1e-6)
+    log_s = world.depth_logits[0, 0, :, 0, 0].detach().log_softmax(0)
+    wanted = {
+        "sound": -log_s[1].item(),
+        "released": -(log_s[1] + sum((1 - log_s[d].exp()).log() for d in (0, 2, 3))).item(),
+    }
+    for form, value in wanted.items():
+        term = a_term(world, near, form=form, bins="rebin", where="all", temperature=1.0)
+        part = world.parts(term, range(FRAMES), IDENTITY)["depth"]
+        assert part.normaliser.item() == 1
+        assert part.numerator.item() == pytest.approx(value, rel=1e-6), form
 
 
 def test_probabilities_of_zero_stay_finite() -> None:
