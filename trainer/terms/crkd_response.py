@@ -106,4 +106,4 @@ class CrkdResponse(nn.Module):
 def needs_of(options: CrkdResponseOptions) -> TermNeeds:
     """What the term reads under these options."""
     fields = ("bev_index", "bev_weights", "logits", *(("regression",) if options.regression else ()))
-    return TermNeeds(fields, (options.selector,), ("heads",))
+    return TermNeeds(fields, (options.selector,), ("heads",), any_grid=True)

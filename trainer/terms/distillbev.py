@@ -185,4 +185,5 @@ def frame_attention(teacher: Tensor, samples: Tensor, frames: int, temperature: 
 def needs_of(options: DistillBevOptions) -> TermNeeds:
     """What the term reads under these options."""
     selectors = (options.foreground, options.background, *filter(None, (options.false_positives,)))
-    return TermNeeds(level_field(options.level), selectors, ("levels" if options.student_level else "bev",))
+    student = "levels" if options.student_level else "bev"
+    return TermNeeds(level_field(options.level), selectors, (student,), any_grid=True)

@@ -151,4 +151,4 @@ def needs_of(options: LgkdFeatureOptions) -> TermNeeds:
         selectors = tuple(f"{options.selector}*view{camera}" for camera in cameras)
     student = "levels" if options.student_level else "bev"
     from_batch = ("images", "intrinsics", "camera_to_lidar") if views and options.views_from == "calibration" else ()
-    return TermNeeds(level_field(options.level), selectors, (student,), batch=from_batch)
+    return TermNeeds(level_field(options.level), selectors, (student,), any_grid=True, batch=from_batch)

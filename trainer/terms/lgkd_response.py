@@ -126,4 +126,4 @@ def divergence(teacher: Tensor, student: Tensor, form: str, temperature: float) 
 def needs_of(options: LgkdResponseOptions) -> TermNeeds:
     """What the term reads under these options."""
     fields = ("bev_index", "bev_weights", "logits", *(("regression",) if options.branches else ()))
-    return TermNeeds(fields, (options.selector,), ("heads",))
+    return TermNeeds(fields, (options.selector,), ("heads",), any_grid=True)

@@ -86,4 +86,4 @@ class UniDistillResponse(nn.Module):
 def needs_of(options: UniDistillResponseOptions) -> TermNeeds:
     """What the term reads under these options."""
     fields = ("bev_index", "bev_weights", "logits", *(("regression",) if options.regression else ()))
-    return TermNeeds(fields, (options.selector,), ("heads",))
+    return TermNeeds(fields, (options.selector,), ("heads",), any_grid=True)

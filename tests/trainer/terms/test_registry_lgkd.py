@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from cache.errors import StoreError
+from cache.grid import BevGrid
 from cache.serving import NeededSelector
+from cache.store import TeacherStore
+from models.build import build_detector
 from models.detector import Batch, DetectorOutput
+from tests.trainer.synthetic import TINY_STUDENT, write_frames, write_teacher
 from tests.trainer.terms.lgkd_builders import (
     AUGMENTS,
     FRAMES,
@@ -24,7 +30,7 @@ from tests.trainer.terms.lgkd_builders import (
 )
 from trainer.said import TeacherSaid
 from trainer.terms import TERMS as OTHERS
-from trainer.terms import TermKind
+from trainer.terms import TermKind, require_served
 from trainer.terms.registry_lgkd import TERMS
 
 OPTIONS: dict[str, dict[str, Any]] = {  # to the columns that a World's cells have
@@ -53,6 +59,23 @@ def test_names_are_new_and_kinds_are_whole() -> None:
             NeededSelector.parse(text)
         assert set(needs.student) <= set(DetectorOutput.__dataclass_fields__), name
         assert set(needs.batch) <= set(Batch.__dataclass_fields__), name
+
+
+def test_a_store_on_another_grid_serves_them_all_but_one_without_the_selector_does_not(tmp_path: Path) -> None:
+    write_frames(tmp_path, frames=2)
+    write_teacher(tmp_path, frames=2, grid=BevGrid(-51.2, 51.2, -51.2, 51.2, 3.2), coverage="gaussian")
+    model, teacher = build_detector(TINY_STUDENT), TeacherStore(tmp_path / "teachers" / "demo")
+    assert model.grid != teacher.grid
+    feature = TERMS["lgkd_feature"]
+    on = feature.options(selector="gaussian", views="none")
+    require_served("lgkd_feature", feature.needs(on), teacher, model, [0, 1])
+    term = feature.build("lgkd_feature", 1.0, on, model, teacher, [0, 1])
+    assert term.standardise.mean.shape == (5,)
+    with pytest.raises(StoreError, match=r"selector lidar, the store covers gaussian.*--coverage"):
+        require_served("lgkd_feature", feature.needs(feature.options()), teacher, model, [0, 1])
+    response = TERMS["lgkd_response"]
+    with pytest.raises(StoreError, match="'logits'"):
+        require_served("lgkd_response", response.needs(response.options()), teacher, model, [0, 1])
 
 
 @pytest.mark.parametrize("name", TERMS)
