@@ -11,8 +11,8 @@ Over the cells k of frame b that the term reads, E_kc = a_k h_bc (adaptor(S)(A p
     a_k = K_b softmax over the frame's cells of mean_c |T_kc| / t,    h_bc = C softmax_c of mean_k |T_kc| / t
 
     sound      the first three by C times their masses, spatial by cells, channel by frames, all of the global batch
-    released   foreground and false by frames, background by frames with g = 1 / (background cells of its frame),
-               spatial and channel by frames: sums, which is why the released weights are tiny
+    released   all by annotated frames, background with g = 1 / (background cells of its frame): sums, not means, which
+               is why the released weights are tiny
 
 Attention is a softmax over the whole map in the release: with background = "dense" it is here, with "random" it is over
 the cells that are read. Attention of the teacher's does not depend on the augmentation. Frames without annotations are
@@ -107,7 +107,8 @@ class DistillBev(nn.Module):
             bev = bev if bev.dtype == torch.float64 else bev.float()
             samples = cells.samples()
             masks = self._masks(cells.weights[:, [cells.selectors.index(name) for name in self.columns]].to(bev.dtype))
-            read = annotated_frames(batch, bev.device)[samples] & (masks > 0).any(dim=1)
+            annotated = annotated_frames(batch, bev.device)
+            read = annotated[samples] & (masks > 0).any(dim=1)
             samples, masks = samples[read], masks[read]
             teacher = self.standardise(cells.values[read].to(bev.dtype))  # (K, C)
             attention = frame_attention(teacher, samples, len(bev), options.temperature) if options.attention else None
@@ -118,8 +119,8 @@ class DistillBev(nn.Module):
             if attention is not None:
                 by_cell, by_channel = attention
                 error = by_cell[inside, None] * by_channel[samples] * error
-            values = self._regions(masks, error.sum(dim=1), error.shape[1], samples, len(bev))
-            values |= self._attention_maps(student.abs(), teacher.abs(), samples, len(bev))
+            values = self._regions(masks, error.sum(dim=1), error.shape[1], samples, annotated)
+            values |= self._attention_maps(student.abs(), teacher.abs(), samples, annotated)
         weights = {
             "foreground": options.foreground_weight,
             "background": options.background_weight,
@@ -140,27 +141,28 @@ class DistillBev(nn.Module):
         return torch.stack([weights[:, 0], background, *((false.to(weights.dtype),) * (weights.shape[1] - 2))], dim=1)
 
     def _regions(
-        self, masks: Tensor, error: Tensor, channels: int, samples: Tensor, frames: int
+        self, masks: Tensor, error: Tensor, channels: int, samples: Tensor, annotated: Tensor
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """Numerator and normaliser of the regions; error: (K,) summed over channels."""
         names = ("foreground", "background", "false")[: masks.shape[1]]
         if self.options.form == "sound":
             return dict(zip(names, zip(masks.T @ error, channels * masks.sum(dim=0), strict=True), strict=True))
-        cells = error.new_zeros(frames).index_add_(0, samples, masks[:, 1]).clamp(min=1)
+        cells = error.new_zeros(len(annotated)).index_add_(0, samples, masks[:, 1]).clamp(min=1)
         shares = [masks[:, 0], masks[:, 1] / cells[samples], *masks[:, 2:].T]
-        count = error.new_tensor(float(frames))
+        count = annotated.sum().to(error.dtype)
         return {name: ((share * error).sum(), count) for name, share in zip(names, shares, strict=True)}
 
     def _attention_maps(
-        self, student: Tensor, teacher: Tensor, samples: Tensor, frames: int
+        self, student: Tensor, teacher: Tensor, samples: Tensor, annotated: Tensor
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """The L1 of mean |F| over channels at each cell, and over cells in each frame; both (K, C), not negative."""
+        frames, channels = len(annotated), student.shape[1]
         cells = student.new_zeros(frames).index_add_(0, samples, torch.ones_like(student[:, 0]))
-        difference = student.new_zeros(frames, student.shape[1]).index_add_(0, samples, student - teacher)
+        difference = student.new_zeros(frames, channels).index_add_(0, samples, student - teacher)
         spatial = (student.mean(dim=1) - teacher.mean(dim=1)).abs().sum()
         channel = (difference / cells.clamp(min=1)[:, None]).abs().mean(dim=1).sum()
         held = (cells > 0).sum().to(student.dtype)
-        by_frames = student.new_tensor(float(frames))
+        by_frames = annotated.sum().to(student.dtype)
         released = self.options.form == "released"
         return {
             "spatial": (spatial, by_frames if released else cells.sum()),
