@@ -36,6 +36,8 @@ class Batch:
     bev_augmentation: (B, 4, 4), canonical -> augmented.
     history: earlier moments of the same scenes for a temporal detector, oldest first; memory: what it kept of the
     moment before all of these. Detectors of single frames ignore both.
+    image_affine: (B, cameras, 2, 3), pixels of the stored images (centres at whole numbers) -> of the images as given
+    (edges at whole numbers): how each was resized, cropped and flipped.
     """
 
     points: list[Tensor] | None = None
@@ -50,6 +52,7 @@ class Batch:
     bev_augmentation: Tensor | None = None
     history: list[Past] = field(default_factory=list)
     memory: Memory | None = None
+    image_affine: Tensor | None = None
 
     def __len__(self) -> int:
         for part in (self.tokens, self.points, self.images, self.boxes):

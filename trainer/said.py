@@ -21,12 +21,19 @@ from trainer.batches import TeacherCells
 class DepthSaid:
     """A camera teacher's depth. probs: (B, cameras, D, h, w) float, softmax over D bins; edges_m: (D + 1,) of the bins;
     stride: pixels of the teacher's input image per cell; image_size: (width, height) of that image, which is the stored
-    image under test-time geometry (`models.pictures`)."""
+    image under test-time geometry (`models.pictures`); image_affine: (B, cameras, 2, 3) of that geometry, as
+    `Batch.image_affine` is of the student's."""
 
     probs: Tensor
     edges_m: tuple[float, ...]
     stride: int
     image_size: tuple[int, int]
+    image_affine: Tensor
+
+    def to(self, device: torch.device | str) -> DepthSaid:
+        """The same with every tensor on `device`."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("probs", "image_affine")}
+        return dataclasses.replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,12 @@ class TeacherSaid:
         """The same with every tensor on `device`."""
 
         def move(value: object) -> object:
-            if isinstance(value, Tensor | TeacherCells):
-                return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=True)
+            if isinstance(value, TeacherCells | DepthSaid):
+                return value.to(device)
             if isinstance(value, list):
                 return [move(item) for item in value]
-            if isinstance(value, DepthSaid):
-                return dataclasses.replace(value, probs=value.probs.to(device, non_blocking=True))
             if isinstance(value, Mapping):
                 return {name: move(item) for name, item in value.items()}
             return value
