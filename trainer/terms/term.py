@@ -27,13 +27,14 @@ _KINDS: dict[FrameKind, int] = {"labelled": KIND_LABELLED, "unlabelled": KIND_UN
 class TermNeeds:
     """teacher_fields: of the teacher store; selectors: whose weights are read, `NAME` or `NAME(option=value,...)` where
     an option must have that value; student: attributes of `DetectorOutput` that are read; every_cell: teacher values at
-    all cells are read, whatever their weights.
+    all cells are read, whatever their weights; any_grid: the student's grid may differ from the store's.
     """
 
     teacher_fields: tuple[str, ...]
     selectors: tuple[str, ...]
     student: tuple[str, ...]
     every_cell: bool = False
+    any_grid: bool = False
 
 
 class Term(Protocol):
@@ -58,7 +59,7 @@ def require_served(
     kinds that come back as skipped the term adds nothing, because the weights that it reads are zero there.
     """
     wanted = tuple(NeededSelector.parse(text, f"term {name}: selector") for text in needs.selectors)
-    on_the_grid = bool(wanted) or needs.every_cell
+    on_the_grid = (bool(wanted) or needs.every_cell) and not needs.any_grid
     need = TermNeed(needs.teacher_fields, wanted, needs.every_cell, model.grid if on_the_grid else None)
     offer = StoreOffer(tuple(spec.name for spec in teacher.manifest.fields), teacher.grid, teacher.coverage)
     found = np.unique(teacher.index.kind if rows is None else np.asarray(teacher.index.kind)[list(rows)])
