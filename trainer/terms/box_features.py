@@ -122,7 +122,7 @@ class BoxFeatures(nn.Module):
             if isinstance(self.options, GidFeaturesOptions):
                 whole = valid.all(dim=1)
                 rows = (samples[whole, None].expand(-1, row.shape[1]), row[whole], col[whole])
-                found = sample_bilinear(bev, *(part.reshape(-1) for part in rows)).reshape(int(whole.sum()), -1)
+                found = sample_bilinear(bev, *(part.reshape(-1) for part in rows)).view(-1, row.shape[1] * bev.shape[1])
                 relation = _relation(found, teacher[whole].to(bev.dtype).flatten(1), samples[whole], len(bev))
                 parts[f"{self.name}_relation"] = LossPart(*relation, self.weight * self.options.relation_weight)
         return parts
@@ -157,8 +157,8 @@ class BoxFeatures(nn.Module):
         for i, ((boxes, _), values) in enumerate(zip(chosen, stored, strict=True)):
             if len(boxes) != len(values):
                 raise StoreError(
-                    f"term {self.name}: frame {i} of the batch has {len(boxes)} boxes, the store sampled {len(values)}: "
-                    "frame and teacher store were made of other annotations, cache the teacher again"
+                    f"term {self.name}: frame {i} of the batch has {len(boxes)} boxes, the store sampled "
+                    f"{len(values)}: frame and teacher store were made of other annotations, cache the teacher again"
                 )
         return torch.cat(list(stored)), torch.cat(list(inside)) & counts
 
@@ -194,13 +194,13 @@ def _relative_distances(rows: Tensor) -> Tensor:
 
 
 def _require_margin(name: str, options: MimicOptions, teacher: TeacherStore) -> None:
-    """ConfigError where footprints with a margin below 1.5 cells are read: outer points' neighbours would be missing."""
+    """ConfigError where footprints with a margin below 1.5 cells are read: outer points lack neighbours."""
     needed = NeededSelector.parse(options.selector)
     if needed.name not in teacher.coverage.names or teacher.coverage.every_cell:
         return
     wanted = 1.5 * teacher.grid.cell_m
     for factor in teacher.coverage[needed.name].factors:
-        if factor.kind == "footprint" and factor["margin"] < wanted:
+        if factor.kind == "footprint" and factor["margin"] < wanted - 1e-6:
             raise ConfigError(
                 f"term {name}: {teacher.root}: it holds {factor}, but points in boxes read cells "
                 f"up to {wanted:g} m away; "
