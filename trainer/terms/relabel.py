@@ -57,9 +57,9 @@ class LabelDistillationOptions(Config):
     classes whose boxes are kept by overlap with an annotated box of their class (at least this) instead of by score; on
     frames without annotations the score decides for them too.
 
-    duplicates: none (as released), distance (centres closer than distance_m, or the class's distances_m) or iou (seen
-    from above, above `iou`): of two boxes of one class an annotated one stays, else the one of the better score. Two
-    annotated boxes are never duplicates. first: whose boxes stand first (released: teacher); cap: boxes a frame, those
+    duplicates: none (as released), distance (centres closer than distance_m, or the class's distances_m, laid over
+    SMALL_CLASSES_M) or iou (seen from above, above `iou`): of two boxes of one class an annotated one stays, else the
+    one of the better score. Two annotated boxes are never duplicates. first: whose boxes stand first (released: teacher); cap: boxes a frame, those
     behind are dropped. unlabelled: what becomes of frames without annotations: the teacher's boxes are their labels
     (teacher), or they stay without (leave).
     """
@@ -69,7 +69,7 @@ class LabelDistillationOptions(Config):
     by_iou: dict[str, float] = Field(default_factory=dict)
     duplicates: Literal["none", "distance", "iou"] = "distance"
     distance_m: float = Field(default=2.0, gt=0)
-    distances_m: dict[str, float] = Field(default_factory=lambda: dict(SMALL_CLASSES_M))
+    distances_m: dict[str, float] = Field(default_factory=dict)
     iou: float = Field(default=0.1, ge=0, le=1)
     first: Literal["annotated", "teacher"] = "annotated"
     cap: int = Field(default=500, ge=1)
@@ -98,7 +98,7 @@ class LabelDistillation:
         self.name, self.options, self.needs = name, options, needs_of(options)
         self.thresholds = _by_class(options.thresholds, options.threshold)
         self.overlaps = _by_class(options.by_iou, -1.0)
-        self.distances = _by_class(options.distances_m, options.distance_m)
+        self.distances = _by_class({**SMALL_CLASSES_M, **options.distances_m}, options.distance_m)
 
     def __call__(self, batch: Batch, said: TeacherSaid) -> Relabelled:
         """Counts: <name>/kept and /dropped of the teacher's boxes, /duplicates among those above the threshold, /capped
@@ -117,8 +117,10 @@ class LabelDistillation:
             if not annotated[i] and self.options.unlabelled == "leave":
                 continue
             moved = move_boxes(said.boxes[i].to(device), matrices[i].expand(len(said.boxes[i]), 4, 4))
-            frame = (moved.to(boxes[i].dtype), said.scores[i].to(device), said.labels[i].to(device))
-            boxes[i], labels[i] = self._merged(boxes[i], labels[i], *frame, counts)
+            theirs = (moved.to(boxes[i].dtype), said.scores[i].to(device), said.labels[i].to(device))
+            good = self._good(boxes[i], labels[i], *theirs, annotated=bool(annotated[i]))
+            counts["dropped"] += int((~good).sum())
+            boxes[i], labels[i] = self._merged(boxes[i], labels[i], *(part[good] for part in theirs), counts)
             counts["relabelled"] += int(not annotated[i])
         changes: dict[str, Any] = {"boxes": boxes, "labels": labels}
         if getattr(batch, "labelled", None) is not None and self.options.unlabelled == "teacher":
@@ -131,9 +133,6 @@ class LabelDistillation:
         self, mine: Tensor, my_labels: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor, counts: dict[str, int]
     ) -> tuple[Tensor, Tensor]:
         """A frame's annotated boxes (mine) and the teacher's as one list."""
-        good = self._good(mine, my_labels, boxes, scores, labels)
-        counts["dropped"] += int((~good).sum())
-        boxes, scores, labels = boxes[good], scores[good], labels[good]
         order = torch.argsort(scores, descending=True, stable=True)
         boxes, labels = boxes[order], labels[order]
         alone = ~self._duplicates(mine, my_labels, boxes, labels)
@@ -148,14 +147,16 @@ class LabelDistillation:
         counts["kept"] += min(len(boxes), cap if self.options.first == "teacher" else max(cap - len(mine), 0))
         return out_boxes[:cap], out_labels[:cap]
 
-    def _good(self, mine: Tensor, my_labels: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+    def _good(
+        self, mine: Tensor, my_labels: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor, *, annotated: bool
+    ) -> Tensor:
         """(N,) bool: the teacher's boxes that are trusted."""
         by_score = scores >= self.thresholds.to(scores)[labels]
         wanted = self.overlaps.to(boxes)[labels]
-        if not self.options.by_iou or not len(mine):
+        if not self.options.by_iou or not annotated:
             return by_score
         overlap = rotated_iou(boxes, mine) * (labels[:, None] == my_labels[None])
-        return torch.where(wanted >= 0, overlap.max(dim=1).values >= wanted, by_score)
+        return torch.where(wanted >= 0, ((overlap > 0) & (overlap >= wanted[:, None])).any(dim=1), by_score)
 
     def _duplicates(self, mine: Tensor, my_labels: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
         """(N,) bool: the teacher's boxes, best first, that an annotated box or a better one of theirs stands for."""

@@ -1,5 +1,5 @@
-"""A tiny world for SparseKD's terms: boxes, a teacher's dense maps on one grid, a student's raw maps on another; and the
-claims that every term is held to. References read the dense maps; terms read the cells made of them."""
+"""A tiny world for SparseKD's terms: boxes, a teacher's dense maps on one grid, a student's raw maps on another; and
+the claims that every term is held to. References read the dense maps; terms read the cells made of them."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def require_reference(term: Any, world: World, reference: Callable[[Any, World],
     wanted_grads = torch.autograd.grad(wanted, leaves(term, world), allow_unused=True)
     assert any(grad is not None and grad.abs().sum() > 0 for grad in grads)
     for one, other in zip(grads, wanted_grads, strict=True):
-        zero = one is None and (other is None or not other.any()) or other is None and not one.any()
+        zero = (one is None and (other is None or not other.any())) or (other is None and not one.any())
         assert zero or torch.allclose(one, other, rtol=10 * rel, atol=rel / 100)
 
 
@@ -264,7 +264,7 @@ def require_nothing(term: Any, world: World, picked: Sequence[int] | None = None
     assert loss.item() == 0.0
     if loss.requires_grad:
         for grad in torch.autograd.grad(loss, leaves(term, world), allow_unused=True):
-            assert grad is None or torch.isfinite(grad).all() and not grad.any()
+            assert grad is None or (torch.isfinite(grad).all() and not grad.any())
 
 
 def require_falls(term: Any, world: World, share: float = 0.2, steps: int = 24, lr: float = 0.3) -> None:

@@ -50,7 +50,10 @@ def sampled(world: World, options: MimicOptions) -> World:
         v, i = np.zeros((len(boxes), SIDE**2, CHANNELS)), np.zeros((len(boxes), SIDE**2), bool)
         for n, box in enumerate(boxes):
             for p, (x, y) in enumerate(slow_points(box)):
-                c, r = (x - world.grid.x_min) / world.grid.cell_m - 0.5, (y - world.grid.y_min) / world.grid.cell_m - 0.5
+                c, r = (
+                    (x - world.grid.x_min) / world.grid.cell_m - 0.5,
+                    (y - world.grid.y_min) / world.grid.cell_m - 0.5,
+                )
                 if -0.5 <= r < world.grid.height - 0.5 and -0.5 <= c < world.grid.width - 0.5:
                     v[n, p], i[n, p] = slow_bilinear(world.bev[b], r, c), True
         values.append(torch.from_numpy(v))
@@ -109,7 +112,10 @@ def slow(term: BoxFeatures, world: World) -> Tensor:
             rows: list[Tensor] = []
             wanted: list[Tensor] = []
             for x, y in slow_points(box):
-                c, r = (x - world.grid.x_min) / world.grid.cell_m - 0.5, (y - world.grid.y_min) / world.grid.cell_m - 0.5
+                c, r = (
+                    (x - world.grid.x_min) / world.grid.cell_m - 0.5,
+                    (y - world.grid.y_min) / world.grid.cell_m - 0.5,
+                )
                 place = world.slow_row_column(b, x, y)
                 if place is None or not (-0.5 <= r < world.grid.height - 0.5 and -0.5 <= c < world.grid.width - 0.5):
                     continue
@@ -162,9 +168,13 @@ def test_cells_serve_as_samples_do_where_the_neighbourhood_is_stored() -> None:
 def test_points_without_stored_neighbours_are_left_out() -> None:
     world = World(43, augments=[BevAugment()] * 4)
     world.weights[:, 2] = 1
-    whole = a_term(world, source="cells", selector="dense").double()(world.output(), world.batch(), world.said())["mimic"]
+    whole = a_term(world, source="cells", selector="dense").double()(world.output(), world.batch(), world.said())[
+        "mimic"
+    ]
     world.weights[:, :, :8] = 0
-    part = a_term(world, source="cells", selector="dense").double()(world.output(), world.batch(), world.said())["mimic"]
+    part = a_term(world, source="cells", selector="dense").double()(world.output(), world.batch(), world.said())[
+        "mimic"
+    ]
     assert 0 < part.normaliser.item() < whole.normaliser.item()
 
 
