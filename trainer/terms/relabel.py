@@ -59,9 +59,9 @@ class LabelDistillationOptions(Config):
 
     duplicates: none (as released), distance (centres closer than distance_m, or the class's distances_m, laid over
     SMALL_CLASSES_M) or iou (seen from above, above `iou`): of two boxes of one class an annotated one stays, else the
-    one of the better score. Two annotated boxes are never duplicates. first: whose boxes stand first (released: teacher); cap: boxes a frame, those
-    behind are dropped. unlabelled: what becomes of frames without annotations: the teacher's boxes are their labels
-    (teacher), or they stay without (leave).
+    one of the better score. Two annotated boxes are never duplicates. first: whose boxes stand first (released:
+    teacher); cap: boxes a frame, those behind are dropped. unlabelled: what becomes of frames without annotations: the
+    teacher's boxes are their labels (teacher), or they stay without (leave).
     """
 
     threshold: float = Field(default=0.6, ge=0, le=1)
@@ -120,7 +120,8 @@ class LabelDistillation:
             theirs = (moved.to(boxes[i].dtype), said.scores[i].to(device), said.labels[i].to(device))
             good = self._good(boxes[i], labels[i], *theirs, annotated=bool(annotated[i]))
             counts["dropped"] += int((~good).sum())
-            boxes[i], labels[i] = self._merged(boxes[i], labels[i], *(part[good] for part in theirs), counts)
+            trusted = (theirs[0][good], theirs[1][good], theirs[2][good])
+            boxes[i], labels[i] = self._merged((boxes[i], labels[i]), trusted, counts)
             counts["relabelled"] += int(not annotated[i])
         changes: dict[str, Any] = {"boxes": boxes, "labels": labels}
         if getattr(batch, "labelled", None) is not None and self.options.unlabelled == "teacher":
@@ -130,9 +131,10 @@ class LabelDistillation:
         )
 
     def _merged(
-        self, mine: Tensor, my_labels: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor, counts: dict[str, int]
+        self, annotated: tuple[Tensor, Tensor], trusted: tuple[Tensor, Tensor, Tensor], counts: dict[str, int]
     ) -> tuple[Tensor, Tensor]:
-        """A frame's annotated boxes (mine) and the teacher's as one list."""
+        """A frame's annotated boxes and labels, and the teacher's with their scores, as one list."""
+        (mine, my_labels), (boxes, scores, labels) = annotated, trusted
         order = torch.argsort(scores, descending=True, stable=True)
         boxes, labels = boxes[order], labels[order]
         alone = ~self._duplicates(mine, my_labels, boxes, labels)
