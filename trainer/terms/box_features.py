@@ -6,8 +6,8 @@
 
 over points that lie on both maps; f_i is a box's points and channels in one row, and takes part where all its points
 are known. Points are those of the canonical box, moved by A, so that a mirrored box is not read the wrong way round.
-With 40 boxes of 49 points and 256 channels in 4 frames 150 ms (mimic) and 200 ms (gid_features), forward and backward,
-on one core. Source: SparseKD's benchmark of 2-D methods and its released code; see docs/methods-sparsekd.md.
+With 40 boxes of 49 points and 256 channels in each of 4 frames 90 ms (mimic) and 220 ms (gid_features), forward and
+backward, on one core. Source: SparseKD's benchmark of 2-D methods and its released code; see docs/methods-sparsekd.md.
 """
 
 from __future__ import annotations

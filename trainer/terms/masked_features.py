@@ -4,7 +4,8 @@
 
 over the stored cells k of the whole batch: all of them with weight 1 (FitNet), or those near an annotated object (FG).
 Whole-map FitNet made students worse on nuScenes than no distillation (Li et al. 2023, RDD): it is here as a baseline.
-At 256 channels and 1,500 cells a frame 60 ms for 4 frames, forward and backward, on one core (conv1x1).
+At 256 channels and 1,500 cells a frame 85 ms for 4 frames, forward and backward, on one core (conv1x1; conv3x3 runs
+over the whole map and takes seconds).
 Source: SparseKD's benchmark of 2-D methods and its released code; see docs/methods-sparsekd.md.
 """
 

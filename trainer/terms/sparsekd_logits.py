@@ -6,7 +6,7 @@ teacher's where it matters.
 over the stored cells k of the whole batch and the G heads g of the student; d is the squared difference. The weight is
 a stored column: `gaussian*confident(threshold=0)` is the released max_c G * max_c p_T. Probabilities are explicit:
 sigmoids of raw logits, one of each. Where grids differ the student's probabilities are read at the teacher's cell
-centres. 5 ms for 4 frames of 1,500 cells and ten classes on 128 x 128, forward and backward, on one core.
+centres. 11 ms for 4 frames of 1,500 cells and ten classes on 128 x 128, forward and backward, on one core.
 Source: Yang et al. 2022 (SparseKD), arXiv 2205.15156, and its released code; see docs/methods-sparsekd.md.
 """
 
