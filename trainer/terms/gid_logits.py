@@ -5,8 +5,8 @@
 The student's best cells are decoded to boxes with gradients; each that scores above student_score is paired with the
 teacher's box of its class (moved by A) of the best overlap seen from above, above `iou`. i runs over x, y, z, l, w, h
 (m), the heading as sin(a) cos(b) against cos(a) sin(b), and vx, vy where the student has them. 31 ms for 4 frames of
-six heads with 100 cells each and 40 boxes, forward and backward, on one core. Source: SparseKD's benchmark of 2-D methods and its released
-code; see docs/methods-sparsekd.md.
+six heads with 100 cells each and 40 boxes, forward and backward, on one core. Source: SparseKD's benchmark of 2-D
+methods and its released code; see docs/methods-sparsekd.md.
 """
 
 from __future__ import annotations

@@ -143,6 +143,8 @@ def test_on_unlabelled_frames_the_teachers_boxes_are_the_labels() -> None:
     left = LabelDistillation("label", LabelDistillationOptions(unlabelled="leave"))(batch, said)
     assert len(left.batch.boxes[0]) == 0 and left.batch.labelled.tolist() == [False]  # type: ignore[attr-defined]
     assert left.counts["label/kept"] == 0
+    annotated, theirs = frame([a_box(0)], [(a_box(20), 0.9, CAR)])
+    assert run(annotated, theirs, unlabelled="leave")[0].tolist() == [0, 20]  # annotated frames are joined all the same
 
 
 def test_frames_without_any_box_stay_empty_and_their_loss_finite() -> None:
