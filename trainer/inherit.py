@@ -72,9 +72,8 @@ def inherit(student: nn.Module, teacher: nn.Module, scheme: Scheme = "fnav2") ->
     """
     if scheme not in get_args(Scheme):
         raise ConfigError(f"scheme {scheme!r} is unknown; the schemes are {', '.join(get_args(Scheme))}")
-    out = inherited_state(
-        student.state_dict(), layer_graph(student), teacher.state_dict(), layer_graph(teacher), scheme
-    )
+    theirs = {name: tensor.detach().cpu() for name, tensor in teacher.state_dict().items()}
+    out = inherited_state(student.state_dict(), layer_graph(student), theirs, layer_graph(teacher), scheme)
     if out.count("left") == len(out.lines):
         raise ConfigError("no tensor of the student fits one of the teacher; choose a teacher of its layers")
     return out
