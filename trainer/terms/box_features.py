@@ -12,6 +12,7 @@ backward, on one core. Source: SparseKD's benchmark of 2-D methods and its relea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -25,9 +26,9 @@ from cache.store import TeacherStore
 from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
-from trainer.terms.annotated import annotated_frames
-from trainer.terms.box_code import move_boxes
+from trainer.terms.annotations import annotated_frames
 from trainer.terms.masked_features import lifted_at, make_lift
+from trainer.terms.moved_boxes import move_boxes
 from trainer.terms.places import augmentation_of, moved, rows_and_columns, stored_bilinear
 from trainer.terms.sampling import inside_grid, sample_bilinear
 from trainer.terms.student_heads import at_least_fp32
@@ -37,14 +38,15 @@ from trainer.terms.term import TermNeeds
 class MimicOptions(Config):
     """boxes: annotated (truth) or the teacher's. points: a side of the grid of points a box. source: the teacher's
     values from the store's `samples(points=7x7)`, or read from its cells, where those of the points' neighbourhood are
-    stored (dense, or a footprint with a margin of 1.5 cells or more; selector says which). min_score: of the teacher's
-    boxes. lift: see `masked_features`."""
+    stored (dense, or a footprint with a margin of 1.5 cells or more; selector says which). min_score, limit: of the
+    teacher's boxes, those that score as much, and the best so many a frame (0: all). lift: see `masked_features`."""
 
     boxes: Literal["truth", "teacher"] = "truth"
     points: int = Field(default=7, ge=1, le=99)
     source: Literal["samples", "cells"] = "samples"
     selector: str = "footprint"
     min_score: float = Field(default=0.3, ge=0, le=1)
+    limit: int = Field(default=100, ge=0)
     lift: Literal["conv1x1", "none"] = "conv1x1"
 
 
@@ -56,8 +58,10 @@ class GidFeaturesOptions(MimicOptions):
 
 def samples_item(options: MimicOptions) -> str:
     """What the store is asked for, as `cache-teacher --fields` writes it, and the key of `TeacherSaid.samples`."""
-    boxes = "" if options.boxes == "truth" else "boxes=teacher,"
-    return f"samples({boxes}points={options.points}x{options.points})"
+    points = f"points={options.points}x{options.points}"
+    if options.boxes == "truth":
+        return f"samples({points})"
+    return f"samples(boxes=teacher,{points}{f',limit={options.limit}' if options.limit else ''})"
 
 
 def needs_of(options: MimicOptions) -> TermNeeds:
@@ -66,8 +70,7 @@ def needs_of(options: MimicOptions) -> TermNeeds:
     if options.source == "cells":
         fields = ("bev_index", "bev_weights", *boxes)
         return TermNeeds(fields, (options.selector,), ("bev",), any_grid=True)
-    name = f"samples_{options.boxes}_{options.points}x{options.points}"
-    return TermNeeds((name, f"{name}_inside", *boxes), (), ("bev",), any_grid=True)
+    return TermNeeds((samples_item(options), *boxes), (), ("bev",), any_grid=True)
 
 
 class BoxFeatures(nn.Module):
@@ -131,8 +134,10 @@ class BoxFeatures(nn.Module):
         """Of every frame: canonical boxes (T, 9) float64, and which of them count (T,) bool."""
         out = []
         if self.options.boxes == "teacher":
-            for boxes, scores in zip(said.boxes, said.scores, strict=True):
-                out.append((boxes.to(device, torch.float64), scores.to(device) >= self.options.min_score))
+            limit = self.options.limit or None
+            for boxes, scores in zip(said.boxes, said.scores, strict=True):  # best first
+                good = scores[:limit].to(device) >= self.options.min_score
+                out.append((boxes[:limit].to(device, torch.float64), good))
             return out
         annotated = annotated_frames(batch, len(batch.boxes), device)
         inverse = torch.linalg.inv(augmentation_of(batch, len(batch.boxes), device))
@@ -140,6 +145,12 @@ class BoxFeatures(nn.Module):
             canonical = move_boxes(boxes.to(device), inverse[i].expand(len(boxes), 4, 4))
             out.append((canonical, annotated[i].expand(len(boxes))))
         return out
+
+    def _key(self, said: TeacherSaid) -> str:
+        """Of the samples; a store may hold more of the teacher's boxes than are asked for."""
+        wanted = samples_item(self.options)
+        alike = [key for key in said.samples if _without_limit(key) == _without_limit(wanted)]
+        return wanted if wanted in said.samples or not alike else alike[0]
 
     def _teacher(
         self, said: TeacherSaid, chosen: list[tuple[Tensor, Tensor]], samples: Tensor, places: Tensor
@@ -152,8 +163,10 @@ class BoxFeatures(nn.Module):
             frame = samples[:, None].expand(places.shape[:2]).flatten()
             values, known = stored_bilinear(said.cells, said.grid, frame, row, col)
             return values.view(*places.shape[:2], -1), known.view(places.shape[:2]) & counts
-        key = samples_item(self.options)
+        key = self._key(said)
         stored, inside = said.samples[key], said.sample_inside[key]
+        if self.options.boxes == "teacher" and self.options.limit:
+            stored, inside = ([part[: self.options.limit] for part in parts] for parts in (stored, inside))
         for i, ((boxes, _), values) in enumerate(zip(chosen, stored, strict=True)):
             if len(boxes) != len(values):
                 raise StoreError(
@@ -161,6 +174,10 @@ class BoxFeatures(nn.Module):
                     f"{len(values)}: frame and teacher store were made of other annotations, cache the teacher again"
                 )
         return torch.cat(list(stored)), torch.cat(list(inside)) & counts
+
+
+def _without_limit(item: str) -> str:
+    return re.sub(r",limit=\d+", "", item)
 
 
 def box_points(boxes: Tensor, side: int) -> Tensor:

@@ -24,7 +24,7 @@ from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.rotated_iou import rotated_iou
 from trainer.said import TeacherSaid
-from trainer.terms.box_code import move_boxes
+from trainer.terms.moved_boxes import move_boxes
 from trainer.terms.places import augmentation_of
 from trainer.terms.student_heads import HeadClasses, at_least_fp32, head_classes
 from trainer.terms.term import TermNeeds

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from trainer.terms import TermKind, box_features, gid_logits, masked_features, relabel, sparsekd_logits
+from trainer.terms import TermKind, box_features, gid_logits, relabel, sparsekd_logits
+from trainer.terms import masked_features as masked
 from trainer.terms import sparsekd_regression as regression
 
 TERMS: dict[str, TermKind] = {
@@ -16,8 +17,8 @@ TERMS: dict[str, TermKind] = {
         sparsekd_logits.KdLogitsOptions, sparsekd_logits.needs_of, sparsekd_logits.SparseKdLogits.build
     ),
     "gid_logits": TermKind(gid_logits.GidLogitsOptions, gid_logits.needs_of, gid_logits.GidLogits.build),
-    "fitnet": TermKind(masked_features.FitNetOptions, masked_features.needs_of, masked_features.MaskedFeatures.build),
-    "fg": TermKind(masked_features.FgOptions, masked_features.needs_of, masked_features.MaskedFeatures.build),
+    "kd_fitnet": TermKind(masked.FitNetOptions, masked.needs_of, masked.MaskedFeatures.build),
+    "fg": TermKind(masked.FgOptions, masked.needs_of, masked.MaskedFeatures.build),
     "mimic": TermKind(box_features.MimicOptions, box_features.needs_of, box_features.BoxFeatures.build),
     "gid_features": TermKind(box_features.GidFeaturesOptions, box_features.needs_of, box_features.BoxFeatures.build),
 }

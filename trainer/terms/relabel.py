@@ -24,8 +24,8 @@ from models.detector import Batch
 from models.suppress import circle_suppress
 from trainer.rotated_iou import rotated_iou
 from trainer.said import TeacherSaid
-from trainer.terms.annotated import annotated_frames
-from trainer.terms.box_code import move_boxes
+from trainer.terms.annotations import annotated_frames
+from trainer.terms.moved_boxes import move_boxes
 from trainer.terms.places import augmentation_of
 from trainer.terms.term import TermNeeds
 

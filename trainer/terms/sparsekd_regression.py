@@ -27,8 +27,8 @@ from models.center_head import BRANCHES
 from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
-from trainer.terms.annotated import annotated_boxes
-from trainer.terms.box_code import move_code
+from trainer.terms.annotations import annotated_boxes
+from trainer.terms.moved_boxes import move_code
 from trainer.terms.places import augmentation_of, moved, stored_positions
 from trainer.terms.student_heads import at_least_fp32, head_classes
 from trainer.terms.term import TermNeeds

@@ -162,7 +162,23 @@ def test_cells_serve_as_samples_do_where_the_neighbourhood_is_stored() -> None:
     from_cells = a_term(world, source="cells", selector="dense")
     require_reference(from_cells, world, slow, rel=1e-5)
     assert needs_of(from_cells.options).selectors == ("dense",)
-    assert needs_of(MimicOptions()).teacher_fields == ("samples_truth_7x7", "samples_truth_7x7_inside")
+    assert needs_of(MimicOptions()).teacher_fields == ("samples(points=7x7)",)
+    assert needs_of(MimicOptions(boxes="teacher", limit=50)).teacher_fields[0].endswith("points=7x7,limit=50)")
+
+
+def test_the_best_boxes_of_a_store_that_holds_more_are_taken() -> None:
+    world = World(51)
+    everything = sampled(world, MimicOptions(points=SIDE, boxes="teacher", limit=0))
+    few = a_term(world, boxes="teacher", min_score=0.0, limit=2)
+    part = few.double()(everything.output(), everything.batch(), everything.said())["mimic"]
+    assert part.normaliser.item() <= 2 * SIDE**2 * world.frames
+    for b in range(world.frames):
+        world.found[b] = tuple(values[:2] for values in world.found[b])
+    alone = sampled(World(51), few.options)
+    alone.found = world.found
+    alone = sampled(alone, few.options)
+    wanted = few(alone.output(), alone.batch(), alone.said())["mimic"]
+    assert part.value().item() == pytest.approx(wanted.value().item(), rel=1e-9) and part.value().item() > 0
 
 
 def test_points_without_stored_neighbours_are_left_out() -> None:
