@@ -141,6 +141,9 @@ def test_the_flatten_order_is_ours_and_the_released_one_is_another(batch: Batch)
 
 def test_channels_are_flattened_by_channel_then_layer() -> None:
     assert flat_index(torch.tensor([0, 3]), Flatten("sparse.out", 2)).tolist() == [0, 1, 6, 7]
+    ours = flat_index(torch.arange(96), Flatten("sparse.out", 2))  # CP-Voxel-XS: 96 of 128 channels, two z layers
+    released = torch.cat([torch.arange(96), torch.arange(96) + 128])
+    assert int((ours == released).sum()) == 96  # of 192
 
 
 def test_a_student_of_half_the_width_has_the_named_slices() -> None:

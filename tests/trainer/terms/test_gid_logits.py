@@ -49,9 +49,10 @@ def slow(term: GidLogits, world: World) -> Tensor:
         boxes = move_boxes(boxes, world.augments[b].matrix()).astype(np.float64)
         for group, names in enumerate(STUDENT_GROUPS):
             heat = world.student[f"heatmap{group}"][b].sigmoid()
+            plain = heat.detach()
             best = sorted(
                 (
-                    (float(heat[c, r, k]), c, r, k)
+                    (float(plain[c, r, k]), c, r, k)
                     for c in range(len(names))
                     for r in range(grid.height)
                     for k in range(grid.width)
@@ -66,7 +67,7 @@ def slow(term: GidLogits, world: World) -> Tensor:
                 ]
                 mine = [grid.x_min + (k + raw[0]) * grid.cell_m, grid.y_min + (r + raw[1]) * grid.cell_m, raw[2]]
                 mine += [torch.exp(v) for v in raw[3:6]]
-                flat = np.array([*(float(v) for v in mine), math.atan2(float(raw[6]), float(raw[7])), 0, 0])
+                flat = np.array([*(v.item() for v in mine), math.atan2(raw[6].item(), raw[7].item()), 0, 0])
                 overlaps = [
                     slow_iou(flat, box)
                     if score_t >= options.teacher_score
