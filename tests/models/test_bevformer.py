@@ -189,6 +189,39 @@ def test_a_memory_handed_on_equals_the_window_gone_through_again():
         close(model(dataclasses.replace(frame_of(batch, 1), history=[second], memory=older)).bev[0], whole)
 
 
+def test_a_memory_that_is_not_known_is_not_looked_at():
+    model, batch = built().eval(), synthetic_batch(image_size=SIZE)
+    with torch.no_grad():
+        alone = model(batch).bev
+        bev = alone.clone()
+        bev[0] = torch.nan
+        poses = motion((0, 0, 0), (0.1, 0, -4))
+        poses[0] = 0  # has no inverse
+        memory = Memory(bev, poses, torch.tensor([False, True]), torch.tensor([torch.nan, 0.5]))
+        found = model(dataclasses.replace(batch, memory=memory)).bev
+        close(found[0], alone[0])
+        assert (found[1] - alone[1]).abs().max() > 0.05
+        later = dataclasses.replace(memory, age_s=torch.tensor([torch.nan, 1.0]))
+        again = model(dataclasses.replace(batch, memory=later)).bev
+        assert (again[1] - found[1]).abs().max() > 1e-3, "how long ago it was is told"
+
+
+def test_cameras_are_told_apart_and_come_in_any_order():
+    model, batch = built().eval(), shaken(synthetic_batch(frames=1, image_size=SIZE), 1)
+    order = [3, 0, 5, 1, 4, 2]
+    mixed = dataclasses.replace(
+        batch,
+        images=batch.images[:, order],
+        intrinsics=batch.intrinsics[:, order],
+        camera_to_lidar=batch.camera_to_lidar[:, order],
+    )
+    with torch.no_grad():
+        plain, unnamed = model(batch).bev, model(mixed).bev
+        model.encoder.camera_embedding.copy_(model.encoder.camera_embedding[order].clone())
+        close(model(mixed).bev, plain)
+    assert (unnamed - plain).abs().max() > 0.05
+
+
 def test_the_past_leaves_no_gradient_and_no_trace_in_norms():
     model, batch = built().train(), windows()
     model.backbone.bn1.eval()  # frozen by someone
@@ -253,6 +286,20 @@ def symmetric():
             branch[-1].weight[:2].zero_()
             branch[-1].bias[:2].zero_()
     return model
+
+
+def test_a_narrower_grid_is_a_part_of_the_map():
+    """Cells that look at their own place only say the same whichever other cells there are; rows are not columns."""
+    whole, narrow = symmetric(), built(bev={"cell_m": 6.4, "y_min": -25.6, "y_max": 25.6}).eval()
+    weights = whole.state_dict()
+    weights["encoder.query"] = weights["encoder.query"][: 8 * 16]
+    weights["encoder.of_row"] = weights["encoder.of_row"][:8]
+    narrow.load_state_dict(weights)
+    batch = synthetic_batch(image_size=SIZE)
+    with torch.no_grad():
+        found, expected = narrow(batch).bev, whole(batch).bev[:, :, 4:12]
+    assert found.shape == (2, 32, 8, 16)
+    close(found, expected)
 
 
 @pytest.mark.parametrize("name", ["quarter turn", "flip"])
