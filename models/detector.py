@@ -178,7 +178,8 @@ class Detector(Protocol):
     """A `torch.nn.Module` that finds boxes. The lower block is the part of nn.Module that callers use.
 
     grid: of `DetectorOutput.bev` and the head; bev_channels: C of that map; config: what `models.build` made it from;
-    levels: what `DetectorOutput.levels` holds; heat_classes: the class of each channel of `DetectorOutput.class_heat`.
+    levels: what `DetectorOutput.levels` holds; heat_classes: the class of each channel of `DetectorOutput.class_heat`;
+    gives: attributes of `DetectorOutput` that are not empty.
     """
 
     grid: BevGrid
@@ -187,6 +188,7 @@ class Detector(Protocol):
     config: dict[str, Any]
     levels: Mapping[str, BevLevel]
     heat_classes: tuple[str, ...]
+    gives: frozenset[str]
 
     def forward(self, batch: Batch) -> DetectorOutput: ...
 

@@ -14,7 +14,33 @@ import torch
 from torch import Tensor
 
 from cache.grid import BevGrid
-from trainer.batches import TeacherCells
+
+
+@dataclass(frozen=True)
+class TeacherCells:
+    """The stored cells of B frames, one after another, in the canonical frame (no augmentation applied).
+
+    index (K,) int64: row * W + col on the teacher's grid; values (K, C) as stored; weights (K, S) float32, one column
+    per name in `selectors`; offsets (B + 1,) int64: frame b holds cells offsets[b] .. offsets[b + 1].
+    """
+
+    index: Tensor
+    values: Tensor
+    weights: Tensor
+    offsets: Tensor
+    selectors: tuple[str, ...]
+
+    def samples(self) -> Tensor:
+        """(K,) int64: which frame of the batch each cell belongs to."""
+        counts = self.offsets.diff()
+        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+
+    def to(self, device: torch.device | str) -> TeacherCells:
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("index", "values", "weights", "offsets")
+        }
+        return dataclasses.replace(self, **moved)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from cache.grid import BevGrid
 from models.detector import Batch, DetectorOutput
-from trainer.batches import TeacherCells
-from trainer.said import TeacherSaid
+from trainer.said import TeacherCells, TeacherSaid
 from trainer.terms.bevdistill_dense import BevDistillDense
 
 

@@ -21,8 +21,7 @@ from tests.trainer.conftest import BOXES
 from tests.trainer.synthetic import GRID as STORE_GRID
 from tests.trainer.synthetic import TINY_STUDENT, write_frames, write_teacher
 from trainer.augment import BevAugment
-from trainer.batches import TeacherCells
-from trainer.said import TeacherSaid
+from trainer.said import TeacherCells, TeacherSaid
 from trainer.terms import build_terms
 from trainer.terms.bevdistill_dense import BevDistillDense, BevDistillDenseOptions, channel_statistics
 

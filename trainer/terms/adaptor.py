@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cache.grid import BevGrid
-from trainer.batches import TeacherCells
+from trainer.said import TeacherCells
 from trainer.terms.teacher_map import cell_table
 
 AdaptorKind = Literal["conv1x1", "conv3x3"]

@@ -22,8 +22,7 @@ from cache.serving import NeededSelector
 from cache.store import TeacherStore
 from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
-from trainer.batches import TeacherCells
-from trainer.said import TeacherSaid
+from trainer.said import TeacherCells, TeacherSaid
 from trainer.terms.adaptor import AdaptorKind, student_adaptor
 from trainer.terms.masked import (
     CellPlaces,

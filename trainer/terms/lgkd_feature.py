@@ -27,8 +27,7 @@ from cache.grid import BevGrid
 from cache.store import TeacherStore
 from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
-from trainer.batches import TeacherCells
-from trainer.said import TeacherSaid
+from trainer.said import TeacherCells, TeacherSaid
 from trainer.terms.map_places import augmentation_of, cell_centres, places_of_cells
 from trainer.terms.sampling import sample_bilinear
 from trainer.terms.standardise import Standard, Standardise

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cache.grid import BevGrid
 from models.detector import Batch, LossPart
-from trainer.batches import TeacherCells
+from trainer.said import TeacherCells
 from trainer.terms.sampling import augmented_cells, inside_grid
 
 Reduce = Literal["mean", "sum"]

@@ -28,8 +28,7 @@ from cache.serving import NeededSelector
 from cache.store import TeacherStore
 from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
-from trainer.batches import TeacherCells
-from trainer.said import TeacherSaid
+from trainer.said import TeacherCells, TeacherSaid
 from trainer.terms.adaptor import AdaptorKind, student_adaptor
 from trainer.terms.annotated import labelled_frames
 from trainer.terms.masked import CellPlaces, cell_places, column_of, distance_per_cell

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cache.grid import BevGrid
 from models.detector import Batch
-from trainer.batches import TeacherCells
+from trainer.said import TeacherCells
 
 _SNAP = 1e-6  # cells: closer to a centre than this is rounding of A * p, as in `trainer.terms.sampling`
 

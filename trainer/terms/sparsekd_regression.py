@@ -50,7 +50,13 @@ class SparseKdRegressionOptions(Config):
 
 def needs_of(options: SparseKdRegressionOptions) -> TermNeeds:
     """The raw maps at the stored cells, among which the boxes' centres are."""
-    return TermNeeds(("bev_index", "bev_weights", "regression"), (options.selector,), ("heads",), any_grid=True)
+    return TermNeeds(
+        ("bev_index", "bev_weights", "regression"),
+        (options.selector,),
+        ("heads",),
+        any_grid=True,
+        unaugmented=options.form == "released",
+    )
 
 
 class SparseKdRegression(nn.Module):

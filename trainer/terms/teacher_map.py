@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cache.grid import BevGrid
-from trainer.batches import TeacherCells
+from trainer.said import TeacherCells
 
 
 def cell_table(cells: TeacherCells, grid: BevGrid) -> Tensor:

@@ -22,8 +22,7 @@ from cache.grid import BevGrid
 from models.detector import Batch, DetectorOutput, LossPart, QueryOutput, total_of
 from models.gaussian import foreground_mask
 from trainer.augment import BevAugment
-from trainer.batches import TeacherCells
-from trainer.said import TeacherSaid
+from trainer.said import TeacherCells, TeacherSaid
 from trainer.terms.bevdistill_contrast import SAMPLES
 from trainer.terms.box_code import encode_boxes
 

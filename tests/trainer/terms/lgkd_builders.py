@@ -21,8 +21,7 @@ from models.detector import Batch, BevLevel, DetectorOutput, LossPart
 from models.gaussian import foreground_mask
 from tests.trainer.synthetic import make_camera
 from trainer.augment import BevAugment, move_boxes
-from trainer.batches import TeacherCells
-from trainer.said import DepthSaid, TeacherSaid
+from trainer.said import DepthSaid, TeacherCells, TeacherSaid
 
 GRID = BevGrid(-8.0, 8.0, -6.0, 6.0, 1.0)  # 16 x 12 cells
 COARSE = BevGrid(-8.0, 8.0, -6.0, 6.0, 2.0)

@@ -21,8 +21,7 @@ from models.center_head import BRANCHES
 from models.detector import Batch, DetectorOutput, LossPart
 from models.gaussian import foreground_mask
 from trainer.augment import BevAugment, move_boxes
-from trainer.batches import TeacherCells
-from trainer.said import TeacherSaid
+from trainer.said import TeacherCells, TeacherSaid
 
 FINE = BevGrid(-8.0, 8.0, -6.4, 6.4, 0.8)  # 16 rows, 20 columns
 COARSE = BevGrid(-8.0, 8.0, -6.4, 6.4, 1.6)

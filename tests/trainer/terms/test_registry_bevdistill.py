@@ -18,11 +18,22 @@ from models.build import build_detector
 from models.detector import Batch, total_of
 from tests.trainer.synthetic import TINY_STUDENT, write_frames, write_teacher
 from trainer.augment import BevAugment
-from trainer.batches import TeacherCells
-from trainer.said import TeacherSaid
+from trainer.said import TeacherCells, TeacherSaid
 from trainer.terms import require_served
-from trainer.terms.registry_bevdistill import BEVDISTILL_TERMS
+from trainer.terms.registry import TERMS as ALL_TERMS
 from trainer.terms.term import TermNeeds
+
+NAMES = (
+    "bevdistill_sparse",
+    "bevdistill_contrast",
+    "bevdistill_instance",
+    "bevdistill_heat",
+    "fitnet",
+    "set2set",
+    "monodistill",
+    "uvtr",
+)
+BEVDISTILL_TERMS = {name: ALL_TERMS[name] for name in NAMES}
 
 GRID = BevGrid(-51.2, 51.2, -51.2, 51.2, 6.4)
 

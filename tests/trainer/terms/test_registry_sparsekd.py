@@ -18,10 +18,22 @@ from models.config import parse_config
 from models.detector import Batch, total_of
 from tests.models.synthetic import synthetic_batch
 from tests.trainer.synthetic import TINY_STUDENT, TINY_TEACHER, write_frames, write_teacher
-from trainer.batches import TeacherCells
-from trainer.said import TeacherSaid
-from trainer.terms.registry_sparsekd import RELABELS, TERMS
+from trainer.said import TeacherCells, TeacherSaid
+from trainer.terms.registry import RELABELS
+from trainer.terms.registry import TERMS as ALL_TERMS
 from trainer.terms.term import require_served
+
+NAMES = (
+    "sparsekd_logits",
+    "sparsekd_regression",
+    "kd_logits",
+    "gid_logits",
+    "kd_fitnet",
+    "fg",
+    "mimic",
+    "gid_features",
+)
+TERMS = {name: ALL_TERMS[name] for name in NAMES}
 
 MISSING = {
     "sparsekd_logits": "logits",
@@ -126,7 +138,7 @@ def test_all_of_them_together_train_a_real_student_under_autocast() -> None:
     terms = [kind.build(name, 1.0, kind.options(), student, store_like, []) for name, kind in TERMS.items()]
     with torch.autocast("cpu", torch.bfloat16):
         output = student(batch)
-    options, build = RELABELS["sparsekd_label"]
+    options, build = RELABELS["sparsekd_label"].options, RELABELS["sparsekd_label"].build
     relabelled = build("label", options(threshold=0.05))(batch, said)
     parts = student.loss_parts(output, relabelled.batch)
     for term in terms:

@@ -18,7 +18,7 @@ from tests.trainer.terms.sparsekd_builders import FINE, LabelledBatch, World
 from tests.trainer.test_rotated_iou import slow_iou
 from trainer.augment import BevAugment, move_boxes
 from trainer.said import TeacherSaid
-from trainer.terms.registry_sparsekd import RELABELS
+from trainer.terms.registry import RELABELS
 from trainer.terms.relabel import RELEASED, LabelDistillation, LabelDistillationOptions
 
 CAR, PEDESTRIAN = 0, DETECTION_CLASSES.index("pedestrian")
@@ -189,7 +189,7 @@ def test_lists_that_do_not_fit_and_unknown_classes_are_refused() -> None:
         LabelDistillation("label", LabelDistillationOptions())(world.batch(), world.said([0]))
     with pytest.raises(ValueError, match="unknown classes"):
         LabelDistillationOptions(thresholds={"vehicle": 0.5})
-    options, build = RELABELS["sparsekd_label"]
+    options, build = RELABELS["sparsekd_label"].options, RELABELS["sparsekd_label"].build
     assert build("label", options()).needs.teacher_fields == ("boxes", "scores", "labels")
 
 
