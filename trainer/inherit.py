@@ -5,7 +5,7 @@ writes. Schemes: fnav1 (leading slices of every tensor), fnav2 (leading channels
 concatenation), fnav2_released (with the released order of flattening, which our canvas does not have), bn_scale (those
 of the largest |gamma|), ofa (those of the largest kernels). Detectors of two kinds are matched by the layers' roles:
 a camera student gets trunk, neck and head. Nothing is left unsaid: every tensor has its line.
-Source: Yang et al. 2022 (SparseKD), section on TGI, and its released code; see docs/methods-sparsekd.md.
+Source: Yang et al. 2022 (SparseKD), section on TGI, and its released code; see docs/methods.md.
 """
 
 from __future__ import annotations

@@ -9,23 +9,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cache.errors import ConfigError
 from cache.grid import BevGrid
 from trainer.said import TeacherCells
-from trainer.terms.teacher_map import cell_table
+from trainer.terms.sampling import sample_bilinear
+from trainer.terms.teacher_map import stored_positions
 
 AdaptorKind = Literal["conv1x1", "conv3x3"]
+PlainAdaptor = Literal["none", "conv1x1"]
 
 
-def student_adaptor(kind: AdaptorKind, student_channels: int, teacher_channels: int) -> nn.Module:
-    """conv1x1, or conv3x3 with norm and ReLU: the shared convolution of BEVDistill's side heads. Keeps the map's
-    size."""
+def student_adaptor(kind: str, student_channels: int, teacher_channels: int, term: str = "") -> nn.Module:
+    """From a map of the student to the teacher's channels; keeps the map's size. Read it by `adapted_at`.
+
+    none: as it is, ConfigError naming the term where channels differ; conv1x1; conv3x3, with norm and ReLU: the shared
+    convolution of BEVDistill's side heads, for teacher maps that are never negative; conv3x3_linear: with norm alone.
+    """
     if kind == "conv1x1":
         return nn.Conv2d(student_channels, teacher_channels, 1)
-    return nn.Sequential(
-        nn.Conv2d(student_channels, teacher_channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(teacher_channels),
-        nn.ReLU(inplace=True),
-    )
+    if kind == "none":
+        if student_channels != teacher_channels:
+            raise ConfigError(
+                f"term {term}: without an adaptor the student's map of {student_channels} channels cannot be compared "
+                f'with the teacher\'s of {teacher_channels}; set adaptor = "conv1x1"'
+            )
+        return nn.Identity()
+    conv = nn.Conv2d(student_channels, teacher_channels, 3, padding=1, bias=False)
+    layers = [conv, nn.BatchNorm2d(teacher_channels)]
+    return nn.Sequential(*layers) if kind == "conv3x3_linear" else nn.Sequential(*layers, nn.ReLU(inplace=True))
+
+
+def adapted_at(adaptor: nn.Module, bev: Tensor, samples: Tensor, row: Tensor, col: Tensor) -> Tensor:
+    """(K, C): the adapted map at places. A 1x1 convolution commutes with bilinear reading, so it runs on K rows only:
+    a quarter of the time at 1,500 cells of 16,384."""
+    if isinstance(adaptor, nn.Conv2d) and adaptor.kernel_size == (1, 1):
+        return adapted_rows(adaptor, sample_bilinear(bev, samples, row, col))
+    return sample_bilinear(adaptor(bev), samples, row, col)
+
+
+def adapted_rows(adaptor: nn.Module, rows: Tensor) -> Tensor:
+    """(..., C) of values (..., C') that were read already, by an adaptor of kind none or conv1x1."""
+    return F.linear(rows, adaptor.weight[:, :, 0, 0], adaptor.bias) if isinstance(adaptor, nn.Conv2d) else adaptor(rows)
 
 
 class FrozenAdaptor(nn.Module):
@@ -47,14 +71,12 @@ class FrozenAdaptor(nn.Module):
         one that is not stored would count as 0."""
         samples, index = cells.samples()[chosen], cells.index[chosen]
         row, col = torch.div(index, grid.width, rounding_mode="floor"), index % grid.width
-        table, reach = cell_table(cells, grid), self.weight.shape[-1] // 2
+        reach = self.weight.shape[-1] // 2
+        step = torch.arange(-reach, reach + 1, device=index.device)
+        i, j = (part.flatten() for part in torch.meshgrid(step, step, indexing="ij"))
+        positions = stored_positions(cells, grid, samples[:, None], row[:, None] + i, col[:, None] + j)  # (K, k * k)
         out = self.bias.expand(len(index), -1)
-        for i in range(-reach, reach + 1):
-            for j in range(-reach, reach + 1):
-                r, c = row + i, col + j
-                there = (r >= 0) & (r < grid.height) & (c >= 0) & (c < grid.width)
-                flat = torch.where(there, (samples * grid.height + r) * grid.width + c, 0)
-                position = torch.where(there, table[flat], -1)
-                values = cells.values[position.clamp(min=0)].to(self.weight.dtype) * (position >= 0)[:, None]
-                out = torch.addmm(out, values, self.weight[:, :, i + reach, j + reach].T)
+        for position, kernel in zip(positions.unbind(1), self.weight.flatten(2).unbind(2), strict=True):
+            values = cells.values[position.clamp(min=0)].to(self.weight.dtype) * (position >= 0)[:, None]
+            out = torch.addmm(out, values, kernel.T)
         return F.relu(out)

@@ -23,22 +23,28 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cache.serving import NeededSelector
 from cache.store import TeacherStore
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
+from trainer.terms.box_samples import samples_item, stored_samples
 from trainer.terms.info_nce import Critic, Norm, ProjectionHead, contrast
-from trainer.terms.masked import cell_places, column_of
 from trainer.terms.matching import match_sets
+from trainer.terms.places import (
+    augmentation_of,
+    canonical_points,
+    cell_places,
+    column_of,
+    inside_grid,
+    rows_and_columns,
+)
 from trainer.terms.precision import at_least_fp32
-from trainer.terms.sampling import grid_places, inside_grid, sample_bilinear
-from trainer.terms.student import queries_of, require_queries
-from trainer.terms.teacher_map import canonical_points, teacher_at
+from trainer.terms.sampling import sample_bilinear
+from trainer.terms.store_facts import column_name, map_fields
+from trainer.terms.student import map_of, queries_of, require_queries
+from trainer.terms.teacher_map import stored_bilinear
 from trainer.terms.teacher_set import TeacherSetOptions, fields_of, quality_of, teacher_set
 from trainer.terms.term import TermNeeds
 
-SAMPLES = "samples(boxes=teacher,points=1x1)"
-SAMPLES_FIELD = "samples_teacher_1x1"
 COSTS = (1.0, 0.25)  # of class and box in matching, as released
 
 
@@ -146,17 +152,15 @@ class BevDistillContrast(nn.Module):
             return {self.name: LossPart((weights * loss).sum()[None], weights.sum()[None], self.weight)}
 
     def _at_boxes(self, output: DetectorOutput, batch: Batch, said: TeacherSaid) -> _Pairs:
-        assert batch.bev_augmentation is not None
         options = self.options
         objects = teacher_set(said, batch, options, self.grid)
         quality, points = quality_of(objects, batch, options), objects.codes[:, :2]
         if options.teacher == "samples":
-            values, known = _sampled(said, objects.sample, objects.rank)
+            values, known = _sampled(said, samples_of(options), objects.sample, objects.rank)
         else:
             assert said.cells is not None
-            there = grid_places(canonical_points(points, objects.sample, batch.bev_augmentation), said.grid)
-            values, known = teacher_at(said.cells, said.grid, objects.sample, *there)
-            known = known & inside_grid(*there, said.grid)
+            there = canonical_points(points, objects.sample, augmentation_of(batch, points.device))
+            values, known = stored_bilinear(said.cells, said.grid, objects.sample, *rows_and_columns(there, said.grid))
         if options.student == "embeddings":
             queries = queries_of(self.name, output)
             last = queries.logits[-1:], queries.boxes[-1:]
@@ -165,16 +169,16 @@ class BevDistillContrast(nn.Module):
             found = at_least_fp32(queries.embeddings[matches.sample, matches.query])
         else:
             item = torch.arange(len(points), device=points.device)
-            row, col = grid_places(points, self.grid)
-            found = sample_bilinear(at_least_fp32(output.bev), objects.sample, row, col)
+            row, col = rows_and_columns(points, self.grid)
+            found = sample_bilinear(map_of(output), objects.sample, row, col)
         pairs = _Pairs(values[item].to(found.dtype), found, objects.sample[item], points[item], quality[item])
         return pairs.only(known[item])
 
     def _at_cells(self, output: DetectorOutput, batch: Batch, said: TeacherSaid) -> _Pairs:
         assert said.cells is not None
-        column = column_of(said.cells, NeededSelector.parse(self.options.selector).name)
-        places = cell_places(said.cells, column, batch, self.grid)
-        bev = at_least_fp32(output.bev)
+        column = column_of(said.cells, column_name(self.options.selector))
+        places = cell_places(said.cells, column, batch, said.grid, self.grid)
+        bev = map_of(output)
         grid = self.grid
         points = torch.stack([places.col, places.row], dim=1) + 0.5
         points = points * grid.cell_m + points.new_tensor([grid.x_min, grid.y_min])
@@ -186,15 +190,14 @@ class BevDistillContrast(nn.Module):
 
     def _at_queries(self, output: DetectorOutput, batch: Batch, said: TeacherSaid) -> _Pairs:
         assert said.cells is not None
-        assert batch.bev_augmentation is not None
         points, samples = query_points(queries_of(self.name, output).boxes, self.options.layers)
-        bev = at_least_fp32(output.bev)
-        row, col = grid_places(points, self.grid)
-        there = grid_places(canonical_points(points, samples, batch.bev_augmentation), said.grid)
-        values, known = teacher_at(said.cells, said.grid, samples, *there)
+        bev = map_of(output)
+        row, col = rows_and_columns(points, self.grid)
+        there = canonical_points(points, samples, augmentation_of(batch, points.device))
+        values, known = stored_bilinear(said.cells, said.grid, samples, *rows_and_columns(there, said.grid))
         found = sample_bilinear(bev, samples, row, col)
         pairs = _Pairs(values.to(bev.dtype), found, samples, points, torch.ones_like(row))
-        return pairs.only(known & inside_grid(row, col, self.grid) & inside_grid(*there, said.grid))
+        return pairs.only(known & inside_grid(row, col, self.grid))
 
 
 def query_points(boxes: Tensor, layers: str) -> tuple[Tensor, Tensor]:
@@ -218,10 +221,15 @@ def heaviest(weights: Tensor, samples: Tensor, limit: int) -> Tensor:
     return order[rank < limit]
 
 
-def _sampled(said: TeacherSaid, samples: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
+def samples_of(options: BevDistillContrastOptions) -> str:
+    """The features at box centres, as the store is asked for them."""
+    return samples_item(boxes="teacher", points="1x1", limit=options.top)
+
+
+def _sampled(said: TeacherSaid, item: str, samples: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
     """The stored samples at box centres: (T, C), and (T,) whether there is one; boxes beyond the stored ones have
     none."""
-    values, inside = said.samples[SAMPLES], said.sample_inside[SAMPLES]
+    values, inside = stored_samples(said, item)
     counts = torch.tensor([len(part) for part in values], device=samples.device)
     there = rank < counts[samples]
     flat, known = torch.cat(values)[:, 0], torch.cat(inside)[:, 0]
@@ -234,10 +242,10 @@ def _sampled(said: TeacherSaid, samples: Tensor, rank: Tensor) -> tuple[Tensor, 
 def needs_of(options: BevDistillContrastOptions) -> TermNeeds:
     """What the term reads under these options."""
     if options.places == "cells":
-        return TermNeeds(("bev_index", "bev_weights"), (options.selector,), ("bev",))
+        return TermNeeds(map_fields(), (options.selector,), ("bev",))
     if options.places == "queries":
-        return TermNeeds(("bev_index", "bev_weights"), (), ("bev", "queries"), every_cell=True)
+        return TermNeeds(map_fields(), (), ("bev", "queries"), every_cell=True)
     student = ("queries",) if options.student == "embeddings" else ("bev",)
     if options.teacher == "samples":
-        return TermNeeds((*fields_of(options), SAMPLES_FIELD), (), student)
-    return TermNeeds((*fields_of(options), "bev_index", "bev_weights"), (), student, every_cell=True)
+        return TermNeeds((*fields_of(options), samples_of(options)), (), student)
+    return TermNeeds((*fields_of(options), *map_fields()), (), student, every_cell=True)

@@ -13,33 +13,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cache.errors import StoreError
-from cache.serving import NeededSelector
 from cache.store import TeacherStore
 from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherCells, TeacherSaid
-from trainer.terms.adaptor import AdaptorKind, student_adaptor
-from trainer.terms.masked import (
-    CellPlaces,
-    Distance,
-    Normaliser,
-    Reduce,
-    cell_places,
-    column_of,
-    distance_per_cell,
-    weighted_part,
-)
-from trainer.terms.precision import at_least_fp32
+from trainer.terms.adaptor import AdaptorKind, adapted_at, student_adaptor
+from trainer.terms.masked import Distance, Normaliser, Reduce, distance_per_cell, weighted_part
+from trainer.terms.places import CellPlaces, cell_places, column_of
 from trainer.terms.sampling import sample_bilinear
-from trainer.terms.student import heat_logits_of, require_heat
+from trainer.terms.standardise import Standardise
+from trainer.terms.store_facts import column_name, map_fields
+from trainer.terms.student import heat_logits_of, map_of, require_heat
 from trainer.terms.term import TermNeeds
-
-STATISTICS_FRAMES = 128  # enough for a channel's mean and deviation to 1 %; evenly spread over the training rows
 
 
 class BevDistillDenseOptions(Config):
@@ -64,9 +52,6 @@ class BevDistillDense(nn.Module):
     alone.
     """
 
-    teacher_mean: Tensor
-    teacher_deviation: Tensor
-
     def __init__(
         self,
         name: str,
@@ -79,11 +64,19 @@ class BevDistillDense(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.weight, self.options, self.grid = name, weight, options, model.grid
-        self.needs, self.column = needs_of(options), _column(options)
+        self.needs, self.column = needs_of(options), column_name(options.selector)
         self.adaptor: nn.Module = student_adaptor(options.adaptor, student_channels, teacher_channels)
-        mean, deviation = statistics or (torch.zeros(teacher_channels), torch.ones(teacher_channels))
-        self.register_buffer("teacher_mean", mean)
-        self.register_buffer("teacher_deviation", deviation)
+        self.standardise = Standardise(*(statistics or (torch.zeros(teacher_channels), torch.ones(teacher_channels))))
+
+    @property
+    def teacher_mean(self) -> Tensor:
+        """(C,) that is taken from the teacher's values."""
+        return self.standardise.mean
+
+    @property
+    def teacher_deviation(self) -> Tensor:
+        """(C,) by which they are divided."""
+        return self.standardise.scale
 
     @classmethod
     def build(
@@ -98,7 +91,7 @@ class BevDistillDense(nn.Module):
         """The term for a student and the frames it will be trained on."""
         if options.mask == "pred":
             require_heat(name, model)
-        column = None if options.mask != "gt" else _column(options)
+        column = None if options.mask != "gt" else column_name(options.selector)
         statistics = channel_statistics(teacher, teacher_rows, column) if options.standardise else None
         channels = teacher.bev.channels
         return cls(name, weight, options, model.bev_channels, channels, model, statistics)
@@ -107,23 +100,23 @@ class BevDistillDense(nn.Module):
         self, output: DetectorOutput, batch: Batch, said: TeacherSaid | TeacherCells | None
     ) -> dict[str, LossPart]:
         """One part, of the term's name. said: the cells alone will do."""
-        cells = said.cells if isinstance(said, TeacherSaid) else said
+        cells, grid = (said.cells, said.grid) if isinstance(said, TeacherSaid) else (said, self.grid)
         assert cells is not None
-        with torch.autocast(output.bev.device.type, enabled=False):
-            student = self.adaptor(at_least_fp32(output.bev))  # (B, C, H, W)
+        bev = map_of(output)
+        with torch.autocast(bev.device.type, enabled=False):
             weights = column_of(cells, self.column) if self.options.mask == "gt" else None
-            places = cell_places(cells, weights, batch, self.grid)
-            wanted = (cells.values[places.chosen].to(student.dtype) - self.teacher_mean) / self.teacher_deviation
-            found = sample_bilinear(student, places.samples, places.row, places.col)  # (K, C)
+            places = cell_places(cells, weights, batch, grid, self.grid)
+            wanted = self.standardise(cells.values[places.chosen].to(bev.dtype))
+            found = adapted_at(self.adaptor, bev, places.samples, places.row, places.col)  # (K, C)
             per_cell = distance_per_cell(found - wanted, self.options.reduce, self.options.distance)
             mass = (
                 places.weights
                 if self.options.mask != "pred"
                 else class_heat_at(heat_logits_of(self.name, output), places)
             )
-            frames, area = len(output.bev), self.grid.height * self.grid.width
+            area = self.grid.height * self.grid.width
             part = weighted_part(
-                per_cell, mass.to(student.dtype), places.samples, frames, self.options.normaliser, area, self.weight
+                per_cell, mass.to(bev.dtype), places.samples, len(bev), self.options.normaliser, area, self.weight
             )
         return {self.name: part}
 
@@ -137,38 +130,13 @@ def class_heat_at(logits: Tensor, places: CellPlaces) -> Tensor:
 def needs_of(options: BevDistillDenseOptions) -> TermNeeds:
     """What the term reads under these options. Where the values lie is the store's affair: cells and dense will do."""
     if options.mask == "gt":
-        return TermNeeds(("bev_index", "bev_weights"), (options.selector,), ("bev",))
+        return TermNeeds(map_fields(), (options.selector,), ("bev",))
     student = ("bev", "heads") if options.mask == "pred" else ("bev",)
-    return TermNeeds(("bev_index", "bev_weights"), (), student, every_cell=True)
-
-
-def _column(options: BevDistillDenseOptions) -> str:
-    return NeededSelector.parse(options.selector).name
+    return TermNeeds(map_fields(), (), student, every_cell=True)
 
 
 def channel_statistics(teacher: TeacherStore, rows: Sequence[int], selector: str | None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,) float32 of the teacher's values over the cells of `selector` (None: of all
-    stored cells), each cell counted once.
-
-    Deterministic: of up to STATISTICS_FRAMES frames evenly spread over `rows`. A channel that never changes gets
-    deviation 1. StoreError where none of those frames has a cell.
-    """
-    column = None if selector is None else teacher.selectors.index(selector)
-    picked = (
-        np.unique(np.linspace(0, len(rows) - 1, min(len(rows), STATISTICS_FRAMES)).round().astype(int)) if rows else []
-    )
-    count, total, squares = 0, np.zeros(1), np.zeros(1)
-    for i in picked:
-        cells = teacher.cells(rows[i])
-        chosen = slice(None) if column is None else cells.weights[:, column] > 0
-        values = cells.values[chosen].astype(np.float64)
-        count, total, squares = count + len(values), total + values.sum(axis=0), squares + (values**2).sum(axis=0)
-    if not count:
-        raise StoreError(
-            f"{teacher.root}: no cell of selector {selector or 'any'!r} in {len(picked)} training frames; the teacher "
-            "store has nothing to distil there, choose another selector or split"
-        )
-    mean = total / count
-    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    deviation[deviation < 1e-6] = 1.0
-    return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(deviation.astype(np.float32))
+    """Mean and standard deviation (C,) float32 of the teacher's values over the cells of the column `selector` (None:
+    of all stored cells). Raises as `Standardise.fit`."""
+    fitted = Standardise.fit("channels", teacher, "", rows, None if selector is None else (selector,))
+    return fitted.mean, fitted.scale

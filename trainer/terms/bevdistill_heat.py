@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from cache.classes import DETECTION_CLASSES
 from cache.errors import ConfigError
 from cache.grid import BevGrid
-from cache.serving import NeededSelector, same_grid
+from cache.serving import same_grid
 from cache.store import TeacherStore
 from models.center_head import focal_numerator
 from models.config import Config
@@ -33,10 +33,12 @@ from models.detector import Batch, Detector, DetectorOutput, LossPart
 from models.gaussian import draw_gaussians
 from trainer.said import TeacherSaid
 from trainer.terms.adaptor import FrozenAdaptor, student_adaptor
-from trainer.terms.annotated import labelled_frames
-from trainer.terms.masked import Reduce, cell_places, column_of, distance_per_cell, weighted_part
-from trainer.terms.precision import at_least_fp32
+from trainer.terms.annotations import annotated_frames
+from trainer.terms.masked import Reduce, distance_per_cell, weighted_part
+from trainer.terms.places import cell_places, column_of
 from trainer.terms.sampling import sample_bilinear
+from trainer.terms.store_facts import column_name, level_item, map_fields, said_map, teacher_map
+from trainer.terms.student import map_of
 from trainer.terms.term import TermNeeds
 
 
@@ -76,7 +78,7 @@ class BevDistillHeat(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.weight, self.options, self.grid = name, weight, options, model.grid
-        self.needs, self.column = needs_of(options), NeededSelector.parse(options.selector).name
+        self.needs, self.column = needs_of(options), column_name(options.selector)
         self.adaptor = student_adaptor("conv3x3", student_channels, teacher_channels)
         widths = [teacher_channels, *[options.branch_channels] * (options.convs - 1)]
         self.heat = nn.Sequential(
@@ -104,37 +106,36 @@ class BevDistillHeat(nn.Module):
             adaptor = store.adaptor()
             frozen = FrozenAdaptor(adaptor.weight, adaptor.bias)
             return cls(name, weight, options, model.bev_channels, len(adaptor.bias), model, frozen)
-        level = store.further.level(options.level)
+        level = teacher_map(teacher, options.level)
         if not same_grid(level.grid, model.grid):
             raise ConfigError(
                 f"term {name}: {teacher.root}: level {options.level} is on {level.grid}, the student on {model.grid}; "
                 "name a level on the student's grid"
             )
-        return cls(name, weight, options, model.bev_channels, level.encoding.channels, model)
+        return cls(name, weight, options, model.bev_channels, level.channels, model)
 
     def forward(self, output: DetectorOutput, batch: Batch, said: TeacherSaid) -> dict[str, LossPart]:
         options, parts = self.options, {}
         with torch.autocast(output.bev.device.type, enabled=False):
-            student = self.adaptor(at_least_fp32(output.bev))  # (B, C, H, W)
-            labelled = labelled_frames(batch, student.device)
+            student = self.adaptor(map_of(output))  # (B, C, H, W)
+            annotated = annotated_frames(batch, student.device)
             if options.heat_weight:
-                target = heat_targets(batch, labelled, self.grid, options.min_overlap, options.min_radius)
+                target = heat_targets(batch, annotated, self.grid, options.min_overlap, options.min_radius)
                 target = target.to(student)
-                numerator = focal_numerator(self.heat(student[labelled]), target)
+                numerator = focal_numerator(self.heat(student[annotated]), target)
                 peaks = (target == 1).sum()[None].to(student.dtype)
                 parts[f"{self.name}.heat"] = LossPart(numerator[None], peaks, self.weight * options.heat_weight)
             if options.dense_weight:
-                parts[f"{self.name}.dense"] = self._dense(student, batch, said, labelled)
+                parts[f"{self.name}.dense"] = self._dense(student, batch, said, annotated)
         return parts
 
-    def _dense(self, student: Tensor, batch: Batch, said: TeacherSaid, labelled: Tensor) -> LossPart:
+    def _dense(self, student: Tensor, batch: Batch, said: TeacherSaid, annotated: Tensor) -> LossPart:
         options = self.options
-        cells = said.cells if self.frozen is not None else said.levels[options.level]
-        assert cells is not None
-        weights = column_of(cells, self.column) * labelled[cells.samples()]
-        places = cell_places(cells, weights, batch, self.grid)
+        cells, grid = said_map(said, "" if self.frozen is not None else options.level)
+        weights = column_of(cells, self.column) * annotated[cells.samples()]
+        places = cell_places(cells, weights, batch, grid, self.grid)
         if self.frozen is not None:
-            wanted = self.frozen.at(cells, places.chosen, self.grid)
+            wanted = self.frozen.at(cells, places.chosen, grid)
         else:
             wanted = cells.values[places.chosen]
         found = sample_bilinear(student, places.samples, places.row, places.col)
@@ -150,9 +151,9 @@ class BevDistillHeat(nn.Module):
         )
 
 
-def heat_targets(batch: Batch, labelled: Tensor, grid: BevGrid, min_overlap: float, min_radius: int) -> Tensor:
-    """(labelled frames, classes, H, W) float32: gaussians of their annotated boxes, by class id."""
-    frames = torch.nonzero(labelled).flatten().tolist()
+def heat_targets(batch: Batch, annotated: Tensor, grid: BevGrid, min_overlap: float, min_radius: int) -> Tensor:
+    """(annotated frames, classes, H, W) float32: gaussians of their annotated boxes, by class id."""
+    frames = torch.nonzero(annotated).flatten().tolist()
     classes = len(DETECTION_CLASSES)
     boxes = [batch.boxes[i].detach().cpu().float().numpy().reshape(-1, 9) for i in frames]
     channels = [batch.labels[i].detach().cpu().numpy() + classes * n for n, i in enumerate(frames)]
@@ -172,5 +173,5 @@ def needs_of(options: BevDistillHeatOptions) -> TermNeeds:
     if not options.dense_weight:
         return TermNeeds((), (), ("bev",))
     if options.teacher == "adaptor":
-        return TermNeeds(("bev_index", "bev_weights", "adaptor"), (options.selector,), ("bev",), every_cell=True)
-    return TermNeeds((f"level_{options.level}",), (options.selector,), ("bev",))
+        return TermNeeds((*map_fields(), "adaptor"), (options.selector,), ("bev",), every_cell=True)
+    return TermNeeds((level_item(options.level),), (options.selector,), ("bev",))

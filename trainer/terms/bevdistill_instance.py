@@ -25,8 +25,9 @@ from models.center_head import BRANCHES
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
 from trainer.terms.bevdistill_sparse import code_distance
+from trainer.terms.places import rows_and_columns
 from trainer.terms.precision import at_least_fp32
-from trainer.terms.sampling import grid_places, sample_bilinear
+from trainer.terms.sampling import sample_bilinear
 from trainer.terms.student import heat_logits_of, require_box_maps, require_heat
 from trainer.terms.teacher_set import TeacherSet, TeacherSetOptions, fields_of, quality_of, teacher_set
 from trainer.terms.term import TermNeeds
@@ -81,7 +82,7 @@ class BevDistillInstance(nn.Module):
                 error = code_distance(codes, objects.codes, options.velocity_weight)
                 parts["box"] = (error, options.box_weight)
             if options.class_weight:
-                row, col = grid_places(objects.codes[:, :2], self.grid)
+                row, col = rows_and_columns(objects.codes[:, :2], self.grid)
                 logits = sample_bilinear(heat_logits_of(self.name, output), objects.sample, row, col)
                 target = objects.probs[:, self.class_ids].to(logits.dtype)
                 error = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(dim=1)

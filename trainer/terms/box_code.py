@@ -1,7 +1,7 @@
-"""Boxes as detectors of queries code them, and such codes under a BEV augmentation, exactly.
+"""Boxes, and boxes as detectors of queries code them, under a BEV augmentation, exactly.
 
-A code is (x, y, z, log l, log w, log h, sin yaw, cos yaw, vx, vy), see `models.detector.QueryOutput`; a box is (x, y,
-z, l, w, h, yaw, vx, vy).
+A box is (x, y, z, l, w, h, yaw, vx, vy); a code is (x, y, z, log l, log w, log h, sin yaw, cos yaw, vx, vy), see
+`models.detector.QueryOutput`. A centre head's raw regression moves in `trainer.terms.moved_regression`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.center_head import LOG_SIZE_LIMIT
+from trainer.terms.places import moved
 
 CODE = 10
 VELOCITY = slice(8, 10)
@@ -26,6 +27,24 @@ def decode_codes(codes: Tensor) -> Tensor:
     size = codes[:, 3:6].clamp(-LOG_SIZE_LIMIT, LOG_SIZE_LIMIT).exp()
     yaw = torch.atan2(codes[:, 6], codes[:, 7])
     return torch.cat([codes[:, :3], size, yaw[:, None], codes[:, VELOCITY]], dim=1)
+
+
+def move_boxes(boxes: Tensor, matrices: Tensor) -> Tensor:
+    """Boxes (N, 9) under matrices (N, 4, 4), float64; NaN velocities stay NaN.
+
+    As `trainer.augment.move_boxes`, one matrix a box.
+    """
+    a, boxes = matrices.double(), boxes.double()
+    linear, scale = a[:, :2, :2], a[:, 2, 2]
+    heading = torch.stack([boxes[:, 6].cos(), boxes[:, 6].sin()], dim=1)
+    turned = (linear @ heading[..., None])[..., 0]
+    still = (linear == torch.eye(2, dtype=a.dtype, device=a.device)).all(dim=2).all(dim=1)
+    yaw = torch.where(still, boxes[:, 6], torch.atan2(turned[:, 1], turned[:, 0]))  # the very bits where nothing turns
+    z = boxes[:, 2] * scale + a[:, 2, 3]
+    velocity = (linear @ boxes[:, 7:9, None])[..., 0]
+    velocity = torch.where(torch.isfinite(boxes[:, 7:9]).all(dim=1)[:, None], velocity, boxes[:, 7:9])
+    xy, size = moved(boxes[:, :2], a), boxes[:, 3:6] * scale[:, None]
+    return torch.cat([xy, z[:, None], size, yaw[:, None], velocity], dim=1)
 
 
 def move_codes(codes: Tensor, matrices: Tensor) -> Tensor:

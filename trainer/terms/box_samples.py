@@ -1,9 +1,8 @@
-"""A batch's annotated boxes seen from above, at the points where the teacher's map was sampled: both maps' features.
+"""Points of boxes seen from above: where a store has the teacher's features, and where the student's map is read.
 
-The store has the teacher's features at P points of every annotated box (`samples(boxes=truth,...)`); the student's map
-is read at the same points of the boxes as the batch has them, so under the BEV augmentation. The order of points is
-that of `cache.box_points`: along the length from back to front, and for each step across from right to left; a mirror
-swaps left and right, so across changes its sign there and each point stays the one it was.
+A store's `samples` are the teacher's features at P points of every annotated or decoded box. Points are those of the
+canonical box, moved by the BEV augmentation to the student's map: so each point stays the one it was, also where the
+world is mirrored. Their order is that of `cache.box_points`.
 """
 
 from __future__ import annotations
@@ -13,13 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cache.errors import DataError
+from cache.box_points import point_offsets
+from cache.errors import StoreError
+from cache.field_list import Asked, FieldList, Value
 from cache.grid import BevGrid
 from models.detector import Batch
 from trainer.said import TeacherSaid
 from trainer.terms.annotations import annotated_frames
-from trainer.terms.map_places import augmentation_of, places_on
-from trainer.terms.sampling import inside_grid, sample_bilinear
+from trainer.terms.box_code import move_boxes
+from trainer.terms.places import augmentation_of, inside_grid, moved, rows_and_columns
+from trainer.terms.sampling import sample_bilinear
 
 
 @dataclass(frozen=True)
@@ -34,27 +36,60 @@ class BoxSamples:
     valid: Tensor
 
 
-def sampled_boxes(
-    bev: Tensor, grid: BevGrid, batch: Batch, said: TeacherSaid, item: str, points: str, enlarge: float
-) -> BoxSamples:
-    """Both maps at the points of the batch's boxes. bev: (B, C', H, W) on `grid`; item: the samples' canonical text.
+def samples_item(boxes: str = "truth", points: str = "9", level: str = "", enlarge: float = 1.0, limit: int = 0) -> str:
+    """What the store is asked for, as `cache-teacher --fields` writes it."""
+    options: dict[str, Value] = {"boxes": boxes, "points": points, "level": level, "enlarge": enlarge, "limit": limit}
+    return str(Asked("samples", tuple(options.items())))
 
-    Raises DataError where the stored rows are not those of the batch's boxes.
+
+def stored_samples(said: TeacherSaid, item: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Of every frame the values (T, P, C) and which are on the map (T, P), of the stored item that has `item`: a store
+    may hold more of the teacher's boxes than are asked for."""
+    wanted = _asked(item)
+    key = next(key for key in said.samples if _asked(key).holds(wanted))
+    limit = wanted["limit"] or None
+    return [part[:limit] for part in said.samples[key]], [part[:limit] for part in said.sample_inside[key]]
+
+
+def require_rows(item: str, stored: list[Tensor], counts: list[int]) -> None:
+    """StoreError where the rows of samples are not those of the boxes, `counts` a frame."""
+    for frame, (values, count) in enumerate(zip(stored, counts, strict=True)):
+        if len(values) != count:
+            raise StoreError(
+                f"{item}: frame {frame} of the batch has {count} boxes, the store sampled {len(values)}; frame and "
+                "teacher store were made of other annotations, cache the teacher again"
+            )
+
+
+def canonical_boxes(batch: Batch, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """(N, 9) float64 of all of a batch's boxes, its augmentation undone, and (N,) int64 the frame of each."""
+    counts = torch.tensor([len(boxes) for boxes in batch.boxes], dtype=torch.int64)
+    samples = torch.repeat_interleave(counts).to(device)
+    boxes = torch.cat([torch.zeros(0, 9), *(boxes.reshape(-1, 9).double() for boxes in batch.boxes)])
+    return move_boxes(boxes.to(device), torch.linalg.inv(augmentation_of(batch, device))[samples]), samples
+
+
+def box_points(boxes: Tensor, points: str, enlarge: float = 1.0) -> Tensor:
+    """(N, P, 2) float64 x, y (m) of the points of boxes (N, 9): `cache.box_points.box_points` in torch."""
+    boxes, share = boxes.double(), torch.from_numpy(point_offsets(points)).to(boxes.device)
+    along, across = share[:, 0] * boxes[:, 3:4] * enlarge, share[:, 1] * boxes[:, 4:5] * enlarge  # (N, P)
+    cos, sin = boxes[:, 6:7].cos(), boxes[:, 6:7].sin()
+    return torch.stack([boxes[:, 0:1] + along * cos - across * sin, boxes[:, 1:2] + along * sin + across * cos], -1)
+
+
+def sampled_boxes(bev: Tensor, grid: BevGrid, batch: Batch, said: TeacherSaid, item: str) -> BoxSamples:
+    """Both maps at the points of the batch's boxes. bev: (B, C', H, W) on `grid`; item: of annotated boxes.
+
+    Raises StoreError where the stored rows are not those of the batch's boxes.
     """
-    values, inside = said.samples[item], said.sample_inside[item]
-    found, wanted = [len(rows) for rows in values], [len(boxes) for boxes in batch.boxes]
-    if found != wanted:
-        raise DataError(
-            f"{item}: {found} boxes of each frame were sampled, the batch has {wanted}; both must be the annotated "
-            "boxes that the batch kept, in its order"
-        )
-    samples = torch.repeat_interleave(torch.tensor(wanted, device=bev.device))
-    boxes = torch.cat([b.reshape(-1, 9) for b in batch.boxes]).to(bev.device)
-    matrices = augmentation_of(batch).to(bev.device)
-    x, y = points_of_boxes(boxes, points, enlarge, torch.linalg.det(matrices[:, :2, :2])[samples] < 0)
-    row, col = places_on(x, y, grid)  # (N, P)
+    values, inside = stored_samples(said, item)
+    require_rows(item, values, [len(boxes) for boxes in batch.boxes])
+    boxes, samples = canonical_boxes(batch, bev.device)
+    places = box_points(boxes, _asked(item)["points"], _asked(item)["enlarge"])
+    matrices = augmentation_of(batch, bev.device)[samples]
+    row, col = rows_and_columns(moved(places, matrices[:, None]), grid)  # (N, P)
     valid = torch.cat(inside).to(bev.device) & inside_grid(row, col, grid)
-    valid = valid & annotated_frames(batch, bev.device)[samples, None] & torch.isfinite(x) & torch.isfinite(y)
+    valid = valid & annotated_frames(batch, bev.device)[samples, None]
     kept = valid.any(dim=1)
     teacher, valid, samples = torch.cat(values).to(bev.device)[kept], valid[kept], samples[kept]
     student = bev.new_zeros(*valid.shape, bev.shape[1])
@@ -63,30 +98,5 @@ def sampled_boxes(
     return BoxSamples(teacher.to(bev.dtype), student, valid)
 
 
-def points_of_boxes(boxes: Tensor, points: str, enlarge: float, mirrored: Tensor) -> tuple[Tensor, Tensor]:
-    """x, y (N, P) float64 (m) of the points of boxes (N, 9); mirrored: (N,) bool, boxes of a mirrored world."""
-    boxes, share = boxes.double(), point_shares(points).to(boxes.device)
-    along, across = share[:, 0] * boxes[:, 3:4] * enlarge, share[:, 1] * boxes[:, 4:5] * enlarge  # (N, P)
-    across = torch.where(mirrored[:, None], -across, across)
-    cos, sin = boxes[:, 6:7].cos(), boxes[:, 6:7].sin()
-    return boxes[:, 0:1] + along * cos - across * sin, boxes[:, 1:2] + along * sin + across * cos
-
-
-def point_shares(points: str) -> Tensor:
-    """(P, 2) float64 for `9` (corners, edge middles, centre) or `AxB` (centres of A x B parts): along and across, as
-    shares -0.5..0.5 of length and width."""
-    if points == "9":
-        along = across = torch.tensor([-0.5, 0.0, 0.5], dtype=torch.float64)
-    else:
-        a, b = map(int, points.split("x"))
-        along, across = ((torch.arange(n, dtype=torch.float64) + 0.5) / n - 0.5 for n in (a, b))
-    return torch.cartesian_prod(along, across)
-
-
-def item_text(points: str, level: str, enlarge: float) -> str:
-    """The canonical text of samples of annotated boxes, as `cache-teacher --fields` and `TeacherSaid.samples` have it:
-    options at their defaults (points=9, the main map, enlarge=1) are left out."""
-    given = {"points": points if points != "9" else "", "level": level}
-    written = [f"{key}={value}" for key, value in given.items() if value]
-    written += [f"enlarge={repr(float(enlarge)).removesuffix('.0')}"] if enlarge != 1 else []
-    return f"samples({','.join(written)})" if written else "samples"
+def _asked(item: str) -> Asked:
+    return FieldList.parse(item, "field").items[0]

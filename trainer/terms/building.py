@@ -14,7 +14,7 @@ from models.config import Config, parse_config
 from models.detector import Detector
 from trainer.terms.registry import RELABELS, TERMS
 from trainer.terms.relabel import Relabel
-from trainer.terms.term import TermNeeds, require_served
+from trainer.terms.term import RelabelKind, TermKind, TermNeeds, require_served
 
 Spec = tuple[str, float, Mapping[str, Any]]  # a term's name, weight and options
 
@@ -29,8 +29,9 @@ def parse_options(name: str, options: Mapping[str, Any], where: str) -> Config:
 
 def needs_by_term(specs: Sequence[Spec]) -> dict[str, TermNeeds]:
     """What each term of a recipe needs under its options."""
-    kinds = {**TERMS, **RELABELS}
-    return {name: kinds[name].needs(parse_options(name, options, "recipe")) for name, _, options in specs}
+    kinds: dict[str, TermKind | RelabelKind] = {**TERMS, **RELABELS}
+    parsed = {name: parse_options(name, options, "recipe") for name, _, options in specs}
+    return {name: kinds[name].needs(options) for name, options in parsed.items()}
 
 
 def build_terms(

@@ -28,7 +28,8 @@ from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
 from trainer.terms.head_cells import heads_at_cells
 from trainer.terms.lgkd_response import smooth_error
-from trainer.terms.store_facts import columns_of, require_same_groups, student_groups
+from trainer.terms.store_facts import column_name, map_fields, require_same_groups
+from trainer.terms.student import head_classes
 from trainer.terms.term import TermNeeds
 
 POSITIVE, SURE = 0.3, 0.1  # released thresholds of p and h
@@ -57,8 +58,8 @@ class CrkdResponse(nn.Module):
     def __init__(self, name: str, weight: float, options: CrkdResponseOptions, model: Detector) -> None:
         super().__init__()
         self.name, self.weight, self.options, self.grid = name, weight, options, model.grid
-        self.needs, (self.column,) = needs_of(options), columns_of((options.selector,))
-        self.groups = student_groups(name, model)
+        self.needs, self.column = needs_of(options), column_name(options.selector)
+        self.groups = head_classes(name, model).names
         self.task_weights = options.task_weights or (1.0,) * len(self.groups)
         if len(self.task_weights) != len(self.groups):
             raise ConfigError(
@@ -105,5 +106,5 @@ class CrkdResponse(nn.Module):
 
 def needs_of(options: CrkdResponseOptions) -> TermNeeds:
     """What the term reads under these options."""
-    fields = ("bev_index", "bev_weights", "logits", *(("regression",) if options.regression else ()))
+    fields = (*map_fields(), "logits", *(("regression",) if options.regression else ()))
     return TermNeeds(fields, (options.selector,), ("heads",), any_grid=True)

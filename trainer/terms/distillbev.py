@@ -33,11 +33,12 @@ from cache.store import TeacherStore
 from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
+from trainer.terms.adaptor import adapted_at, student_adaptor
 from trainer.terms.annotations import annotated_frames
-from trainer.terms.map_places import augmentation_of, places_of_cells
-from trainer.terms.sampling import sample_bilinear
+from trainer.terms.places import cell_places
 from trainer.terms.standardise import Standard, Standardise
-from trainer.terms.store_facts import MapFacts, columns_of, level_field, student_map, teacher_map
+from trainer.terms.store_facts import columns_of, map_fields, said_map, teacher_map
+from trainer.terms.student import MapFacts, map_of, student_map
 from trainer.terms.term import TermNeeds
 
 
@@ -79,7 +80,7 @@ class DistillBev(nn.Module):
         self.name, self.weight, self.options, self.grid = name, weight, options, student.grid
         self.needs, self.columns = needs_of(options), columns_of(needs_of(options).selectors)
         self.standardise = standardise or Standardise()
-        self.adaptor = nn.Linear(student.channels, teacher.channels)  # a 1 x 1 convolution, at the sampled places
+        self.adaptor = student_adaptor("conv1x1", student.channels, teacher.channels)
 
     @classmethod
     def build(
@@ -99,12 +100,9 @@ class DistillBev(nn.Module):
 
     def forward(self, output: DetectorOutput, batch: Batch, said: TeacherSaid) -> dict[str, LossPart]:
         options = self.options
-        level = options.level
-        cells, grid = (said.levels[level], said.level_grids[level]) if level else (said.cells, said.grid)
-        assert cells is not None
-        bev = output.levels[options.student_level] if options.student_level else output.bev
+        cells, grid = said_map(said, options.level)
+        bev = map_of(output, options.student_level)
         with torch.autocast(bev.device.type, enabled=False):
-            bev = bev if bev.dtype == torch.float64 else bev.float()
             samples = cells.samples()
             masks = self._masks(cells.weights[:, [cells.selectors.index(name) for name in self.columns]].to(bev.dtype))
             annotated = annotated_frames(batch, bev.device)
@@ -112,9 +110,10 @@ class DistillBev(nn.Module):
             samples, masks = samples[read], masks[read]
             teacher = self.standardise(cells.values[read].to(bev.dtype))  # (K, C)
             attention = frame_attention(teacher, samples, len(bev), options.temperature) if options.attention else None
-            row, col, inside = places_of_cells(cells.index[read], samples, augmentation_of(batch), grid, self.grid)
-            samples, masks, teacher = samples[inside], masks[inside], teacher[inside]
-            student = self.adaptor(sample_bilinear(bev, samples, row[inside], col[inside]))
+            at = cell_places(cells, read, batch, grid, self.grid)
+            inside, samples = at.chosen[read], at.samples
+            masks, teacher = masks[inside], teacher[inside]
+            student = adapted_at(self.adaptor, bev, samples, at.row, at.col)
             error = (student - teacher).square()
             if attention is not None:
                 by_cell, by_channel = attention
@@ -188,4 +187,4 @@ def needs_of(options: DistillBevOptions) -> TermNeeds:
     """What the term reads under these options."""
     selectors = (options.foreground, options.background, *filter(None, (options.false_positives,)))
     student = "levels" if options.student_level else "bev"
-    return TermNeeds(level_field(options.level), selectors, (student,), any_grid=True)
+    return TermNeeds(map_fields(options.level), selectors, (student,), any_grid=True)

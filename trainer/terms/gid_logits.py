@@ -6,7 +6,7 @@ The student's best cells are decoded to boxes with gradients; each that scores a
 teacher's box of its class (moved by A) of the best overlap seen from above, above `iou`. i runs over x, y, z, l, w, h
 (m), the heading as sin(a) cos(b) against cos(a) sin(b), and vx, vy where the student has them. 31 ms for 4 frames of
 six heads with 100 cells each and 40 boxes, forward and backward, on one core. Source: SparseKD's benchmark of 2-D
-methods and its released code; see docs/methods-sparsekd.md.
+methods and its released code; see docs/methods.md.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from cache.store import TeacherStore
 from models.center_head import BRANCHES, LOG_SIZE_LIMIT
 from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
-from trainer.rotated_iou import rotated_iou
+from models.rotated_iou import every_iou, rectangles
 from trainer.said import TeacherSaid
-from trainer.terms.moved_boxes import move_boxes
+from trainer.terms.box_code import move_boxes
 from trainer.terms.places import augmentation_of
-from trainer.terms.student_heads import HeadClasses, at_least_fp32, head_classes
+from trainer.terms.precision import at_least_fp32
+from trainer.terms.student import HeadClasses, head_classes
 from trainer.terms.term import TermNeeds
 
 
@@ -73,7 +74,7 @@ class GidLogits(nn.Module):
         options = self.options
         with torch.autocast(output.heads[0]["heatmap"].device.type, enabled=False):
             code, scores, labels = decode_best(output, self.heads, self.grid, options.top)
-            matrices = augmentation_of(batch, len(code), code.device)
+            matrices = augmentation_of(batch, code.device)
             boxes = torch.cat([code[..., :6], torch.atan2(code[..., 6:7], code[..., 7:8])], dim=-1).detach()
             numerator, pairs = code.sum() * 0, 0
             for i, (theirs, their_scores, their_labels) in enumerate(
@@ -84,7 +85,7 @@ class GidLogits(nn.Module):
                 mine = (scores[i].detach() > options.student_score).nonzero()[:, 0]
                 if not len(theirs) or not len(mine):
                     continue
-                overlap = rotated_iou(boxes[i, mine], theirs)
+                overlap = every_iou(rectangles(boxes[i, mine]), rectangles(theirs))
                 if options.same_class:
                     overlap = overlap * (labels[i, mine, None] == their_labels.to(code.device)[good][None])
                 best, partner = overlap.max(dim=1)

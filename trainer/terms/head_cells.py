@@ -16,8 +16,9 @@ from cache.classes import DETECTION_CLASSES
 from cache.grid import BevGrid
 from models.detector import Batch, DetectorOutput
 from trainer.said import TeacherSaid
-from trainer.terms.map_places import augmentation_of, places_of_cells
 from trainer.terms.moved_regression import moved_branch
+from trainer.terms.places import CellPlaces, augmentation_of, cell_places, column_of
+from trainer.terms.precision import at_least_fp32
 from trainer.terms.sampling import sample_bilinear
 
 Groups = Sequence[tuple[str, ...]]
@@ -51,31 +52,27 @@ def heads_at_cells(
     cells = said.cells
     assert cells is not None
     assert said.logits is not None
-    augmentation, samples = augmentation_of(batch), cells.samples()
-    row, col, inside = places_of_cells(cells.index, samples, augmentation, said.grid, grid)
-    weights = cells.weights[:, cells.selectors.index(column)]
-    kept = inside & (weights > 0)
-    samples, row, col = samples[kept], row[kept], col[kept]
+    at = cell_places(cells, column_of(cells, column), batch, said.grid, grid)
     maps = [heads[name] for heads in output.heads for name in ("heatmap", *branches)]
-    joined = torch.cat(maps, dim=1)  # one gather for all of them
-    joined = joined if joined.dtype == torch.float64 else joined.float()
-    found = iter(sample_bilinear(joined, samples, row, col).split([m.shape[1] for m in maps], dim=1))
-    logits = said.logits[kept].to(joined.dtype)
+    joined = at_least_fp32(torch.cat(maps, dim=1))  # one gather for all of them
+    found = iter(sample_bilinear(joined, at.samples, at.row, at.col).split([m.shape[1] for m in maps], dim=1))
+    logits = said.logits[at.chosen].to(joined.dtype)
     heat, mine = [], []
     for _ in groups:
         heat.append(next(found))
         mine.append({name: next(found) for name in branches})
-    theirs = [_moved(said, names, branches, kept, augmentation[samples], grid, joined.dtype) for names in groups]
+    matrices = augmentation_of(batch, at.samples.device)[at.samples]
+    theirs = [_moved(said, names, branches, at, matrices, grid, joined.dtype) for names in groups]
     wanted = [logits[:, [DETECTION_CLASSES.index(name) for name in names]] for names in groups]
-    return HeadCells(weights[kept].to(joined.dtype), heat, wanted, mine, theirs)
+    return HeadCells(at.weights.to(joined.dtype), heat, wanted, mine, theirs)
 
 
 def _moved(
     said: TeacherSaid,
     names: tuple[str, ...],
     branches: Sequence[str],
-    kept: Tensor,
-    augmentation: Tensor,
+    at: CellPlaces,
+    matrices: Tensor,
     grid: BevGrid,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
@@ -84,6 +81,6 @@ def _moved(
         return {}
     assert said.regression is not None
     columns = said.regression_columns[[frozenset(theirs) for theirs in said.groups].index(frozenset(names))]
-    raw = said.regression[kept].to(dtype)
+    raw = said.regression[at.chosen].to(dtype)
     ratio = said.grid.cell_m / grid.cell_m
-    return {name: moved_branch(name, raw[:, columns[name]], augmentation, ratio) for name in branches}
+    return {name: moved_branch(name, raw[:, columns[name]], matrices, ratio) for name in branches}

@@ -29,6 +29,7 @@ from models.config import Config
 from models.depth import depth_targets
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import DepthSaid, TeacherSaid
+from trainer.terms.precision import at_least_fp32
 from trainer.terms.sampling import sample_bilinear
 from trainer.terms.store_facts import depth_edges
 from trainer.terms.term import TermNeeds
@@ -102,8 +103,7 @@ class LgkdDepth(nn.Module):
             picture, row, col = judged.nonzero().unbind(dim=1)
             teacher_row, teacher_col, inside = places_on_teacher(picture, row, col, batch, depth, logits.shape)
             picture, row, col = picture[inside], row[inside], col[inside]
-            z = logits[picture, :, row, col]  # (J, D)
-            z = z if z.dtype == torch.float64 else z.float()
+            z = at_least_fp32(logits[picture, :, row, col])  # (J, D)
             probs = depth.probs.flatten(0, 1).to(z.dtype)
             p = sample_bilinear(probs, picture, teacher_row[inside], teacher_col[inside])
             p, z = self._in_students_bins(p, z)

@@ -28,10 +28,11 @@ from cache.store import TeacherStore
 from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherCells, TeacherSaid
-from trainer.terms.map_places import augmentation_of, cell_centres, places_of_cells
-from trainer.terms.sampling import sample_bilinear
+from trainer.terms.adaptor import PlainAdaptor, adapted_at, student_adaptor
+from trainer.terms.places import augmentation_of, cell_centres, cell_places
 from trainer.terms.standardise import Standard, Standardise
-from trainer.terms.store_facts import MapFacts, columns_of, level_field, student_map, teacher_map
+from trainer.terms.store_facts import columns_of, map_fields, said_map, teacher_map
+from trainer.terms.student import MapFacts, map_of, student_map
 from trainer.terms.term import TermNeeds
 from trainer.terms.views import cells_in_view, lidar_to_camera
 
@@ -48,7 +49,7 @@ class LgkdFeatureOptions(Config):
     views: Literal["each", "union", "none"] = "each"
     views_from: Literal["calibration", "store"] = "calibration"
     counted: Literal["all", "reached", "nonzero"] = "reached"
-    adaptor: Literal["none", "conv1x1"] = "conv1x1"
+    adaptor: PlainAdaptor = "conv1x1"
     standardise: Standard = "channels"
 
 
@@ -68,15 +69,7 @@ class LgkdFeature(nn.Module):
         self.name, self.weight, self.options, self.grid = name, weight, options, student.grid
         self.needs, self.columns = needs_of(options), columns_of(needs_of(options).selectors)
         self.standardise = standardise or Standardise()
-        self.adaptor: nn.Module = nn.Identity()
-        if options.adaptor == "conv1x1":
-            # at the sampled places: a 1 x 1 convolution commutes with interpolation, and there are fewer of them
-            self.adaptor = nn.Linear(student.channels, teacher.channels)
-        elif student.channels != teacher.channels:
-            raise ConfigError(
-                f"term {name}: without an adaptor the student's map of {student.channels} channels cannot be compared "
-                f'with the teacher\'s of {teacher.channels}; set adaptor = "conv1x1"'
-            )
+        self.adaptor = student_adaptor(options.adaptor, student.channels, teacher.channels, name)
 
     @classmethod
     def build(
@@ -101,19 +94,12 @@ class LgkdFeature(nn.Module):
 
     def forward(self, output: DetectorOutput, batch: Batch, said: TeacherSaid) -> dict[str, LossPart]:
         options = self.options
-        cells, grid = (
-            (said.levels[options.level], said.level_grids[options.level]) if options.level else (said.cells, said.grid)
-        )
-        assert cells is not None
-        bev = output.levels[options.student_level] if options.student_level else output.bev
+        cells, grid = said_map(said, options.level)
+        bev = map_of(output, options.student_level)
         with torch.autocast(bev.device.type, enabled=False):
-            augmentation, samples = augmentation_of(batch), cells.samples()
-            masks = self._masks(cells, samples, grid, batch)  # (K, views)
-            row, col, inside = places_of_cells(cells.index, samples, augmentation, grid, self.grid)
-            kept = inside & (masks > 0).any(dim=1)
-            bev = bev if bev.dtype == torch.float64 else bev.float()
-            masks, values = masks[kept].to(bev.dtype), cells.values[kept].to(bev.dtype)
-            student = self.adaptor(sample_bilinear(bev, samples[kept], row[kept], col[kept]))
+            at = cell_places(cells, self._masks(cells, grid, batch), batch, grid, self.grid)
+            masks, values = at.weights.to(bev.dtype), cells.values[at.chosen].to(bev.dtype)  # (K, views), (K, C)
+            student = adapted_at(self.adaptor, bev, at.samples, at.row, at.col)
             counted = self._counted(values)
             error = ((student - self.standardise(values)).square() * counted).sum(dim=1)
             numerator, normaliser = masks.T @ error, masks.T @ counted.sum(dim=1)
@@ -128,16 +114,16 @@ class LgkdFeature(nn.Module):
             values.dtype
         )
 
-    def _masks(self, cells: TeacherCells, samples: Tensor, grid: BevGrid, batch: Batch) -> Tensor:
-        """(K, views) weights of each cell in each view's mean."""
+    def _masks(self, cells: TeacherCells, grid: BevGrid, batch: Batch) -> Tensor:
+        """(N, views) weights of each cell in each view's mean."""
         weights = cells.weights[:, [cells.selectors.index(column) for column in self.columns]]
         if self.options.views == "none" or self.options.views_from == "store":
             return weights
         if batch.images is None or batch.intrinsics is None or batch.camera_to_lidar is None:
             raise DataError(f'term {self.name}: the batch holds no pictures with calibration; set views = "none"')
-        to_camera = lidar_to_camera(batch.camera_to_lidar, augmentation_of(batch))
+        to_camera = lidar_to_camera(batch.camera_to_lidar, augmentation_of(batch, cells.index.device))
         size = (batch.images.shape[-1], batch.images.shape[-2])
-        seen = cells_in_view(cell_centres(cells.index, grid), samples, batch.intrinsics, to_camera, size)
+        seen = cells_in_view(cell_centres(cells.index, grid), cells.samples(), batch.intrinsics, to_camera, size)
         return weights * (seen if self.options.views == "each" else seen.any(dim=1, keepdim=True))
 
 
@@ -150,4 +136,4 @@ def needs_of(options: LgkdFeatureOptions) -> TermNeeds:
         selectors = tuple(f"{options.selector}*view{camera}" for camera in cameras)
     student = "levels" if options.student_level else "bev"
     from_batch = ("images", "intrinsics", "camera_to_lidar") if views and options.views_from == "calibration" else ()
-    return TermNeeds(level_field(options.level), selectors, (student,), any_grid=True, batch=from_batch)
+    return TermNeeds(map_fields(options.level), selectors, (student,), any_grid=True, batch=from_batch)

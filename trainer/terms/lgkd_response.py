@@ -32,7 +32,8 @@ from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
 from trainer.terms.head_cells import heads_at_cells
-from trainer.terms.store_facts import columns_of, require_same_groups, student_groups
+from trainer.terms.store_facts import column_name, map_fields, require_same_groups
+from trainer.terms.student import head_classes
 from trainer.terms.term import TermNeeds
 
 CLASS_WEIGHT = 0.25  # released
@@ -70,8 +71,8 @@ class LgkdResponse(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.weight, self.options, self.grid = name, weight, options, model.grid
-        self.needs, (self.column,) = needs_of(options), columns_of((options.selector,))
-        self.groups = student_groups(name, model)
+        self.needs, self.column = needs_of(options), column_name(options.selector)
+        self.groups = head_classes(name, model).names
 
     @classmethod
     def build(
@@ -125,5 +126,5 @@ def divergence(teacher: Tensor, student: Tensor, form: str, temperature: float) 
 
 def needs_of(options: LgkdResponseOptions) -> TermNeeds:
     """What the term reads under these options."""
-    fields = ("bev_index", "bev_weights", "logits", *(("regression",) if options.branches else ()))
+    fields = (*map_fields(), "logits", *(("regression",) if options.branches else ()))
     return TermNeeds(fields, (options.selector,), ("heads",), any_grid=True)

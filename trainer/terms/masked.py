@@ -9,48 +9,16 @@ With weights w_k and distances d_k of the cells k:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cache.grid import BevGrid
-from models.detector import Batch, LossPart
-from trainer.said import TeacherCells
-from trainer.terms.sampling import augmented_cells, inside_grid
+from models.detector import LossPart
 
 Reduce = Literal["mean", "sum"]
 Distance = Literal["squared", "norm"]
 Normaliser = Literal["mass", "area"]
-
-
-@dataclass(frozen=True)
-class CellPlaces:
-    """K stored cells whose centre is on the student's grid and whose weight is above 0. chosen: (K,) positions among
-    the stored cells, or (N,) bool; samples, row, col: (K,) where the student's map is read; weights: (K,)."""
-
-    chosen: Tensor
-    samples: Tensor
-    row: Tensor
-    col: Tensor
-    weights: Tensor
-
-
-def cell_places(cells: TeacherCells, weights: Tensor | None, batch: Batch, grid: BevGrid) -> CellPlaces:
-    """Where the stored cells lie on the student's map; weights: (N,) of each, None for 1."""
-    assert batch.bev_augmentation is not None
-    samples = cells.samples()
-    row, col = augmented_cells(cells.index, samples, batch.bev_augmentation, grid)
-    if weights is None:
-        weights = torch.ones(len(cells.index), device=cells.index.device)
-    kept = (weights > 0) & inside_grid(row, col, grid)
-    return CellPlaces(kept, samples[kept], row[kept], col[kept], weights[kept])
-
-
-def column_of(cells: TeacherCells, selector: str) -> Tensor:
-    """(N,) weights of the selector's column."""
-    return cells.weights[:, cells.selectors.index(selector)]
 
 
 def distance_per_cell(difference: Tensor, reduce: Reduce, distance: Distance) -> Tensor:

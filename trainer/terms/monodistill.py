@@ -24,17 +24,17 @@ from torch import Tensor, nn
 
 from cache.classes import DETECTION_CLASSES
 from cache.grid import BevGrid
-from cache.serving import NeededSelector
 from cache.store import TeacherStore
 from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherCells, TeacherSaid
-from trainer.terms.adaptor import AdaptorKind, student_adaptor
-from trainer.terms.annotated import labelled_frames
-from trainer.terms.masked import CellPlaces, cell_places, column_of, distance_per_cell
-from trainer.terms.precision import at_least_fp32
+from trainer.terms.adaptor import AdaptorKind, adapted_at, student_adaptor
+from trainer.terms.annotations import annotated_frames
+from trainer.terms.masked import distance_per_cell
+from trainer.terms.places import CellPlaces, cell_places, column_of
 from trainer.terms.sampling import sample_bilinear
-from trainer.terms.student import heat_logits_of, require_heat
+from trainer.terms.store_facts import column_name, map_fields
+from trainer.terms.student import heat_logits_of, map_of, require_heat
 from trainer.terms.term import TermNeeds
 
 
@@ -94,23 +94,21 @@ class MonoDistill(nn.Module):
         assert cells is not None
         parts: dict[str, LossPart] = {}
         with torch.autocast(output.bev.device.type, enabled=False):
-            student = self.adaptor(at_least_fp32(output.bev))
-            places = cell_places(cells, column_of(cells, _name(options.selector)), batch, self.grid)
+            bev, column = map_of(output), column_of(cells, column_name(options.selector))
+            places = cell_places(cells, column, batch, said.grid, self.grid)
             if options.feature_weight or options.over == "selector":
-                found, wanted = _both(student, cells, places)
+                found, wanted = self._both(bev, cells, places)
             if options.feature_weight:
-                weights = places.weights.to(student.dtype)
+                weights = places.weights.to(bev.dtype)
                 numerator = (weights * distance_per_cell(found - wanted, "mean", "squared")).sum()
                 parts["feature"] = LossPart(numerator[None], weights.sum()[None], options.feature_weight)
             if options.relation_weight:
                 if options.over == "every_cell":
-                    labelled = labelled_frames(batch, student.device)
-                    places = cell_places(cells, labelled[cells.samples()].float(), batch, self.grid)
-                    found, wanted = _both(student, cells, places)
+                    annotated = annotated_frames(batch, bev.device)
+                    places = cell_places(cells, annotated[cells.samples()], batch, said.grid, self.grid)
+                    found, wanted = self._both(bev, cells, places)
                 index = cells.index[places.chosen]
-                numerator, frames = relation(
-                    found, wanted, places.samples, index, len(output.bev), self.grid, options.block
-                )
+                numerator, frames = relation(found, wanted, places.samples, index, len(bev), said.grid, options.block)
                 parts["relation"] = LossPart(numerator[None], frames[None], options.relation_weight)
             if options.response_weight:
                 parts["response"] = self._response(output, batch, said, cells)
@@ -119,9 +117,15 @@ class MonoDistill(nn.Module):
             for part, value in parts.items()
         }
 
+    def _both(self, bev: Tensor, cells: TeacherCells, places: CellPlaces) -> tuple[Tensor, Tensor]:
+        """(K, C) of student and teacher at the places."""
+        found = adapted_at(self.adaptor, bev, places.samples, places.row, places.col)
+        return found, cells.values[places.chosen].to(bev.dtype)
+
     def _response(self, output: DetectorOutput, batch: Batch, said: TeacherSaid, cells: TeacherCells) -> LossPart:
         assert said.logits is not None
-        places = cell_places(cells, column_of(cells, _name(self.options.around)), batch, self.grid)
+        around = column_of(cells, column_name(self.options.around))
+        places = cell_places(cells, around, batch, said.grid, self.grid)
         heat = heat_logits_of(self.name, output)
         found = sample_bilinear(heat, places.samples, places.row, places.col).sigmoid()
         wanted = said.logits[places.chosen][:, self.class_ids].to(found.dtype).sigmoid()
@@ -155,19 +159,9 @@ def relation(
     return (difference / blocks.clamp(min=1).square()).sum(), (blocks > 0).sum().to(student.dtype)
 
 
-def _both(student: Tensor, cells: TeacherCells, places: CellPlaces) -> tuple[Tensor, Tensor]:
-    """(K, C) of student and teacher at the places."""
-    found = sample_bilinear(student, places.samples, places.row, places.col)
-    return found, cells.values[places.chosen].to(student.dtype)
-
-
-def _name(selector: str) -> str:
-    return NeededSelector.parse(selector).name
-
-
 def needs_of(options: MonoDistillOptions) -> TermNeeds:
     """What the term reads under these options."""
-    fields, selectors, student = ["bev_index", "bev_weights"], [options.selector], ["bev"]
+    fields, selectors, student = [*map_fields()], [options.selector], ["bev"]
     if options.response_weight:
         fields.append("logits")
         selectors.append(options.around)

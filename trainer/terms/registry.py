@@ -16,7 +16,6 @@ from trainer.terms import (
     lgkd_depth,
     lgkd_feature,
     lgkd_response,
-    masked_features,
     monodistill,
     relabel,
     set2set,
@@ -50,7 +49,7 @@ TERMS: dict[str, TermKind] = {
     "bevdistill_heat": TermKind(
         bevdistill_heat.BevDistillHeatOptions, bevdistill_heat.needs_of, bevdistill_heat.BevDistillHeat.build
     ),
-    "fitnet": TermKind(fitnet.FitNetOptions, fitnet.needs_of, fitnet.build),
+    "fitnet": TermKind(fitnet.FitNetOptions, fitnet.needs_of, fitnet.FitNet.build),
     "set2set": TermKind(set2set.Set2SetOptions, set2set.needs_of, set2set.build),
     "monodistill": TermKind(monodistill.MonoDistillOptions, monodistill.needs_of, monodistill.MonoDistill.build),
     "uvtr": TermKind(uvtr.UvtrOptions, uvtr.needs_of, uvtr.Uvtr.build),
@@ -67,10 +66,7 @@ TERMS: dict[str, TermKind] = {
         sparsekd_logits.KdLogitsOptions, sparsekd_logits.needs_of, sparsekd_logits.SparseKdLogits.build
     ),
     "gid_logits": TermKind(gid_logits.GidLogitsOptions, gid_logits.needs_of, gid_logits.GidLogits.build),
-    "kd_fitnet": TermKind(
-        masked_features.FitNetOptions, masked_features.needs_of, masked_features.MaskedFeatures.build
-    ),
-    "fg": TermKind(masked_features.FgOptions, masked_features.needs_of, masked_features.MaskedFeatures.build),
+    "fg": TermKind(fitnet.FgOptions, fitnet.needs_of, fitnet.FitNet.build),
     "mimic": TermKind(box_features.MimicOptions, box_features.needs_of, box_features.BoxFeatures.build),
     "gid_features": TermKind(box_features.GidFeaturesOptions, box_features.needs_of, box_features.BoxFeatures.build),
     # BEV-LGKD, and other works on features and responses

@@ -3,7 +3,7 @@
 `Relabel` is the protocol beside `Term`: it is called before the detection loss and changes what that loss reads; terms
 read the batch as it was, since their masks are drawn from annotations alone. `LabelDistillation` is SparseKD's, and the
 baseline "label" (LAD). 2 ms for 4 frames of 40 boxes by distance, 5 ms by overlap.
-Source: Yang et al. 2022 (SparseKD), released code; see docs/methods-sparsekd.md.
+Source: Yang et al. 2022 (SparseKD), released code; see docs/methods.md.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from cache.classes import DETECTION_CLASSES
 from cache.errors import ConfigError
 from models.config import Config
 from models.detector import Batch
+from models.rotated_iou import every_iou, rectangles
 from models.suppress import circle_suppress
-from trainer.rotated_iou import rotated_iou
 from trainer.said import TeacherSaid
 from trainer.terms.annotations import annotated_frames
-from trainer.terms.moved_boxes import move_boxes
+from trainer.terms.box_code import move_boxes
 from trainer.terms.places import augmentation_of
 from trainer.terms.term import TermNeeds
 
@@ -110,7 +110,7 @@ class LabelDistillation:
             )
         device = batch.boxes[0].device if frames else torch.device("cpu")
         annotated = annotated_frames(batch)
-        matrices = augmentation_of(batch, frames, device)
+        matrices = augmentation_of(batch, device)
         counts = dict.fromkeys(("kept", "dropped", "duplicates", "capped", "relabelled"), 0)
         boxes, labels = list(batch.boxes), list(batch.labels)
         for i in range(frames):
@@ -124,7 +124,7 @@ class LabelDistillation:
             boxes[i], labels[i] = self._merged((boxes[i], labels[i]), trusted, counts)
             counts["relabelled"] += int(not annotated[i])
         changes: dict[str, Any] = {"boxes": boxes, "labels": labels}
-        if getattr(batch, "labelled", None) is not None and self.options.unlabelled == "teacher":
+        if batch.labelled is not None and self.options.unlabelled == "teacher":
             changes["labelled"] = None
         return Relabelled(
             dataclasses.replace(batch, **changes), {f"{self.name}/{key}": value for key, value in counts.items()}
@@ -157,7 +157,7 @@ class LabelDistillation:
         wanted = self.overlaps.to(boxes)[labels]
         if not self.options.by_iou or not annotated:
             return by_score
-        overlap = rotated_iou(boxes, mine) * (labels[:, None] == my_labels[None])
+        overlap = every_iou(rectangles(boxes), rectangles(mine)) * (labels[:, None] == my_labels[None])
         return torch.where(wanted >= 0, ((overlap > 0) & (overlap >= wanted[:, None])).any(dim=1), by_score)
 
     def _duplicates(self, mine: Tensor, my_labels: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
@@ -171,9 +171,10 @@ class LabelDistillation:
             left = (~taken).nonzero()[:, 0]
             stays = circle_suppress(boxes[left, :2], labels[left], radius)
         else:
-            taken = (same & (rotated_iou(boxes, mine) > self.options.iou)).any(dim=1)
+            taken = (same & (every_iou(rectangles(boxes), rectangles(mine)) > self.options.iou)).any(dim=1)
             left = (~taken).nonzero()[:, 0]
-            alike = rotated_iou(boxes[left], boxes[left]) > self.options.iou
+            seen = rectangles(boxes[left])
+            alike = every_iou(seen, seen) > self.options.iou
             stays = _greedy(alike & (labels[left][:, None] == labels[left][None]))
         taken[left[~stays]] = True
         return taken

@@ -7,7 +7,7 @@ over the stored cells k of the whole batch and the G heads g of the student; d i
 a stored column: `gaussian*confident(threshold=0)` is the released max_c G * max_c p_T. Probabilities are explicit:
 sigmoids of raw logits, one of each. Where grids differ the student's probabilities are read at the teacher's cell
 centres. 11 ms for 4 frames of 1,500 cells and ten classes on 128 x 128, forward and backward, on one core.
-Source: Yang et al. 2022 (SparseKD), arXiv 2205.15156, and its released code; see docs/methods-sparsekd.md.
+Source: Yang et al. 2022 (SparseKD), arXiv 2205.15156, and its released code; see docs/methods.md.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from cache.store import TeacherStore
 from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
-from trainer.terms.places import cells_on
-from trainer.terms.sampling import inside_grid, sample_bilinear
-from trainer.terms.student_heads import at_least_fp32, head_classes, heat_probabilities
+from trainer.terms.places import cell_places, column_of
+from trainer.terms.precision import at_least_fp32
+from trainer.terms.sampling import sample_bilinear
+from trainer.terms.store_facts import columns_of, map_fields
+from trainer.terms.student import head_classes, heat_logits_of
 from trainer.terms.term import TermNeeds
 
 PIVOTAL = "gaussian*confident(threshold=0)"
@@ -61,9 +63,7 @@ class KdLogitsOptions(SparseKdLogitsOptions):
 
 def needs_of(options: SparseKdLogitsOptions) -> TermNeeds:
     """Logits and weights at the stored cells; any grid will do."""
-    return TermNeeds(
-        ("bev_index", "bev_weights", "logits"), tuple(dict.fromkeys(options.selectors)), ("heads",), any_grid=True
-    )
+    return TermNeeds((*map_fields(), "logits"), tuple(dict.fromkeys(options.selectors)), ("heads",), any_grid=True)
 
 
 class SparseKdLogits(nn.Module):
@@ -74,12 +74,12 @@ class SparseKdLogits(nn.Module):
         self.name, self.weight, self.options, self.grid = name, weight, options, model.grid
         self.needs = needs_of(options)
         self.heads = head_classes(name, model)
-        if len(options.selectors) not in (1, self.heads.count):
+        if len(options.selectors) not in (1, len(self.heads.names)):
             raise ConfigError(
-                f"term {name}: selectors holds {len(options.selectors)} entries, the student has {self.heads.count} "
-                "heads; give one for all, or one for each head"
+                f"term {name}: selectors holds {len(options.selectors)} entries, the student has "
+                f"{len(self.heads.names)} heads; give one for all, or one for each head"
             )
-        self.columns = [NeededSelector.parse(text).name for text in options.selectors]
+        self.columns = columns_of(options.selectors)
 
     @classmethod
     def build(
@@ -97,20 +97,19 @@ class SparseKdLogits(nn.Module):
     def forward(self, output: DetectorOutput, batch: Batch, said: TeacherSaid) -> dict[str, LossPart]:
         assert said.cells is not None
         assert said.logits is not None
-        cells, heads = said.cells, self.heads.count
+        cells, heads = said.cells, len(self.heads.names)
         with torch.autocast(said.logits.device.type, enabled=False):
-            student = heat_probabilities(output)  # (B, classes, H, W)
-            samples, row, col = cells_on(cells, said.grid, batch, self.grid)
-            columns = torch.stack([cells.weights[:, cells.selectors.index(name)] for name in self.columns], dim=1)
-            kept = (columns > 0).any(dim=1) & inside_grid(row, col, self.grid)
-            classes = torch.tensor(self.heads.classes, device=kept.device)
-            wanted = at_least_fp32(said.logits[kept][:, classes]).to(student.dtype).sigmoid()  # (K, classes)
-            found = sample_bilinear(student, samples[kept], row[kept], col[kept])
-            weights = columns[kept].to(student.dtype).expand(-1, heads)  # (K, heads)
+            student = heat_logits_of(self.name, output).sigmoid()  # (B, classes, H, W)
+            columns = torch.stack([column_of(cells, name) for name in self.columns], dim=1)
+            at = cell_places(cells, columns, batch, said.grid, self.grid)
+            classes = torch.tensor(self.heads.classes, device=at.chosen.device)
+            wanted = at_least_fp32(said.logits[at.chosen][:, classes]).to(student.dtype).sigmoid()  # (K, classes)
+            found = sample_bilinear(student, at.samples, at.row, at.col)
+            weights = at.weights.to(student.dtype).expand(-1, heads)  # (K, heads)
             if self.options.group_confidence:
                 weights = weights * self._best_of_group(wanted)
             error = self._distance(found, wanted)
-            group = torch.tensor(self.heads.groups, device=kept.device)
+            group = torch.tensor(self.heads.groups, device=at.chosen.device)
             per_head = error.new_zeros(len(error), heads).index_add(1, group, error)
             numerator, mass = (weights * per_head).sum(dim=0), weights.sum(dim=0)
         return {self.name: LossPart(numerator, mass, self.weight / heads)}
@@ -123,4 +122,4 @@ class SparseKdLogits(nn.Module):
     def _best_of_group(self, wanted: Tensor) -> Tensor:
         """(K, heads): the teacher's best probability among each head's classes."""
         group = torch.tensor(self.heads.groups, device=wanted.device).expand_as(wanted)
-        return wanted.new_zeros(len(wanted), self.heads.count).scatter_reduce(1, group, wanted, "amax")
+        return wanted.new_zeros(len(wanted), len(self.heads.names)).scatter_reduce(1, group, wanted, "amax")

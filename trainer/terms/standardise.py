@@ -4,7 +4,7 @@ A LiDAR map's channels differ in scale by orders of magnitude and are correlated
 handful of them. Statistics are taken once, over the cells that the term reads, and are part of the term's state.
 
     none       T
-    channels   (T - mean) / deviation
+    channels   (T - mean) / deviation; a channel that never changes gets deviation 1
     whiten     W (T - mean), W = U diag(1 / sqrt(l + 1e-3 mean l)) U^T for the covariance U diag(l) U^T (ZCA: the
                nearest white coordinates to the old ones)
 """
@@ -27,7 +27,7 @@ _RIDGE = 1e-3  # of the mean eigenvalue: directions that the teacher hardly uses
 
 
 class Standardise(nn.Module):
-    """(K, C) as stored -> (K, C) in the dtype of the statistics. scale: (C,) factors, (C, C) a matrix, or None."""
+    """(K, C) as stored -> (K, C). scale: (C,) deviations, (C, C) the matrix W, or None."""
 
     mean: Tensor
     scale: Tensor
@@ -42,26 +42,29 @@ class Standardise(nn.Module):
         if self.kind == "none":
             return values
         centred = values - self.mean
-        return centred * self.scale if self.kind == "channels" else centred @ self.scale.T
+        return centred / self.scale if self.kind == "channels" else centred @ self.scale.T
 
     @classmethod
     def fit(
-        cls, kind: Standard, teacher: TeacherStore, level: str, rows: Sequence[int], columns: Sequence[str]
+        cls, kind: Standard, teacher: TeacherStore, level: str, rows: Sequence[int], columns: Sequence[str] | None
     ) -> Standardise:
         """From up to STATISTICS_FRAMES of `rows` of the feature ("") or a level, over the cells that any of these
-        columns of weights keeps, each cell counted once. Deterministic. StoreError where there is no such cell."""
+        columns of weights keeps (None: over all stored cells), each cell counted once. Deterministic. StoreError where
+        there is no such cell."""
         if kind == "none":
             return cls()
-        read, kept = teacher_cells(teacher, level), [list(teacher.selectors).index(name) for name in columns]
+        read = teacher_cells(teacher, level)
+        kept = None if columns is None else [list(teacher.selectors).index(name) for name in columns]
         count, total, squares = 0, np.zeros(1), np.zeros(1)
         picked = _evenly(len(rows))
         for i in picked:
             cells = read(rows[i])
-            values = cells.values[(cells.weights[:, kept] > 0).any(axis=1)].astype(np.float64)
+            chosen = slice(None) if kept is None else (cells.weights[:, kept] > 0).any(axis=1)
+            values = cells.values[chosen].astype(np.float64)
             square = values.T @ values if kind == "whiten" else (values**2).sum(axis=0)
             count, total, squares = count + len(values), total + values.sum(axis=0), squares + square
         if not count:
-            raise nothing_there(teacher.root, columns, len(picked))
+            raise nothing_there(teacher.root, columns or ("any",), len(picked))
         mean = total / count
         return cls(*_moments(kind, mean, squares / count))
 
@@ -72,11 +75,10 @@ def _evenly(count: int) -> list[int]:
 
 
 def _moments(kind: Standard, mean: np.ndarray, second: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and scale from E[T] and E[T^2] or E[T T^T]; a channel that never changes keeps its scale."""
+    """Mean and scale from E[T] and E[T^2] or E[T T^T]."""
     if kind == "channels":
-        deviation = np.sqrt(np.maximum(second - mean**2, 0))
-        deviation[deviation < 1e-6] = 1.0
-        scale = 1 / deviation
+        scale = np.sqrt(np.maximum(second - mean**2, 0))
+        scale[scale < 1e-6] = 1.0
     else:
         covariance = second - np.outer(mean, mean)
         values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)

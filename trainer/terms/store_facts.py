@@ -7,23 +7,17 @@ refused here, before training, with the field's name and the remedy.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from cache.cells import Cells
 from cache.errors import ConfigError, StoreError
+from cache.field_list import Asked
 from cache.grid import BevGrid
 from cache.serving import NeededSelector
 from cache.store import TeacherStore
 from models.detector import Detector
-
-
-@dataclass(frozen=True)
-class MapFacts:
-    """One BEV map: its channels and grid."""
-
-    channels: int
-    grid: BevGrid
+from trainer.said import TeacherCells, TeacherSaid
+from trainer.terms.student import MapFacts, head_classes, require_box_maps
 
 
 def teacher_map(teacher: TeacherStore, level: str) -> MapFacts:
@@ -32,7 +26,7 @@ def teacher_map(teacher: TeacherStore, level: str) -> MapFacts:
     if not level:
         return MapFacts(teacher.bev.channels, teacher.grid)
     store: Any = teacher
-    store.require(f"level(name={level})")
+    store.require(level_item(level))
     found = store.further.level(level)
     return MapFacts(found.encoding.channels, found.grid)
 
@@ -41,30 +35,6 @@ def teacher_cells(teacher: TeacherStore, level: str) -> Callable[[int], Cells]:
     """Reads one row's cells of that map."""
     store: Any = teacher
     return (lambda row: store.level_cells(row, level)) if level else teacher.cells
-
-
-def student_map(term: str, model: Detector, level: str) -> MapFacts:
-    """The student's main map ("") or one of its levels. ConfigError naming those there are."""
-    if not level:
-        return MapFacts(model.bev_channels, model.grid)
-    if level not in model.levels:
-        raise ConfigError(
-            f"term {term}: the student gives no level {level!r}, it gives {', '.join(model.levels) or 'none'}; set "
-            "student_level to one of them, or leave it out for the main map"
-        )
-    return MapFacts(model.levels[level].channels, model.levels[level].grid)
-
-
-def student_groups(term: str, model: Detector) -> tuple[tuple[str, ...], ...]:
-    """The classes of each of the student's task groups, in the order of `DetectorOutput.heads`. ConfigError for a
-    detector without them."""
-    tasks = (model.config.get("head") or {}).get("tasks")
-    if not tasks:
-        raise ConfigError(
-            f"term {term}: the student has no centre head with task groups, which this term reads; choose a model with "
-            "`heads`, or a term for queries"
-        )
-    return tuple(tuple(task) for task in tasks)
 
 
 def teacher_groups(teacher: TeacherStore) -> tuple[tuple[str, ...], ...]:
@@ -77,7 +47,8 @@ def teacher_groups(teacher: TeacherStore) -> tuple[tuple[str, ...], ...]:
 def require_same_groups(term: str, teacher: TeacherStore, model: Detector) -> None:
     """ConfigError, naming both, where a task group of the student is not one of the teacher's: raw regression of one
     group cannot teach another."""
-    mine, theirs = student_groups(term, model), teacher_groups(teacher)
+    require_box_maps(term, model)
+    mine, theirs = head_classes(term, model).names, teacher_groups(teacher)
     known = {frozenset(group) for group in theirs}
     for group in mine:
         if frozenset(group) not in known:
@@ -101,14 +72,31 @@ def sampled_channels(teacher: TeacherStore, item: str) -> int:
     return int(store.further.channels[store.require(item).name])
 
 
+def column_name(selector: str) -> str:
+    """The name of the column of weights that a selector reads."""
+    return NeededSelector.parse(selector).name
+
+
 def columns_of(selectors: Sequence[str]) -> tuple[str, ...]:
     """Names of the columns of weights that these selectors read."""
-    return tuple(NeededSelector.parse(text).name for text in selectors)
+    return tuple(map(column_name, selectors))
 
 
-def level_field(level: str) -> tuple[str, ...]:
-    """The teacher field of a map, and what every masked term reads beside it."""
-    return ("bev_index", "bev_weights", *((f"level_{level}",) if level else ()))
+def map_fields(level: str = "") -> tuple[str, ...]:
+    """The teacher fields of a map, and what every masked term reads beside it."""
+    return ("bev_index", "bev_weights", *((level_item(level),) if level else ()))
+
+
+def level_item(level: str) -> str:
+    """A level as `cache-teacher --fields` lists it."""
+    return str(Asked("level", (("name", level),)))
+
+
+def said_map(said: TeacherSaid, level: str = "") -> tuple[TeacherCells, BevGrid]:
+    """The stored cells of the feature ("") or of a level, and their grid."""
+    cells, grid = (said.levels[level], said.level_grids[level]) if level else (said.cells, said.grid)
+    assert cells is not None
+    return cells, grid
 
 
 def nothing_there(root: Any, columns: Sequence[str], frames: int) -> StoreError:

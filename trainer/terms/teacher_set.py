@@ -19,10 +19,11 @@ from cache.classes import DETECTION_CLASSES
 from cache.grid import BevGrid
 from models.config import Config
 from models.detector import Batch
+from models.rotated_iou import paired_iou, rectangles
 from trainer.said import TeacherSaid
-from trainer.terms.annotated import labelled_frames
+from trainer.terms.annotations import annotated_frames
 from trainer.terms.box_code import decode_codes, encode_boxes, move_codes
-from trainer.terms.overlap import bev_iou
+from trainer.terms.places import augmentation_of
 from trainer.terms.precision import at_least_fp32
 
 Source = Literal["queries", "boxes"]
@@ -65,7 +66,6 @@ class TeacherSet:
 
 def teacher_set(said: TeacherSaid, batch: Batch, options: TeacherSetOptions, grid: BevGrid) -> TeacherSet:
     """The objects that the teacher names, moved by the batch's augmentation. grid: the student's."""
-    assert batch.bev_augmentation is not None
     if options.objects == "queries":
         probs = [at_least_fp32(logits[: options.top]).sigmoid() for logits in said.query_logits]
         codes = [at_least_fp32(code[: options.top]) for code in said.query_boxes]
@@ -73,10 +73,11 @@ def teacher_set(said: TeacherSaid, batch: Batch, options: TeacherSetOptions, gri
         probs = [_one_hot(s[: options.top], c[: options.top]) for s, c in zip(said.scores, said.labels, strict=True)]
         codes = [encode_boxes(at_least_fp32(boxes[: options.top])) for boxes in said.boxes]
     counts = torch.tensor([len(code) for code in codes])
-    device = batch.bev_augmentation.device
+    matrices = augmentation_of(batch, codes[0].device if codes else "cpu")
+    device = matrices.device
     sample = torch.repeat_interleave(torch.arange(len(codes)), counts).to(device)
     rank = torch.cat([torch.arange(int(count)) for count in counts]).to(device)
-    moved = move_codes(torch.cat(codes), batch.bev_augmentation[sample])
+    moved = move_codes(torch.cat(codes), matrices[sample])
     x, y = moved[:, 0], moved[:, 1]
     inside = (x >= grid.x_min) & (x < grid.x_max) & (y >= grid.y_min) & (y < grid.y_max)
     kept = inside & torch.isfinite(moved[:, :8]).all(dim=1)
@@ -93,21 +94,21 @@ def quality_of(objects: TeacherSet, batch: Batch, options: TeacherSetOptions) ->
         return torch.ones_like(scores)
     if options.quality == "score" or not len(scores):
         return scores
-    labelled = labelled_frames(batch, scores.device)
+    annotated = annotated_frames(batch, scores.device)
     boxes, labels = decode_codes(objects.codes), objects.labels
     best = torch.zeros_like(scores, dtype=torch.float64)
     first = 0
     for sample, count in enumerate(objects.counts):
         mine = slice(first, first + count)
         first += count
-        if not count or not bool(labelled[sample]) or not len(batch.boxes[sample]):
+        if not count or not bool(annotated[sample]) or not len(batch.boxes[sample]):
             continue
         truth, truth_labels = batch.boxes[sample], batch.labels[sample]
         i, j = (labels[mine, None] == truth_labels[None]).nonzero(as_tuple=True)
-        overlap = bev_iou(boxes[mine][i], truth[j])
+        overlap = paired_iou(rectangles(boxes[mine][i]), rectangles(truth[j]))
         best[mine] = best[mine].scatter_reduce(0, i, overlap, "amax")
     q = scores.double().pow(options.gamma) * best.pow(1 - options.gamma)
-    return torch.where(labelled[objects.sample], q.to(scores.dtype), scores)
+    return torch.where(annotated[objects.sample], q.to(scores.dtype), scores)
 
 
 def _one_hot(scores: Tensor, labels: Tensor) -> Tensor:
@@ -118,4 +119,4 @@ def _one_hot(scores: Tensor, labels: Tensor) -> Tensor:
 
 def fields_of(options: TeacherSetOptions) -> tuple[str, ...]:
     """Of the teacher store."""
-    return ("queries",) if options.objects == "queries" else ("boxes", "scores", "labels")
+    return (f"queries(top={options.top})",) if options.objects == "queries" else ("boxes", "scores", "labels")

@@ -23,9 +23,11 @@ from cache.store import TeacherStore
 from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
+from trainer.terms.adaptor import adapted_rows, student_adaptor
 from trainer.terms.box_relations import channel_relation, mean_over_pairs, point_relation
-from trainer.terms.box_samples import item_text, sampled_boxes
-from trainer.terms.store_facts import MapFacts, sampled_channels, student_map
+from trainer.terms.box_samples import sampled_boxes, samples_item
+from trainer.terms.store_facts import sampled_channels
+from trainer.terms.student import MapFacts, map_of, student_map
 from trainer.terms.term import TermNeeds
 
 
@@ -48,7 +50,7 @@ class TigBevInner(nn.Module):
         super().__init__()
         self.name, self.weight, self.options, self.grid = name, weight, options, student.grid
         self.needs = needs_of(options)
-        self.adaptor = nn.Linear(student.channels, channels)
+        self.adaptor = student_adaptor("conv1x1", student.channels, channels)
 
     @classmethod
     def build(
@@ -66,11 +68,10 @@ class TigBevInner(nn.Module):
 
     def forward(self, output: DetectorOutput, batch: Batch, said: TeacherSaid) -> dict[str, LossPart]:
         options = self.options
-        bev = output.levels[options.student_level] if options.student_level else output.bev
+        bev = map_of(output, options.student_level)
         with torch.autocast(bev.device.type, enabled=False):
-            bev = bev if bev.dtype == torch.float64 else bev.float()
-            both = sampled_boxes(bev, self.grid, batch, said, _item(options), options.points, options.enlarge)
-            student = self.adaptor(both.student)
+            both = sampled_boxes(bev, self.grid, batch, said, _item(options))
+            student = adapted_rows(self.adaptor, both.student)
             pairs = [(channel_relation(f, both.valid), point_relation(f, both.valid)) for f in (student, both.teacher)]
             channels = (pairs[0][0] - pairs[1][0]).square().mean(dim=(1, 2))
             points = mean_over_pairs((pairs[0][1] - pairs[1][1]).square(), both.valid)
@@ -83,7 +84,7 @@ class TigBevInner(nn.Module):
 
 
 def _item(options: TigBevOptions) -> str:
-    return item_text(options.points, options.level, options.enlarge)
+    return samples_item(points=options.points, level=options.level, enlarge=options.enlarge)
 
 
 def needs_of(options: TigBevOptions) -> TermNeeds:

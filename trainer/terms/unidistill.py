@@ -14,19 +14,20 @@ Source: UniDistill, CVPR 2023, and its released code, which has no adaptor becau
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from cache.errors import ConfigError
+from cache.grid import BevGrid
 from cache.store import TeacherStore
 from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
+from trainer.terms.adaptor import PlainAdaptor, adapted_rows, student_adaptor
 from trainer.terms.box_relations import mean_over_pairs, point_relation
-from trainer.terms.box_samples import BoxSamples, item_text, sampled_boxes
-from trainer.terms.store_facts import MapFacts, sampled_channels, student_map
+from trainer.terms.box_samples import BoxSamples, sampled_boxes, samples_item
+from trainer.terms.store_facts import sampled_channels
+from trainer.terms.student import MapFacts, map_of, student_map
 from trainer.terms.term import TermNeeds
 
 
@@ -40,7 +41,7 @@ class PointOptions(Config):
 class UniDistillFeatureOptions(PointOptions):
     """adaptor: conv1x1, or none (released; the maps then need as many channels)."""
 
-    adaptor: Literal["none", "conv1x1"] = "conv1x1"
+    adaptor: PlainAdaptor = "conv1x1"
 
 
 class UniDistillFeature(nn.Module):
@@ -52,14 +53,7 @@ class UniDistillFeature(nn.Module):
         super().__init__()
         self.name, self.weight, self.options, self.grid = name, weight, options, student.grid
         self.needs = needs_of(options)
-        self.adaptor: nn.Module = nn.Identity()
-        if options.adaptor == "conv1x1":
-            self.adaptor = nn.Linear(student.channels, channels)
-        elif student.channels != channels:
-            raise ConfigError(
-                f"term {name}: without an adaptor the student's map of {student.channels} channels cannot be compared "
-                f'with the teacher\'s of {channels}; set adaptor = "conv1x1"'
-            )
+        self.adaptor = student_adaptor(options.adaptor, student.channels, channels, name)
 
     @classmethod
     def build(
@@ -78,7 +72,7 @@ class UniDistillFeature(nn.Module):
     def forward(self, output: DetectorOutput, batch: Batch, said: TeacherSaid) -> dict[str, LossPart]:
         with torch.autocast(output.bev.device.type, enabled=False):
             both = _sampled(output, batch, said, self.options, self.grid)
-            error = (self.adaptor(both.student) - both.teacher).abs().mean(dim=2) * both.valid  # (N, P)
+            error = (adapted_rows(self.adaptor, both.student) - both.teacher).abs().mean(dim=2) * both.valid  # (N, P)
             per_box = error.sum(dim=1) / both.valid.sum(dim=1)
         return {self.name: _over_boxes(per_box, self.weight)}
 
@@ -114,13 +108,13 @@ class UniDistillRelation(nn.Module):
 
 
 def _item(options: PointOptions) -> str:
-    return item_text("9", options.level, 1.0)
+    return samples_item(level=options.level)
 
 
-def _sampled(output: DetectorOutput, batch: Batch, said: TeacherSaid, options: PointOptions, grid: Any) -> BoxSamples:
-    bev = output.levels[options.student_level] if options.student_level else output.bev
-    bev = bev if bev.dtype == torch.float64 else bev.float()
-    return sampled_boxes(bev, grid, batch, said, _item(options), "9", 1.0)
+def _sampled(
+    output: DetectorOutput, batch: Batch, said: TeacherSaid, options: PointOptions, grid: BevGrid
+) -> BoxSamples:
+    return sampled_boxes(map_of(output, options.student_level), grid, batch, said, _item(options))
 
 
 def _over_boxes(per_box: Tensor, weight: float) -> LossPart:

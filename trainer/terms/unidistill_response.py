@@ -23,7 +23,8 @@ from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
 from trainer.terms.head_cells import heads_at_cells
-from trainer.terms.store_facts import columns_of, require_same_groups, student_groups
+from trainer.terms.store_facts import column_name, map_fields, require_same_groups
+from trainer.terms.student import head_classes
 from trainer.terms.term import TermNeeds
 
 
@@ -47,8 +48,8 @@ class UniDistillResponse(nn.Module):
     def __init__(self, name: str, weight: float, options: UniDistillResponseOptions, model: Detector) -> None:
         super().__init__()
         self.name, self.weight, self.options, self.grid = name, weight, options, model.grid
-        self.needs, (self.column,) = needs_of(options), columns_of((options.selector,))
-        self.groups = student_groups(name, model)
+        self.needs, self.column = needs_of(options), column_name(options.selector)
+        self.groups = head_classes(name, model).names
 
     @classmethod
     def build(
@@ -85,5 +86,5 @@ class UniDistillResponse(nn.Module):
 
 def needs_of(options: UniDistillResponseOptions) -> TermNeeds:
     """What the term reads under these options."""
-    fields = ("bev_index", "bev_weights", "logits", *(("regression",) if options.regression else ()))
+    fields = (*map_fields(), "logits", *(("regression",) if options.regression else ()))
     return TermNeeds(fields, (options.selector,), ("heads",), any_grid=True)

@@ -16,18 +16,23 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cache.serving import NeededSelector
 from cache.store import TeacherStore
 from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
-from trainer.terms.adaptor import AdaptorKind, student_adaptor
+from trainer.terms.adaptor import AdaptorKind, adapted_at, student_adaptor
 from trainer.terms.bevdistill_contrast import query_points
-from trainer.terms.masked import cell_places, column_of
-from trainer.terms.precision import at_least_fp32
-from trainer.terms.sampling import grid_places, inside_grid, sample_bilinear
-from trainer.terms.student import queries_of, require_queries
-from trainer.terms.teacher_map import canonical_points, teacher_at
+from trainer.terms.places import (
+    augmentation_of,
+    canonical_points,
+    cell_places,
+    column_of,
+    inside_grid,
+    rows_and_columns,
+)
+from trainer.terms.store_facts import column_name, map_fields
+from trainer.terms.student import map_of, queries_of, require_queries
+from trainer.terms.teacher_map import stored_bilinear
 from trainer.terms.term import TermNeeds
 
 
@@ -75,29 +80,28 @@ class Uvtr(nn.Module):
     def forward(self, output: DetectorOutput, batch: Batch, said: TeacherSaid) -> dict[str, LossPart]:
         assert said.cells is not None
         with torch.autocast(output.bev.device.type, enabled=False):
-            student = self.adaptor(at_least_fp32(output.bev))
+            bev = map_of(output)
             if self.options.places == "cells":
-                column = column_of(said.cells, NeededSelector.parse(self.options.selector).name)
-                places = cell_places(said.cells, column, batch, self.grid)
+                column = column_of(said.cells, column_name(self.options.selector))
+                places = cell_places(said.cells, column, batch, said.grid, self.grid)
                 wanted, weights = said.cells.values[places.chosen], places.weights
-                found = sample_bilinear(student, places.samples, places.row, places.col)
+                found = adapted_at(self.adaptor, bev, places.samples, places.row, places.col)
             else:
-                found, wanted, weights = self._at_queries(student, output, batch, said)
-            weights = weights.to(student.dtype)
-            numerator = (weights * partial_difference(found, wanted.to(student.dtype)).mean(dim=1)).sum()
+                found, wanted, weights = self._at_queries(bev, output, batch, said)
+            weights = weights.to(bev.dtype)
+            numerator = (weights * partial_difference(found, wanted.to(bev.dtype)).mean(dim=1)).sum()
         return {self.name: LossPart(numerator[None], weights.sum()[None], self.weight)}
 
     def _at_queries(
-        self, student: Tensor, output: DetectorOutput, batch: Batch, said: TeacherSaid
+        self, bev: Tensor, output: DetectorOutput, batch: Batch, said: TeacherSaid
     ) -> tuple[Tensor, Tensor, Tensor]:
         assert said.cells is not None
-        assert batch.bev_augmentation is not None
         points, samples = query_points(queries_of(self.name, output).boxes, self.options.layers)
-        row, col = grid_places(points, self.grid)
-        there = grid_places(canonical_points(points, samples, batch.bev_augmentation), said.grid)
-        wanted, known = teacher_at(said.cells, said.grid, samples, *there)
-        known = known & inside_grid(row, col, self.grid) & inside_grid(*there, said.grid)
-        return sample_bilinear(student, samples, row, col), wanted, known
+        row, col = rows_and_columns(points, self.grid)
+        there = canonical_points(points, samples, augmentation_of(batch, points.device))
+        wanted, known = stored_bilinear(said.cells, said.grid, samples, *rows_and_columns(there, said.grid))
+        known = known & inside_grid(row, col, self.grid)
+        return adapted_at(self.adaptor, bev, samples, row, col), wanted, known
 
 
 def partial_difference(student: Tensor, teacher: Tensor) -> Tensor:
@@ -109,5 +113,5 @@ def partial_difference(student: Tensor, teacher: Tensor) -> Tensor:
 def needs_of(options: UvtrOptions) -> TermNeeds:
     """What the term reads under these options."""
     if options.places == "cells":
-        return TermNeeds(("bev_index", "bev_weights"), (options.selector,), ("bev",))
-    return TermNeeds(("bev_index", "bev_weights"), (), ("bev", "queries"), every_cell=True)
+        return TermNeeds(map_fields(), (options.selector,), ("bev",))
+    return TermNeeds(map_fields(), (), ("bev", "queries"), every_cell=True)

@@ -23,11 +23,11 @@ from models.detector import Batch, DetectorOutput, LossPart, QueryOutput, total_
 from models.gaussian import foreground_mask
 from trainer.augment import BevAugment
 from trainer.said import TeacherCells, TeacherSaid
-from trainer.terms.bevdistill_contrast import SAMPLES
 from trainer.terms.box_code import encode_boxes
 
 GRID = BevGrid(-4.8, 4.8, -4.0, 4.0, 0.8)  # 10 rows, 12 columns
 STUDENT, TEACHER, EMBEDDING = 3, 4, 5
+SAMPLES = "samples(boxes=teacher,points=1x1)"
 LAYERS, QUERIES, CLASSES = 2, 7, len(DETECTION_CLASSES)
 GROUPS = (("car", "truck"), ("pedestrian", "barrier"))  # no heat of the six others
 HEAT_CLASSES = tuple(name for group in GROUPS for name in group)

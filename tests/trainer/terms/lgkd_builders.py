@@ -133,6 +133,7 @@ def a_model(**changes: Any) -> Any:
         "bev_channels": STUDENT,
         "levels": {"splat": BevLevel(SPLAT, COARSE)},
         "modality": "camera",
+        "heat_classes": tuple(name for names in GROUPS for name in names),
         "config": {"head": {"tasks": [list(names) for names in GROUPS]}},
         "depth_edges": torch.tensor(EDGES),
     }

@@ -38,7 +38,6 @@ from tests.trainer.terms.bevdistill_builders import (
 from tests.trainer.terms.test_bevdistill_sparse import best_pairs
 from trainer.augment import BevAugment
 from trainer.terms.bevdistill_contrast import (
-    SAMPLES_FIELD,
     BevDistillContrast,
     BevDistillContrastOptions,
     heaviest,
@@ -174,7 +173,7 @@ def test_needs_follow_the_places() -> None:
     def needs(**options: Any) -> Any:
         return needs_of(BevDistillContrastOptions(**options))
 
-    assert SAMPLES_FIELD in needs().teacher_fields
+    assert "samples(boxes=teacher,points=1x1,limit=50)" in needs().teacher_fields
     assert not needs().every_cell
     assert needs(places="cells", selector="lidar").selectors == ("lidar",)
     assert needs(places="queries").every_cell

@@ -39,7 +39,7 @@ from tests.trainer.terms.bevdistill_builders import (
 from trainer.augment import BevAugment
 from trainer.terms.bevdistill_dense import BevDistillDense, BevDistillDenseOptions, channel_statistics, needs_of
 from trainer.terms.bevdistill_instance import BevDistillInstance, BevDistillInstanceOptions
-from trainer.terms.fitnet import FitNetOptions
+from trainer.terms.fitnet import FitNet, FitNetOptions
 from trainer.terms.fitnet import needs_of as fitnet_needs_of
 from trainer.terms.monodistill import MonoDistill, MonoDistillOptions
 
@@ -148,7 +148,7 @@ def test_masks_that_read_every_cell_say_so() -> None:
 def test_fitnet_over_every_cell_is_the_mean_squared_error() -> None:
     frames = a_world(2)
     frames = [dataclasses.replace(frame, augment=BevAugment()) for frame in frames]
-    term = BevDistillDense("t", 1.0, FitNetOptions(mask="none").dense(), STUDENT, TEACHER, a_student()).double()
+    term = FitNet("t", 1.0, FitNetOptions(mask="none"), STUDENT, TEACHER, a_student()).double()
     target = torch.from_numpy(np.stack([f.teacher_map for f in frames]))
     wanted = torch.nn.functional.mse_loss(term.adaptor(output_of(frames).bev), target)
     assert loss_of(term, frames).item() == pytest.approx(wanted.item(), rel=1e-12)

@@ -98,7 +98,7 @@ def test_a_student_that_answers_as_the_teacher_has_no_box_loss() -> None:
 
 def test_a_student_without_a_centre_head_is_refused_unless_boxes_are_off() -> None:
     none: Any = None
-    with pytest.raises(ConfigError, match=r"term kd: .*no centre head.*bevdistill_sparse.*box_weight = 0"):
+    with pytest.raises(ConfigError, match=r"term kd: .*no centre head.*box_weight.*bevdistill_sparse"):
         BevDistillInstance.build("kd", 1.0, BevDistillInstanceOptions(), a_student(), none, [])
     term = BevDistillInstance.build("kd", 1.0, BevDistillInstanceOptions(box_weight=0.0), a_student(), none, [])
     assert set(parts_of(term, [a_frame(1)])) == {"kd.class"}

@@ -38,7 +38,7 @@ from trainer.terms.bevdistill_dense import BevDistillDense, BevDistillDenseOptio
 from trainer.terms.bevdistill_heat import BevDistillHeat, BevDistillHeatOptions
 from trainer.terms.bevdistill_instance import BevDistillInstance, BevDistillInstanceOptions
 from trainer.terms.bevdistill_sparse import BevDistillSparse, BevDistillSparseOptions
-from trainer.terms.fitnet import FitNetOptions
+from trainer.terms.fitnet import FitNet, FitNetOptions
 from trainer.terms.monodistill import MonoDistill, MonoDistillOptions
 from trainer.terms.set2set import Set2SetOptions
 from trainer.terms.uvtr import Uvtr, UvtrOptions
@@ -79,7 +79,7 @@ def uvtr(**options: Any) -> nn.Module:
 
 
 def fitnet(**options: Any) -> nn.Module:
-    return BevDistillDense("t", 1.0, FitNetOptions(**options).dense(), STUDENT, TEACHER, a_student())
+    return FitNet("t", 1.0, FitNetOptions(**options), STUDENT, TEACHER, a_student())
 
 
 CASES: dict[str, Callable[[], nn.Module]] = {

@@ -144,7 +144,7 @@ def test_unlabelled_frames_are_distilled_by_the_score() -> None:
 
 def test_a_weight_of_zero_leaves_a_part_out_and_needs_follow_the_options() -> None:
     assert set(parts_of(a_term(class_weight=0.0), [a_frame(1)])) == {"t.box"}
-    assert needs_of(BevDistillSparseOptions(objects="queries")).teacher_fields == ("queries",)
+    assert needs_of(BevDistillSparseOptions(objects="queries")).teacher_fields == ("queries(top=50)",)
     assert needs_of(BevDistillSparseOptions()).teacher_fields == ("boxes", "scores", "labels")
     assert needs_of(BevDistillSparseOptions()).student == ("queries",)
 

@@ -30,7 +30,8 @@ from tests.trainer.terms.sparsekd_builders import (
     value_of,
 )
 from trainer.augment import BevAugment
-from trainer.terms.box_features import BoxFeatures, GidFeaturesOptions, MimicOptions, box_points, needs_of, samples_item
+from trainer.terms.box_features import BoxFeatures, GidFeaturesOptions, MimicOptions, needs_of, samples_of
+from trainer.terms.box_samples import box_points
 
 SIDE = 3
 
@@ -62,7 +63,7 @@ def sampled(world: World, options: MimicOptions) -> World:
         for b in range(world.frames):
             if not world.labelled[b]:
                 values[b], inside[b] = values[b][:0], inside[b][:0]
-    key = samples_item(options)
+    key = samples_of(options)
     world.samples, world.sample_inside = {key: values}, {key: inside}  # type: ignore[attr-defined]
     original = world.said
 
@@ -98,7 +99,7 @@ def slow_points(box: np.ndarray) -> list[tuple[float, float]]:
 
 def slow(term: BoxFeatures, world: World) -> Tensor:
     options = term.options
-    lifted = term.lift(world.student["bev"])
+    lifted = term.adaptor(world.student["bev"])
     total, count = torch.zeros((), dtype=torch.float64), 0
     relation, frames = torch.zeros((), dtype=torch.float64), 0
     for b in range(world.frames):
@@ -257,6 +258,6 @@ def test_footprints_that_end_too_near_the_boxes_are_refused_with_the_margin() ->
 
 def test_points_lie_from_back_to_front_and_right_to_left() -> None:
     box = np.array([1.0, 2.0, 0.0, 4.0, 2.0, 1.0, math.pi / 2, 0.0, 0.0])
-    points = box_points(torch.from_numpy(box[None]), SIDE)[0]
+    points = box_points(torch.from_numpy(box[None]), f"{SIDE}x{SIDE}")[0]
     assert np.allclose(points.numpy(), slow_points(box))
     assert points[0, 1] < points[-1, 1] and points[0, 0] > points[1, 0]  # heading +y: right is +x

@@ -6,18 +6,19 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from cache.errors import ConfigError, DataError
+from cache.box_points import box_points as stored_points
+from cache.errors import ConfigError, StoreError
 from tests.trainer.terms.lgkd_builders import (
     AUGMENTS,
     EMPTY,
     FRAMES,
     GRID,
     IDENTITY,
-    POINTS,
     TEACHER,
     World,
     a_model,
@@ -33,7 +34,8 @@ from tests.trainer.terms.lgkd_builders import (
     total,
 )
 from trainer.augment import BevAugment
-from trainer.terms.box_samples import item_text, point_shares
+from trainer.said import TeacherSaid
+from trainer.terms.box_samples import box_points, samples_item, stored_samples
 from trainer.terms.tigbev import TigBevInner, TigBevOptions
 from trainer.terms.unidistill import PointOptions, UniDistillFeature, UniDistillFeatureOptions, UniDistillRelation
 
@@ -83,7 +85,7 @@ def slow_loss(term: Any, kind: str, world: World, augments: list[BevAugment]) ->
                 if world.inside[b][n, p] and on_grid(*place, GRID):
                     student = slow_at(world.bev[b], *place, GRID)
                     if kind != "relation":
-                        student = term.adaptor.weight @ student + term.adaptor.bias
+                        student = term.adaptor.weight[:, :, 0, 0] @ student + term.adaptor.bias
                     held.append((student, world.samples[b][n, p]))
             if not held:
                 continue
@@ -168,7 +170,7 @@ def test_rows_that_are_not_the_batchs_boxes_are_refused() -> None:
     world = World(7)
     batch = world.batch([0], IDENTITY)
     fewer = dataclasses.replace(batch, boxes=[batch.boxes[0][1:]])
-    with pytest.raises(DataError, match=r"\[3\] boxes of each frame were sampled, the batch has \[2\]"):
+    with pytest.raises(StoreError, match="frame 0 of the batch has 2 boxes, the store sampled 3"):
         a_term(world, "feature")(world.output([0]), fewer, world.said([0]))
     options = UniDistillFeatureOptions(adaptor="none")
     with pytest.raises(ConfigError, match="set adaptor"):
@@ -176,13 +178,24 @@ def test_rows_that_are_not_the_batchs_boxes_are_refused() -> None:
 
 
 def test_items_are_named_as_stores_name_them() -> None:
-    assert item_text("9", "", 1.0) == "samples"
-    assert item_text("24x24", "neck", 1.6) == "samples(points=24x24,level=neck,enlarge=1.6)"
-    assert item_text("7x7", "", 2.0) == "samples(points=7x7,enlarge=2)"
+    assert samples_item() == "samples"
+    assert samples_item(points="24x24", level="neck", enlarge=1.6) == "samples(points=24x24,level=neck,enlarge=1.6)"
+    assert samples_item(points="7x7", enlarge=2.0) == "samples(points=7x7,enlarge=2)"
+    assert samples_item("teacher", "1x1", limit=50) == "samples(boxes=teacher,points=1x1,limit=50)"
 
 
-def test_points_run_along_the_length_and_across_from_right_to_left() -> None:
-    shares = point_shares("9")
-    assert shares[:3].tolist() == [[-0.5, -0.5], [-0.5, 0.0], [-0.5, 0.5]]
-    assert len(shares) == POINTS
-    assert torch.allclose(point_shares("2x1"), torch.tensor([[-0.25, 0.0], [0.25, 0.0]]).double())
+def test_a_store_that_holds_more_boxes_than_asked_for_gives_the_best() -> None:
+    values, inside = [torch.rand(5, 1, 2), torch.rand(1, 1, 2)], [torch.ones(5, 1).bool(), torch.ones(1, 1).bool()]
+    key = "samples(boxes=teacher,points=1x1)"
+    said = TeacherSaid(GRID, samples={"samples": [], key: values}, sample_inside={"samples": [], key: inside})
+    found, known = stored_samples(said, "samples(boxes=teacher,points=1x1,limit=3)")
+    assert [len(part) for part in found] == [len(part) for part in known] == [3, 1]
+    assert torch.equal(found[0], values[0][:3])
+
+
+def test_points_are_those_of_the_store() -> None:
+    rng = np.random.default_rng(4)
+    boxes = rng.uniform(0.5, 4, (3, 9))
+    for points, enlarge in (("9", 1.0), ("2x3", 1.6)):
+        found = box_points(torch.from_numpy(boxes), points, enlarge)
+        assert np.allclose(found.numpy(), stored_points(boxes, points, enlarge), rtol=1e-12)

@@ -67,7 +67,9 @@ def slow_loss(term: DistillBev, world: World, labelled: list[bool]) -> Tensor:
         for k in regions:
             place = moved_point(*centre_of(int(frame["index"][k]), GRID), AUGMENTS[b])
             if on_grid(*place, GRID):
-                held.append((k, term.adaptor.weight @ slow_at(world.bev[b], *place, GRID) + term.adaptor.bias))
+                held.append(
+                    (k, term.adaptor.weight[:, :, 0, 0] @ slow_at(world.bev[b], *place, GRID) + term.adaptor.bias)
+                )
         backgrounds = sum(regions[k][0] == "background" for k, _ in held)
         for k, student in held:
             region, weight = regions[k]
@@ -154,7 +156,7 @@ def test_a_store_of_every_cell_gives_the_whole_map() -> None:
     world.cells[0] = {"index": torch.arange(len(weights)), "values": values, "weights": weights}
     term = a_term(world, form="released", background_weight=1.0)
     with torch.no_grad():
-        term.adaptor.weight.copy_(torch.eye(TEACHER, 3))
+        term.adaptor.weight.copy_(torch.eye(TEACHER, 3)[:, :, None, None])
         term.adaptor.bias.zero_()
     parts = world.parts(term, [0], IDENTITY)
     student = torch.cat([world.bev[:1], torch.zeros_like(world.bev[:1, :1])], dim=1)
@@ -173,4 +175,4 @@ def test_it_says_which_selectors_it_reads() -> None:
     assert needs_of(DistillBevOptions()).selectors == ("footprint(by_size=1)", "random")
     options = DistillBevOptions(false_positives="confident(threshold=0.3)", level="neck")
     assert needs_of(options).selectors[2] == "confident(threshold=0.3)"
-    assert "level_neck" in needs_of(options).teacher_fields
+    assert "level(name=neck)" in needs_of(options).teacher_fields

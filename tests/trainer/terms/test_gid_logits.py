@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cache.classes import DETECTION_CLASSES
 from models.center_head import BRANCHES, CenterHead, CenterHeadConfig
+from tests.models.test_rotated_iou import slow_iou
 from tests.trainer.terms.sparsekd_builders import (
     COARSE,
     FINE,
@@ -25,10 +26,11 @@ from tests.trainer.terms.sparsekd_builders import (
     require_reference,
     value_of,
 )
-from tests.trainer.test_rotated_iou import slow_iou
 from trainer.augment import move_boxes
 from trainer.terms.gid_logits import GidLogits, GidLogitsOptions, decode_best
-from trainer.terms.student_heads import head_classes
+from trainer.terms.student import head_classes
+
+SEEN = [0, 1, 3, 4, 6]  # of a box, its rectangle
 
 
 def a_term(world: World, **options: Any) -> GidLogits:
@@ -69,7 +71,7 @@ def slow(term: GidLogits, world: World) -> Tensor:
                 mine += [torch.exp(v) for v in raw[3:6]]
                 flat = np.array([*(v.item() for v in mine), math.atan2(raw[6].item(), raw[7].item()), 0, 0])
                 overlaps = [
-                    slow_iou(flat, box)
+                    slow_iou(flat[SEEN], box[SEEN])
                     if score_t >= options.teacher_score
                     and (not options.same_class or DETECTION_CLASSES[label] == names[c])
                     else -1.0

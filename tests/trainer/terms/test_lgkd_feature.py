@@ -37,8 +37,9 @@ from tests.trainer.terms.lgkd_builders import (
     total,
 )
 from trainer.augment import BevAugment
+from trainer.terms.adaptor import adapted_rows
 from trainer.terms.lgkd_feature import LgkdFeature, LgkdFeatureOptions, needs_of
-from trainer.terms.map_places import cell_centres
+from trainer.terms.places import cell_centres
 from trainer.terms.views import cells_in_view, lidar_to_camera
 
 
@@ -70,7 +71,7 @@ def slow_loss(
             mine = seen if views == "each" else [any(seen)]
             sampled = slow_at(bev[b], px, py, grid)
             if term.options.adaptor == "conv1x1":
-                sampled = term.adaptor.weight @ sampled + term.adaptor.bias
+                sampled = term.adaptor.weight[:, :, 0, 0] @ sampled + term.adaptor.bias
             raw = frame["values"][k]
             for v, yes in enumerate(mine):
                 for c in range(len(raw)):
@@ -78,7 +79,7 @@ def slow_loss(
                     if yes and counts:
                         wanted = raw[c]
                         if term.standardise.kind == "channels":
-                            wanted = (raw[c] - term.standardise.mean[c]) * term.standardise.scale[c]
+                            wanted = (raw[c] - term.standardise.mean[c]) / term.standardise.scale[c]
                         numerators[v] = numerators[v] + weight * (sampled[c] - wanted) ** 2
                         masses[v] += weight
     return 0.7 * sum(n / max(m, 1.0) for n, m in zip(numerators, masses, strict=True))
@@ -118,7 +119,9 @@ def test_a_level_of_the_teacher_may_teach_a_map_of_another_grid() -> None:
     x, y = centre_of(9, COARSE)  # between four cells of the fine map
     col, row = int((x - GRID.x_min) / GRID.cell_m), int((y - GRID.y_min) / GRID.cell_m)
     mean = world.bev[0, :, row - 1 : row + 1, col - 1 : col + 1].mean(dim=(1, 2))
-    assert part.numerator.item() == pytest.approx((term.adaptor(mean) - 1).square().sum().item(), rel=1e-12)
+    assert part.numerator.item() == pytest.approx(
+        (adapted_rows(term.adaptor, mean) - 1).square().sum().item(), rel=1e-12
+    )
     assert part.normaliser.item() == 2
 
 
@@ -130,7 +133,9 @@ def test_without_augmentation_it_is_the_released_masked_mean_of_each_view() -> N
     for b, frame in enumerate(world.cells):
         teacher[b].flatten(1)[:, frame["index"]] = frame["values"].T
         lidar[b].flatten(1)[:, frame["index"]] = frame["weights"][:, :1].T
-    student = torch.einsum("oc,bchw->bohw", term.adaptor.weight, world.bev) + term.adaptor.bias[:, None, None]
+    student = (
+        torch.einsum("oc,bchw->bohw", term.adaptor.weight[:, :, 0, 0], world.bev) + term.adaptor.bias[:, None, None]
+    )
     wanted = 0.0
     for view in views_of(0):
         mask = (teacher != 0) & (lidar > 0) & (torch.from_numpy(view) > 0)

@@ -212,7 +212,11 @@ def test_fields_follow_the_branches_and_other_groups_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"group car is none of the teacher's car\|truck, pedestrian"):
         LgkdResponse.build("r", 1.0, LgkdResponseOptions(), a_model(), store, [0])
     LgkdResponse.build("r", 1.0, LgkdResponseOptions(branches=()), a_model(), store, [0])
+    heat_alone = a_model(config={}, modules=lambda: iter(()))
     with pytest.raises(ConfigError, match="no centre head"):
-        LgkdResponse.build("r", 1.0, LgkdResponseOptions(branches=()), a_model(config={}), store, [0])
+        LgkdResponse.build("r", 1.0, LgkdResponseOptions(), heat_alone, store, [0])
+    LgkdResponse.build("r", 1.0, LgkdResponseOptions(branches=()), heat_alone, store, [0])
+    with pytest.raises(ConfigError, match="no heatmap"):
+        LgkdResponse.build("r", 1.0, LgkdResponseOptions(branches=()), a_model(heat_classes=()), store, [0])
     with pytest.raises(ValueError, match="unknown branches"):
         LgkdResponseOptions(branches=("iou",))

@@ -1,60 +1,63 @@
-"""Claims about places on a student's map and about cells read as a map."""
+"""Claims about places on a student's map."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from models.detector import Batch
-from tests.trainer.terms.sparsekd_builders import AUGMENTS, FINE, NARROW, World
-from trainer.terms.places import cells_on, rows_and_columns, stored_bilinear, stored_positions
-from trainer.terms.sampling import augmented_cells, sample_bilinear
-
-
-def test_on_one_grid_cells_lie_where_the_dense_term_puts_them() -> None:
-    world = World(71)
-    cells, batch = world.said().cells, world.batch()
-    samples, row, col = cells_on(cells, FINE, batch, FINE)
-    wanted = augmented_cells(cells.index, cells.samples(), batch.bev_augmentation, FINE)
-    assert torch.allclose(row, wanted[0], atol=1e-12) and torch.allclose(col, wanted[1], atol=1e-12)
-    exact = [i for i, augment in enumerate(AUGMENTS) if augment.rotation_rad == 0]
-    for frame in exact:  # the identity and flips: centres on centres
-        assert torch.equal(row[samples == frame], row[samples == frame].round())
+from tests.trainer.terms.sparsekd_builders import AUGMENTS, COARSE, FINE, NARROW, World
+from trainer.terms.places import (
+    augmentation_of,
+    augmented_cells,
+    canonical_points,
+    cell_places,
+    moved,
+    rows_and_columns,
+)
 
 
 def test_a_batch_without_an_augmentation_is_canonical() -> None:
-    world = World(72)
+    cells = World(72).said().cells
+    at = cell_places(cells, None, Batch(tokens=list("abcd")), FINE, FINE)
+    assert torch.equal((at.row * FINE.width + at.col).long(), cells.index)
+    narrow = cell_places(cells, None, Batch(tokens=list("abcd")), FINE, NARROW)
+    assert len(narrow.row) < len(at.row)
+
+
+def test_cells_lie_where_the_slow_formula_puts_them_on_any_grid() -> None:
+    for student in (FINE, COARSE, NARROW):
+        world = World(71, student_grid=student)
+        cells = world.said().cells
+        at = cell_places(cells, cells.weights[:, :2], world.batch(), FINE, student)
+        kept = iter(zip(at.samples.tolist(), at.row.tolist(), at.col.tolist(), strict=True))
+        for k, (frame, index) in enumerate(zip(cells.samples().tolist(), cells.index.tolist(), strict=True)):
+            place = world.slow_row_column(frame, *world.centre(index))
+            counts = place is not None and bool((cells.weights[k, :2] > 0).any())
+            assert bool(at.chosen[k]) == counts
+            if counts:
+                found = next(kept)
+                assert found[0] == frame and np.allclose(found[1:], place, atol=1e-9)
+        assert torch.equal(at.weights, cells.weights[:, :2][at.chosen])
+        assert next(kept, None) is None
+
+
+def test_the_identity_and_flips_put_centres_on_centres_to_the_last_bit() -> None:
+    world = World(75)
     cells = world.said().cells
-    _, row, col = cells_on(cells, FINE, Batch(), FINE)
-    assert torch.equal((row * FINE.width + col).long(), cells.index)
-    assert not torch.equal(cells_on(cells, FINE, Batch(), NARROW)[2], col)
+    row, col = augmented_cells(cells.index, cells.samples(), augmentation_of(world.batch()), FINE)
+    for frame, augment in enumerate(AUGMENTS):
+        if augment.rotation_rad == 0:
+            mine = cells.samples() == frame
+            assert torch.equal(row[mine], row[mine].round()) and torch.equal(col[mine], col[mine].round())
 
 
-def test_stored_cells_are_found_and_others_are_not() -> None:
-    world = World(73)
-    cells = world.said().cells
-    frames, size = world.frames, FINE.height * FINE.width
-    samples = torch.arange(frames).repeat_interleave(size)
-    cell = torch.arange(size).repeat(frames)
-    found = stored_positions(cells, FINE, samples, cell // FINE.width, cell % FINE.width)
-    table = {(int(s), int(i)): k for k, (s, i) in enumerate(zip(cells.samples(), cells.index, strict=True))}
-    assert found.tolist() == [table.get((int(s), int(i)), -1) for s, i in zip(samples, cell, strict=True)]
-    off = torch.tensor([-1, FINE.height, 3])
-    assert stored_positions(cells, FINE, off * 0, off, torch.tensor([0, 0, FINE.width])).tolist() == [-1, -1, -1]
-
-
-def test_a_map_read_from_its_cells_is_the_map() -> None:
-    world = World(74)
-    world.weights[:] = 1
-    cells = world.said().cells
-    points = torch.rand(200, 2, dtype=torch.float64) * 18 - 9
-    samples = torch.randint(0, 4, (200,))
-    row, col = rows_and_columns(points, FINE)
-    values, known = stored_bilinear(cells, FINE, samples, row, col)
-    inside = (points[:, 0].abs() < 8) & (points[:, 1].abs() < 6.4)
-    assert torch.equal(known, inside) and 20 < int(known.sum()) < 200
-    wanted = sample_bilinear(torch.from_numpy(world.bev), samples, row, col)
-    assert torch.allclose(values[known], wanted[known], atol=1e-12)
-    assert not values[~known].any()
-    world.weights[1] = 0
-    _, fewer = stored_bilinear(world.said().cells, FINE, samples, row, col)
-    assert torch.equal(fewer, known & (samples != 1))
+def test_canonical_points_are_where_the_augmentation_takes_them_from() -> None:
+    matrices = torch.from_numpy(np.stack([augment.matrix() for augment in AUGMENTS]))
+    points, samples = torch.rand(12, 2, dtype=torch.float64) * 8 - 4, torch.arange(12) % 4
+    there = torch.tensor([(matrices[s] @ torch.tensor([*p, 0.0, 1.0]).double())[:2].tolist() for s, p in
+                          zip(samples.tolist(), points.tolist(), strict=True)], dtype=torch.float64)  # fmt: skip
+    assert torch.allclose(moved(points, matrices[samples]), there, atol=1e-6)
+    assert torch.allclose(canonical_points(moved(points, matrices[samples]), samples, matrices), points, atol=1e-12)
+    row, col = rows_and_columns(torch.tensor([[FINE.x_min + 0.5 * FINE.cell_m, FINE.y_min + 2.5 * FINE.cell_m]]), FINE)
+    assert (row.item(), col.item()) == (2.0, 0.0)

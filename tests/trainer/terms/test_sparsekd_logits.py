@@ -195,7 +195,7 @@ def test_one_selector_for_all_heads_or_one_for_each() -> None:
 def test_a_student_without_heatmaps_is_refused() -> None:
     student = a_student()
     student.heat_classes = ()
-    with pytest.raises(ConfigError, match="no heatmaps"):
+    with pytest.raises(ConfigError, match="has no heatmap"):
         SparseKdLogits("kd", 1.0, SparseKdLogitsOptions(), student)
 
 

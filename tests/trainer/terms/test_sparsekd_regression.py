@@ -30,7 +30,7 @@ from tests.trainer.terms.sparsekd_builders import (
     value_of,
 )
 from trainer.augment import BevAugment, move_boxes
-from trainer.terms import moved_boxes
+from trainer.terms import box_code
 from trainer.terms.sparsekd_regression import SparseKdRegression, SparseKdRegressionOptions
 
 NAMES = [name for name, size in BRANCHES.items() for _ in range(size)]
@@ -153,9 +153,9 @@ def test_boxes_move_as_the_batch_builder_moves_them() -> None:
     for boxes, augment in zip(world.boxes, AUGMENTS, strict=True):
         boxes[0, 7:] = np.nan
         matrix = augment.matrix()
-        found = moved_boxes.move_boxes(torch.from_numpy(boxes), torch.from_numpy(matrix).expand(len(boxes), 4, 4))
+        found = box_code.move_boxes(torch.from_numpy(boxes), torch.from_numpy(matrix).expand(len(boxes), 4, 4))
         assert np.allclose(found.numpy(), move_boxes(boxes, matrix), atol=1e-6, equal_nan=True)
-    back = moved_boxes.move_boxes(found, torch.linalg.inv(torch.from_numpy(matrix)).expand(len(boxes), 4, 4))
+    back = box_code.move_boxes(found, torch.linalg.inv(torch.from_numpy(matrix)).expand(len(boxes), 4, 4))
     assert np.allclose(back.numpy(), boxes, atol=1e-6, equal_nan=True)
 
 

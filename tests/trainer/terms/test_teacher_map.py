@@ -8,17 +8,17 @@ import numpy as np
 import torch
 
 from tests.trainer.terms.bevdistill_builders import (
-    AUGMENTS,
     GRID,
     TEACHER,
     a_frame,
     bilinear,
     cells_of,
-    moved,
 )
+from tests.trainer.terms.sparsekd_builders import FINE, World
 from trainer.terms.adaptor import FrozenAdaptor
-from trainer.terms.sampling import grid_places
-from trainer.terms.teacher_map import canonical_points, teacher_at
+from trainer.terms.places import rows_and_columns
+from trainer.terms.sampling import sample_bilinear
+from trainer.terms.teacher_map import stored_bilinear, stored_positions
 
 
 def places(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,7 +30,7 @@ def places(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def test_of_every_cell_it_is_the_bilinear_value_of_the_map() -> None:
     frames = [a_frame(1), a_frame(2)]
     points, samples = places(30)
-    values, known = teacher_at(cells_of([f.cells for f in frames]), GRID, samples, *grid_places(points, GRID))
+    values, known = stored_bilinear(cells_of([f.cells for f in frames]), GRID, samples, *rows_and_columns(points, GRID))
     assert known.all()
     for value, point, sample in zip(values, points.tolist(), samples.tolist(), strict=True):
         assert torch.allclose(value, bilinear(torch.from_numpy(frames[sample].teacher_map), *point), atol=1e-12)
@@ -41,27 +41,51 @@ def test_a_place_beside_a_missing_cell_is_unknown_and_one_on_a_stored_cell_known
     cells = cells_of([frame.cells])
     centres = torch.from_numpy(GRID.centres().reshape(-1, 2))
     zeros = torch.zeros(len(centres), dtype=torch.int64)
-    values, known = teacher_at(cells, GRID, zeros, *grid_places(centres, GRID))
+    values, known = stored_bilinear(cells, GRID, zeros, *rows_and_columns(centres, GRID))
     assert known.nonzero().flatten().tolist() == sorted(frame.cells.index.tolist())
     assert torch.equal(values[cells.index], cells.values)
     assert (values[~known] == 0).all()
-    _, between = teacher_at(cells, GRID, zeros, *grid_places(centres + 0.2, GRID))
+    _, between = stored_bilinear(cells, GRID, zeros, *rows_and_columns(centres + 0.2, GRID))
     assert 0 < int(between.sum()) < int(known.sum())
 
 
 def test_a_frame_without_cells_knows_nothing() -> None:
     frame = a_frame(1, objects=0, every_cell=False)
     points, samples = places(5)
-    values, known = teacher_at(cells_of([frame.cells] * 2), GRID, samples, *grid_places(points, GRID))
+    values, known = stored_bilinear(cells_of([frame.cells] * 2), GRID, samples, *rows_and_columns(points, GRID))
     assert values.shape == (5, TEACHER)
     assert not known.any()
 
 
-def test_canonical_points_are_where_the_augmentation_takes_them_from() -> None:
-    points, samples = places(10)
-    matrices = torch.from_numpy(np.stack([AUGMENTS[1].matrix(), AUGMENTS[2].matrix()]))
-    there = torch.tensor([moved(AUGMENTS[1 + s], *p) for p, s in zip(points.tolist(), samples.tolist(), strict=True)])
-    assert torch.allclose(canonical_points(there.double(), samples, matrices), points, atol=1e-5)
+def test_stored_cells_are_found_and_others_are_not() -> None:
+    world = World(73)
+    cells = world.said().cells
+    frames, size = world.frames, FINE.height * FINE.width
+    samples = torch.arange(frames).repeat_interleave(size)
+    cell = torch.arange(size).repeat(frames)
+    found = stored_positions(cells, FINE, samples, cell // FINE.width, cell % FINE.width)
+    table = {(int(s), int(i)): k for k, (s, i) in enumerate(zip(cells.samples(), cells.index, strict=True))}
+    assert found.tolist() == [table.get((int(s), int(i)), -1) for s, i in zip(samples, cell, strict=True)]
+    off = torch.tensor([-1, FINE.height, 3])
+    assert stored_positions(cells, FINE, off * 0, off, torch.tensor([0, 0, FINE.width])).tolist() == [-1, -1, -1]
+
+
+def test_a_map_read_from_its_cells_is_the_map() -> None:
+    world = World(74)
+    world.weights[:] = 1
+    cells = world.said().cells
+    points = torch.rand(200, 2, dtype=torch.float64) * 18 - 9
+    samples = torch.randint(0, 4, (200,))
+    row, col = rows_and_columns(points, FINE)
+    values, known = stored_bilinear(cells, FINE, samples, row, col)
+    inside = (points[:, 0].abs() < 8) & (points[:, 1].abs() < 6.4)
+    assert torch.equal(known, inside) and 20 < int(known.sum()) < 200
+    wanted = sample_bilinear(torch.from_numpy(world.bev), samples, row, col)
+    assert torch.allclose(values[known], wanted[known], atol=1e-12)
+    assert not values[~known].any()
+    world.weights[1] = 0
+    _, fewer = stored_bilinear(world.said().cells, FINE, samples, row, col)
+    assert torch.equal(fewer, known & (samples != 1))
 
 
 def test_the_frozen_adaptor_at_cells_is_the_convolution_of_the_map() -> None:
