@@ -4,8 +4,8 @@
 
 over all cached cells k of the whole batch. Follows the released code (the normaliser is the mask's mass) without its
 fault that a batch above 1 broadcasts the mask wrongly, and without its NaN where a frame has no object; the paper's
-distance and normaliser are options, see `trainer.terms.masked`. fp32 inside; about 5 ms for 4 frames of 500 cells,
-forward and backward, on one core. Source: Chen et al. 2022, arXiv 2211.09386, and its released configuration.
+distance and normaliser are options, see `trainer.terms.masked`. fp32 inside; 70 ms for 4 frames of 1,500 cells of 256
+channels, forward and backward, on one core. Source: Chen et al. 2022, arXiv 2211.09386, and its released configuration.
 """
 
 from __future__ import annotations

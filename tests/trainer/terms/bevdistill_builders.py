@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from cache.cells import Cells, gather_cells
 from cache.classes import DETECTION_CLASSES
 from cache.grid import BevGrid
-from models.detector import Batch, DetectorOutput, LossPart, QueryOutput, total_of
+from models.detector import Batch, DetectorOutput, LossPart, QueryOutput
 from models.gaussian import foreground_mask
+from tests.trainer.terms import slow_pieces
+from tests.trainer.terms.slow_pieces import AUGMENTS, gradients, slow_at, total
 from trainer.augment import BevAugment
 from trainer.said import TeacherCells, TeacherSaid
 from trainer.terms.box_code import encode_boxes
@@ -33,15 +35,7 @@ GROUPS = (("car", "truck"), ("pedestrian", "barrier"))  # no heat of the six oth
 HEAT_CLASSES = tuple(name for group in GROUPS for name in group)
 BRANCHES = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}
 SELECTORS = ("gaussian", "footprint", "dense")
-AUGMENTS = (BevAugment(), BevAugment(0.4, 1.1), BevAugment(-2.0, 0.95, True), BevAugment(flip_y=True))
 EMPTY = 1  # the number of the frame without an object
-
-
-@dataclass(frozen=True)
-class LabelledBatch(Batch):
-    """A batch that says which frames are annotated."""
-
-    labelled: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -159,11 +153,11 @@ def moved_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return out
 
 
-def batch_of(frames: Sequence[Frame]) -> LabelledBatch:
+def batch_of(frames: Sequence[Frame]) -> Batch:
     """The batch; frames without labels come without boxes, as they are read."""
     matrices = [frame.augment.matrix() for frame in frames]
     boxes = [moved_boxes(f.boxes, m) if f.labelled else np.zeros((0, 9)) for f, m in zip(frames, matrices, strict=True)]
-    return LabelledBatch(
+    return Batch(
         boxes=[torch.from_numpy(b) for b in boxes],
         labels=[torch.from_numpy(f.labels if f.labelled else f.labels[:0]) for f in frames],
         tokens=[str(i) for i in range(len(frames))],
@@ -209,17 +203,11 @@ def parts_of(term: nn.Module, frames: Sequence[Frame]) -> dict[str, LossPart]:
 
 
 def loss_of(term: nn.Module, frames: Sequence[Frame]) -> Tensor:
-    return torch.stack(list(total_of(parts_of(term, frames)).values())).sum()
+    return total(parts_of(term, frames))
 
 
 def leaves_of(frames: Sequence[Frame]) -> list[Tensor]:
     return [leaf for frame in frames for leaf in frame.answer.values()]
-
-
-def gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Zeros where the loss does not depend on an input."""
-    found = torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=True)
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
 
 
 def require_equal(term: nn.Module, frames: Sequence[Frame], slow: Callable[[], Tensor]) -> None:
@@ -239,22 +227,13 @@ def a_student(**changes: Any) -> Any:
 
 
 def bilinear(values: Tensor, x: float, y: float) -> Tensor:
-    """(C,) of a map (C, H, W) at x, y metres, border values held: every cell's share written out."""
-    row = min(max((y - GRID.y_min) / GRID.cell_m - 0.5, 0), GRID.height - 1)
-    col = min(max((x - GRID.x_min) / GRID.cell_m - 0.5, 0), GRID.width - 1)
-    out = values[:, 0, 0] * 0
-    for r in range(GRID.height):
-        for c in range(GRID.width):
-            share = max(0.0, 1 - abs(row - r)) * max(0.0, 1 - abs(col - c))
-            if share:
-                out = out + values[:, r, c] * share
-    return out
+    """(C,) of a map (C, H, W) at x, y metres, border values held."""
+    return slow_at(values, x, y, GRID)
 
 
 def centre_of(index: int) -> tuple[float, float]:
     """x, y (m) of a flat cell."""
-    row, col = divmod(int(index), GRID.width)
-    return GRID.x_min + (col + 0.5) * GRID.cell_m, GRID.y_min + (row + 0.5) * GRID.cell_m
+    return slow_pieces.centre_of(int(index), GRID)
 
 
 def moved(augment: BevAugment, x: float, y: float) -> tuple[float, float]:
@@ -263,4 +242,4 @@ def moved(augment: BevAugment, x: float, y: float) -> tuple[float, float]:
 
 
 def on_grid(x: float, y: float) -> bool:
-    return GRID.x_min <= x < GRID.x_max and GRID.y_min <= y < GRID.y_max
+    return slow_pieces.on_grid(x, y, GRID)

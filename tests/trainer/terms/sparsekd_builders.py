@@ -4,7 +4,6 @@ the claims that every term is held to. References read the dense maps; terms rea
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -18,8 +17,9 @@ from torch import Tensor
 from cache.classes import DETECTION_CLASSES
 from cache.grid import BevGrid
 from models.center_head import BRANCHES
-from models.detector import Batch, DetectorOutput, LossPart
+from models.detector import Batch, DetectorOutput
 from models.gaussian import foreground_mask
+from tests.trainer.terms.slow_pieces import AUGMENTS, total
 from trainer.augment import BevAugment, move_boxes
 from trainer.said import TeacherCells, TeacherSaid
 
@@ -29,16 +29,8 @@ NARROW = BevGrid(-6.4, 6.4, -6.4, 4.8, 0.8)  # a student that sees less
 TEACHER_GROUPS = (("truck", "car"), ("pedestrian", "bus", "barrier"))
 STUDENT_GROUPS = (("car",), ("barrier", "pedestrian", "truck"))  # no bus, and other groups than the teacher's
 CHANNELS, STUDENT_CHANNELS = 3, 2
-AUGMENTS = [BevAugment(), BevAugment(0.4, 1.1), BevAugment(-2.0, 0.95, True), BevAugment(flip_y=True)]
 SELECTORS = ("gaussian*confident", "gaussian", "dense")
 LABELS = [DETECTION_CLASSES.index(name) for group in TEACHER_GROUPS for name in group]
-
-
-@dataclass(frozen=True)
-class LabelledBatch(Batch):
-    """A batch that says which frames are annotated."""
-
-    labelled: Tensor | None = None
 
 
 def a_student(grid: BevGrid = FINE, channels: int = STUDENT_CHANNELS) -> Any:
@@ -157,7 +149,7 @@ class World:
             for b, a in zip(frames, matrices, strict=True)
         ]
         labels = [torch.from_numpy(self.labels[b]).long()[: len(m)] for b, m in zip(frames, moved, strict=True)]
-        return LabelledBatch(
+        return Batch(
             boxes=moved,
             labels=labels,
             labelled=None if all(self.labelled) else torch.tensor([self.labelled[b] for b in frames]),
@@ -188,25 +180,8 @@ class World:
         return grid.x_min + (k % grid.width + 0.5) * grid.cell_m, grid.y_min + (k // grid.width + 0.5) * grid.cell_m
 
 
-def slow_bilinear(values: Any, r: float, c: float) -> Any:
-    """(C,) of a map (C, H, W) at a place, the border's value beyond the outer centres."""
-    height, width = values.shape[1:]
-    r, c = min(max(r, 0), height - 1), min(max(c, 0), width - 1)
-    total = values[:, 0, 0] * 0
-    for i in range(math.floor(r), math.floor(r) + 2):
-        for j in range(math.floor(c), math.floor(c) + 2):
-            share = max(0.0, 1 - abs(r - i)) * max(0.0, 1 - abs(c - j))
-            if share > 0:
-                total = total + values[:, i, j] * share
-    return total
-
-
 def value_of(term: Any, world: World, picked: Sequence[int] | None = None) -> Tensor:
-    return total_value(term(world.output(picked), world.batch(picked), world.said(picked)))
-
-
-def total_value(parts: dict[str, LossPart]) -> Tensor:
-    return torch.stack([part.value() for part in parts.values()]).sum()
+    return total(term(world.output(picked), world.batch(picked), world.said(picked)))
 
 
 def leaves(term: Any, world: World) -> list[Tensor]:

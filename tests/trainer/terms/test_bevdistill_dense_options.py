@@ -26,7 +26,6 @@ from tests.trainer.terms.bevdistill_builders import (
     batch_of,
     bilinear,
     centre_of,
-    gradients,
     leaves_of,
     loss_of,
     moved,
@@ -36,6 +35,7 @@ from tests.trainer.terms.bevdistill_builders import (
     require_equal,
     said_of,
 )
+from tests.trainer.terms.slow_pieces import gradients
 from trainer.augment import BevAugment
 from trainer.terms.bevdistill_dense import BevDistillDense, BevDistillDenseOptions, channel_statistics, needs_of
 from trainer.terms.bevdistill_instance import BevDistillInstance, BevDistillInstanceOptions

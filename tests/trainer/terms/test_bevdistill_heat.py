@@ -25,7 +25,6 @@ from tests.trainer.terms.bevdistill_builders import (
     a_world,
     bilinear,
     centre_of,
-    gradients,
     leaves_of,
     moved,
     moved_boxes,
@@ -33,6 +32,7 @@ from tests.trainer.terms.bevdistill_builders import (
     parts_of,
     require_equal,
 )
+from tests.trainer.terms.slow_pieces import gradients
 from trainer.terms.adaptor import FrozenAdaptor
 from trainer.terms.bevdistill_heat import BevDistillHeat, BevDistillHeatOptions, needs_of
 

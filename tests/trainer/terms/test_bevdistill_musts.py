@@ -13,7 +13,6 @@ from torch import nn
 
 from models.detector import DetectorOutput, QueryOutput, total_of
 from tests.trainer.terms.bevdistill_builders import (
-    AUGMENTS,
     EMBEDDING,
     EMPTY,
     GROUPS,
@@ -24,13 +23,13 @@ from tests.trainer.terms.bevdistill_builders import (
     a_student,
     a_world,
     batch_of,
-    gradients,
     leaves_of,
     loss_of,
     output_of,
     parts_of,
     said_of,
 )
+from tests.trainer.terms.slow_pieces import AUGMENTS, gradients
 from trainer.augment import BevAugment
 from trainer.terms.adaptor import FrozenAdaptor
 from trainer.terms.bevdistill_contrast import BevDistillContrast, BevDistillContrastOptions

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainer.terms.bevdistill_builders import AUGMENTS, moved_boxes
+from tests.trainer.terms.bevdistill_builders import moved_boxes
+from tests.trainer.terms.slow_pieces import AUGMENTS
 from trainer.augment import BevAugment, move_boxes
 from trainer.terms.box_code import decode_codes, encode_boxes, move_codes
 

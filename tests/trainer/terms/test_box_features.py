@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cache.coverage import Coverage
 from cache.errors import ConfigError, StoreError
+from tests.trainer.terms.slow_pieces import slow_bilinear, total
 from tests.trainer.terms.sparsekd_builders import (
     CHANNELS,
     COARSE,
@@ -25,8 +26,6 @@ from tests.trainer.terms.sparsekd_builders import (
     require_gradcheck,
     require_nothing,
     require_reference,
-    slow_bilinear,
-    total_value,
     value_of,
 )
 from trainer.augment import BevAugment
@@ -236,7 +235,7 @@ def test_the_relation_does_not_see_scale_and_is_zero_for_equal_relations() -> No
     parts = BoxFeatures("mimic", 1.0, term.options, CHANNELS, CHANNELS, a_student()).double()(
         world.output(), world.batch(), world.said()
     )
-    assert parts["mimic_relation"].value().item() < 1e-20 < total_value(parts).item()
+    assert parts["mimic_relation"].value().item() < 1e-20 < total(parts).item()
 
 
 def test_annotations_that_are_not_those_sampled_are_refused() -> None:

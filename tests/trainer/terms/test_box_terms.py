@@ -14,7 +14,6 @@ from torch import Tensor
 from cache.box_points import box_points as stored_points
 from cache.errors import ConfigError, StoreError
 from tests.trainer.terms.lgkd_builders import (
-    AUGMENTS,
     EMPTY,
     FRAMES,
     GRID,
@@ -25,14 +24,10 @@ from tests.trainer.terms.lgkd_builders import (
     a_store,
     batches_add_up,
     falls,
-    gradients,
     gradients_are_right,
-    moved_point,
     nothing_gives_zero,
-    on_grid,
-    slow_at,
-    total,
 )
+from tests.trainer.terms.slow_pieces import AUGMENTS, gradients, moved_point, on_grid, slow_at, total
 from trainer.augment import BevAugment
 from trainer.said import TeacherSaid
 from trainer.terms.box_samples import box_points, samples_item, stored_samples

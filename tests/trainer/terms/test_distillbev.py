@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tests.trainer.terms.lgkd_builders import (
-    AUGMENTS,
     BARE,
     FRAMES,
     GRID,
@@ -20,16 +19,11 @@ from tests.trainer.terms.lgkd_builders import (
     a_model,
     a_store,
     batches_add_up,
-    centre_of,
     falls,
-    gradients,
     gradients_are_right,
-    moved_point,
     nothing_gives_zero,
-    on_grid,
-    slow_at,
-    total,
 )
+from tests.trainer.terms.slow_pieces import AUGMENTS, centre_of, gradients, moved_point, on_grid, slow_at, total
 from trainer.terms.annotations import annotated_frames
 from trainer.terms.distillbev import DistillBev, DistillBevOptions, frame_attention, needs_of
 

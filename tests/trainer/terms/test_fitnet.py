@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import ConfigError
+from tests.trainer.terms.slow_pieces import slow_bilinear
 from tests.trainer.terms.sparsekd_builders import (
     CHANNELS,
     COARSE,
@@ -23,7 +24,6 @@ from tests.trainer.terms.sparsekd_builders import (
     require_gradcheck,
     require_nothing,
     require_reference,
-    slow_bilinear,
     value_of,
 )
 from trainer.augment import BevAugment

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from cache.errors import ConfigError, DataError
 from tests.trainer.terms.lgkd_builders import (
-    AUGMENTS,
     BARE,
     CAMERAS,
     EDGES,
@@ -22,12 +21,10 @@ from tests.trainer.terms.lgkd_builders import (
     a_store,
     batches_add_up,
     falls,
-    gradients,
     gradients_are_right,
     nothing_gives_zero,
-    slow_bilinear,
-    total,
 )
+from tests.trainer.terms.slow_pieces import AUGMENTS, gradients, slow_bilinear, total
 from trainer.said import DepthSaid
 from trainer.terms.lgkd_depth import LgkdDepth, LgkdDepthOptions, overlap_shares
 

@@ -12,7 +12,6 @@ from cache.frame import CAMERA_CHANNELS
 from pipeline.selectors.view import view_mask
 from tests.trainer.synthetic import make_camera
 from tests.trainer.terms.lgkd_builders import (
-    AUGMENTS,
     BARE,
     COARSE,
     FRAMES,
@@ -26,16 +25,11 @@ from tests.trainer.terms.lgkd_builders import (
     a_model,
     a_store,
     batches_add_up,
-    centre_of,
     falls,
-    gradients,
     gradients_are_right,
-    moved_point,
     nothing_gives_zero,
-    on_grid,
-    slow_at,
-    total,
 )
+from tests.trainer.terms.slow_pieces import AUGMENTS, centre_of, gradients, moved_point, on_grid, slow_at, total
 from trainer.augment import BevAugment
 from trainer.terms.adaptor import adapted_rows
 from trainer.terms.lgkd_feature import LgkdFeature, LgkdFeatureOptions, needs_of

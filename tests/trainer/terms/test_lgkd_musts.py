@@ -16,18 +16,8 @@ from cache.store import TeacherStore
 from models.build import build_detector
 from models.detector import Batch, DetectorOutput
 from tests.trainer.synthetic import TINY_STUDENT, write_frames, write_teacher
-from tests.trainer.terms.lgkd_builders import (
-    AUGMENTS,
-    FRAMES,
-    GRID,
-    IDENTITY,
-    SELECTORS,
-    World,
-    a_model,
-    a_store,
-    gradients,
-    total,
-)
+from tests.trainer.terms.lgkd_builders import FRAMES, GRID, IDENTITY, SELECTORS, World, a_model, a_store
+from tests.trainer.terms.slow_pieces import AUGMENTS, gradients, total
 from trainer.said import TeacherSaid
 from trainer.terms import TermKind, require_served
 from trainer.terms.registry import TERMS as ALL_TERMS

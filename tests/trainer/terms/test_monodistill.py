@@ -11,7 +11,6 @@ from torch import Tensor
 
 from cache.classes import DETECTION_CLASSES
 from tests.trainer.terms.bevdistill_builders import (
-    AUGMENTS,
     GRID,
     GROUPS,
     HEAT_CLASSES,
@@ -28,6 +27,7 @@ from tests.trainer.terms.bevdistill_builders import (
     parts_of,
     require_equal,
 )
+from tests.trainer.terms.slow_pieces import AUGMENTS
 from trainer.terms.monodistill import MonoDistill, MonoDistillOptions, needs_of
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from models.detector import Batch
-from tests.trainer.terms.sparsekd_builders import AUGMENTS, COARSE, FINE, NARROW, World
+from tests.trainer.terms.slow_pieces import AUGMENTS
+from tests.trainer.terms.sparsekd_builders import COARSE, FINE, NARROW, World
 from trainer.terms.places import (
     augmentation_of,
     augmented_cells,

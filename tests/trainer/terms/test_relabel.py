@@ -15,7 +15,7 @@ from cache.grid import BevGrid
 from models.center_head import CenterHead, CenterHeadConfig
 from models.detector import Batch, total_of
 from tests.models.test_rotated_iou import slow_iou
-from tests.trainer.terms.sparsekd_builders import FINE, LabelledBatch, World
+from tests.trainer.terms.sparsekd_builders import FINE, World
 from trainer.augment import BevAugment, move_boxes
 from trainer.said import TeacherSaid
 from trainer.terms.registry import RELABELS
@@ -46,7 +46,7 @@ def frame(
         scores=[torch.tensor([score for _, score, _ in found])],
         labels=[torch.tensor([label for _, _, label in found], dtype=torch.int64)],
     )
-    return LabelledBatch(boxes=[boxes], labels=[mine], tokens=["a"], **more), said
+    return Batch(boxes=[boxes], labels=[mine], tokens=["a"], **more), said
 
 
 def run(batch: Batch, said: TeacherSaid, **options: Any) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:

@@ -11,7 +11,6 @@ from torch import Tensor
 from cache.errors import ConfigError
 from models.center_head import BRANCHES
 from tests.trainer.terms.lgkd_builders import (
-    AUGMENTS,
     BARE,
     FRAMES,
     GRID,
@@ -21,17 +20,12 @@ from tests.trainer.terms.lgkd_builders import (
     a_model,
     a_store,
     batches_add_up,
-    centre_of,
     class_id,
     falls,
-    gradients,
     gradients_are_right,
-    moved_point,
     nothing_gives_zero,
-    on_grid,
-    slow_at,
-    total,
 )
+from tests.trainer.terms.slow_pieces import AUGMENTS, centre_of, gradients, moved_point, on_grid, slow_at, total
 from tests.trainer.terms.test_lgkd_response import sigmoid, slow_moved
 from trainer.terms.crkd_response import CrkdResponse, CrkdResponseOptions
 from trainer.terms.unidistill_response import UniDistillResponse, UniDistillResponseOptions

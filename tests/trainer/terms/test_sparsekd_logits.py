@@ -15,8 +15,8 @@ from torch import Tensor
 from cache.classes import DETECTION_CLASSES
 from cache.errors import ConfigError
 from models.detector import DetectorOutput
+from tests.trainer.terms.slow_pieces import AUGMENTS, slow_bilinear
 from tests.trainer.terms.sparsekd_builders import (
-    AUGMENTS,
     COARSE,
     NARROW,
     SELECTORS,
@@ -28,7 +28,6 @@ from tests.trainer.terms.sparsekd_builders import (
     require_gradcheck,
     require_nothing,
     require_reference,
-    slow_bilinear,
     value_of,
 )
 from trainer.augment import BevAugment

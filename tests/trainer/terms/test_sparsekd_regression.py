@@ -13,8 +13,8 @@ from torch import Tensor
 from cache.classes import DETECTION_CLASSES
 from cache.errors import ConfigError
 from models.center_head import BRANCHES
+from tests.trainer.terms.slow_pieces import AUGMENTS
 from tests.trainer.terms.sparsekd_builders import (
-    AUGMENTS,
     COARSE,
     FINE,
     NARROW,

@@ -7,13 +7,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from tests.trainer.terms.bevdistill_builders import (
-    GRID,
-    TEACHER,
-    a_frame,
-    bilinear,
-    cells_of,
-)
+from tests.trainer.terms.bevdistill_builders import GRID, TEACHER, a_frame, bilinear, cells_of
 from tests.trainer.terms.sparsekd_builders import FINE, World
 from trainer.terms.adaptor import FrozenAdaptor
 from trainer.terms.places import rows_and_columns

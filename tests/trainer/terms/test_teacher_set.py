@@ -11,7 +11,6 @@ import torch
 from shapely import affinity, box
 
 from tests.trainer.terms.bevdistill_builders import (
-    AUGMENTS,
     CLASSES,
     EMPTY,
     GRID,
@@ -23,6 +22,7 @@ from tests.trainer.terms.bevdistill_builders import (
     on_grid,
     said_of,
 )
+from tests.trainer.terms.slow_pieces import AUGMENTS
 from trainer.augment import BevAugment
 from trainer.terms.box_code import encode_boxes
 from trainer.terms.teacher_set import TeacherSet, TeacherSetOptions, quality_of, teacher_set
