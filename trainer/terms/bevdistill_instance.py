@@ -25,7 +25,7 @@ from models.center_head import BRANCHES
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
 from trainer.terms.bevdistill_sparse import code_distance
-from trainer.terms.places import rows_and_columns
+from trainer.terms.places import cells_holding, rows_and_columns
 from trainer.terms.precision import at_least_fp32
 from trainer.terms.sampling import sample_bilinear
 from trainer.terms.student import heat_logits_of, require_box_maps, require_heat
@@ -100,8 +100,8 @@ def codes_at(heads: Sequence[dict[str, Tensor]], objects: TeacherSet, channel: T
 
     channel: (T, heat channels), 1 at the object's class; all 0 gives zeros.
     """
-    col = ((objects.codes[:, 0] - grid.x_min) / grid.cell_m).floor().long().clamp(0, grid.width - 1)
-    row = ((objects.codes[:, 1] - grid.y_min) / grid.cell_m).floor().long().clamp(0, grid.height - 1)
+    row, col = cells_holding(objects.codes[:, :2], grid)
+    row, col = row.clamp(0, grid.height - 1), col.clamp(0, grid.width - 1)  # rounding at the upper border
     x, y = (cell.to(objects.codes.dtype) * grid.cell_m for cell in (col, row))
     corner = torch.stack([grid.x_min + x, grid.y_min + y], dim=1)
     out, first = None, 0

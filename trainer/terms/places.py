@@ -58,6 +58,13 @@ def rows_and_columns(points: Tensor, grid: BevGrid) -> tuple[Tensor, Tensor]:
     return row, col
 
 
+def cells_holding(points: Tensor, grid: BevGrid) -> tuple[Tensor, Tensor]:
+    """Row and column (N,) int64 of the cells that hold points (N, 2) x, y (m), which may be off the grid; NaN: -1."""
+    low = points.new_tensor([grid.x_min, grid.y_min])
+    col, row = torch.nan_to_num(((points - low) / grid.cell_m).floor(), nan=-1.0).long().unbind(-1)
+    return row, col
+
+
 def inside_grid(row: Tensor, col: Tensor, grid: BevGrid) -> Tensor:
     """(...,) bool: whether the place lies on the grid, edges of the outer cells included below and left."""
     return (row >= -0.5) & (row < grid.height - 0.5) & (col >= -0.5) & (col < grid.width - 0.5)

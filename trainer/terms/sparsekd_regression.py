@@ -29,7 +29,7 @@ from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
 from trainer.terms.annotations import annotated_boxes
 from trainer.terms.moved_regression import move_code
-from trainer.terms.places import augmentation_of, canonical_points
+from trainer.terms.places import augmentation_of, canonical_points, cells_holding, inside_grid
 from trainer.terms.precision import at_least_fp32
 from trainer.terms.store_facts import map_fields
 from trainer.terms.student import head_classes
@@ -109,17 +109,17 @@ class SparseKdRegression(nn.Module):
                     '"moved", or turn [data.bev_augmentation] off'
                 )
             samples, boxes, labels = annotated_boxes(batch, device)
-            to_row, to_col = _cells_of(boxes[:, :2], self.grid)
-            row, col = _cells_of(canonical_points(boxes[:, :2], samples, matrices), said.grid)
+            to_row, to_col = cells_holding(boxes[:, :2], self.grid)
+            row, col = cells_holding(canonical_points(boxes[:, :2], samples, matrices), said.grid)
             wanted, known = self._teacher_code(said, samples, row, col, labels)
             head = self.heads.group_of_class().to(device)[labels]
-            inside = (to_row >= 0) & (to_row < self.grid.height) & (to_col >= 0) & (to_col < self.grid.width)
+            inside = inside_grid(to_row, to_col, self.grid)
             kept = inside & (head >= 0) & known.any(dim=1)
             samples, wanted, known, labels = samples[kept], wanted[kept], known[kept], labels[kept]
             row, col, to_row, to_col = row[kept], col[kept], to_row[kept], to_col[kept]
             if not self.identity_only:
                 wanted = move_code(wanted, row, col, said.grid, matrices[samples], to_row, to_col, self.grid)
-            found, both = self._student_code(output, samples, to_row.long(), to_col.long(), head[kept])
+            found, both = self._student_code(output, samples, to_row, to_col, head[kept])
             numerator = self._error(found, wanted.to(found.dtype), known & both, labels).sum()
             count = numerator.new_tensor(float(len(found)))
         return {self.name: LossPart(numerator[None], count[None], self.weight)}
@@ -130,7 +130,7 @@ class SparseKdRegression(nn.Module):
         """(N, 10) float64 of the boxes' classes' groups at their centres' cells, and which of it there is."""
         assert said.cells is not None
         assert said.regression is not None
-        at = stored_positions(said.cells, said.grid, samples, row.long(), col.long())
+        at = stored_positions(said.cells, said.grid, samples, row, col)
         raw = said.regression[at.clamp(min=0)].double() if len(said.regression) else None
         code = torch.zeros(len(at), CODES, dtype=torch.float64, device=at.device)
         known = torch.zeros(len(at), CODES, dtype=torch.bool, device=at.device)
@@ -179,10 +179,3 @@ def _places() -> dict[str, slice]:
     """Of each branch in the code of ten."""
     ends = torch.tensor(list(BRANCHES.values())).cumsum(0).tolist()
     return {name: slice(end - size, end) for (name, size), end in zip(BRANCHES.items(), ends, strict=True)}
-
-
-def _cells_of(points: Tensor, grid: BevGrid) -> tuple[Tensor, Tensor]:
-    """Row and column (N,) float64, whole numbers, of the cells that hold points (N, 2); NaN to -1."""
-    low = points.new_tensor([grid.x_min, grid.y_min])
-    col, row = torch.nan_to_num(((points - low) / grid.cell_m).floor(), nan=-1.0).unbind(-1)
-    return row, col
