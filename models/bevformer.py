@@ -106,6 +106,7 @@ class BevFormer(nn.Module):
         self.transformer = Transformer(channels, [self.grid.shape], config.transformer, places=3)
         self.head = QueryHead(channels, config.transformer.decoder_layers, self.grid, config.head, config.z_range)
         self.heat = HeatHead(channels, self.grid, config.heat, detached=False) if config.heat else None
+        self.gives = frozenset({"bev", "levels", "queries", *(("heads",) if config.heat else ())})
         self.heat_classes = tuple(DETECTION_CLASSES) if config.heat else ()
         self.levels = {"adapted": BevLevel(config.heat.channels, self.grid)} if config.heat else {}
         pillars = pillar_points(self.grid, config.z_range, config.encoder.heights)

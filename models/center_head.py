@@ -264,8 +264,8 @@ class CenterHead(nn.Module):
 
 
 def focal_numerator(logits: Tensor, target: Tensor, alpha: float = 2.0, beta: float = 4.0) -> Tensor:
-    """Sum over all cells of CornerNet's penalty-reduced focal loss; both (B, classes, H, W). Computed in fp32."""
-    p = logits.float().sigmoid().clamp(1e-4, 1 - 1e-4)
+    """Sum over all cells of CornerNet's penalty-reduced focal loss; both (B, classes, H, W). In fp32, or fp64."""
+    p = (logits if logits.dtype == torch.float64 else logits.float()).sigmoid().clamp(1e-4, 1 - 1e-4)
     at_objects = (1 - p).pow(alpha) * p.log()
     elsewhere = (1 - target).pow(beta) * p.pow(alpha) * (1 - p).log()
     return -torch.where(target == 1, at_objects, elsewhere).sum()

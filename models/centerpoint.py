@@ -118,6 +118,7 @@ class CenterPoint(nn.Module):
     """A `models.detector.Detector` over points."""
 
     modality: Literal["lidar", "camera"] = "lidar"
+    gives = frozenset({"bev", "heads", "levels"})
 
     def __init__(self, config: CenterPointPillarConfig | CenterPointVoxelConfig) -> None:
         super().__init__()

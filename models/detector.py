@@ -36,6 +36,8 @@ class Batch:
     bev_augmentation: (B, 4, 4), canonical -> augmented.
     history: earlier moments of the same scenes for a temporal detector, oldest first; memory: what it kept of the
     moment before all of these. Detectors of single frames ignore both.
+    image_affine: (B, cameras, 2, 3), pixels of the stored images (centres at whole numbers) -> of the images as given
+    (edges at whole numbers): how each was resized, cropped and flipped.
     """
 
     points: list[Tensor] | None = None
@@ -50,6 +52,7 @@ class Batch:
     bev_augmentation: Tensor | None = None
     history: list[Past] = field(default_factory=list)
     memory: Memory | None = None
+    image_affine: Tensor | None = None
 
     def __len__(self) -> int:
         for part in (self.tokens, self.points, self.images, self.boxes):
@@ -175,7 +178,8 @@ class Detector(Protocol):
     """A `torch.nn.Module` that finds boxes. The lower block is the part of nn.Module that callers use.
 
     grid: of `DetectorOutput.bev` and the head; bev_channels: C of that map; config: what `models.build` made it from;
-    levels: what `DetectorOutput.levels` holds; heat_classes: the class of each channel of `DetectorOutput.class_heat`.
+    levels: what `DetectorOutput.levels` holds; heat_classes: the class of each channel of `DetectorOutput.class_heat`;
+    gives: attributes of `DetectorOutput` that are not empty.
     """
 
     grid: BevGrid
@@ -184,6 +188,7 @@ class Detector(Protocol):
     config: dict[str, Any]
     levels: Mapping[str, BevLevel]
     heat_classes: tuple[str, ...]
+    gives: frozenset[str]
 
     def forward(self, batch: Batch) -> DetectorOutput: ...
 

@@ -81,6 +81,7 @@ class LiftSplat(nn.Module):
     pixels: Tensor
 
     modality: Literal["lidar", "camera"] = "camera"
+    gives = frozenset({"bev", "heads", "levels", "depth_logits"})
 
     def __init__(self, config: LiftSplatConfig) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ Hungarian method on the CPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,15 +43,22 @@ def match_queries(
     `box_numbers` numbers of a box, unknown ones left out.
     """
     cost = class_weight * focal_cost(logits, targets) + box_weight * box_cost(boxes, targets, box_numbers)
-    costs = torch.nan_to_num(cost, nan=WORST, posinf=WORST, neginf=WORST).double().cpu().numpy()  # (L, K, Q)
+    return cheapest(cost, targets.counts)
+
+
+@torch.no_grad()
+def cheapest(cost: Tensor, counts: Sequence[int]) -> Tensor:
+    """(L, K) int64: the query of the cheapest one-to-one assignment of each frame, `UNMATCHED` where there were too few
+    queries. cost: (L, K, Q) of the frames' K objects with the queries of their own frame; counts: objects a frame."""
+    costs = torch.nan_to_num(cost, nan=WORST, posinf=WORST, neginf=WORST).double().cpu().numpy()
     found = np.full(costs.shape[:2], UNMATCHED, np.int64)
     for layer, of_layer in enumerate(costs):
         first = 0
-        for count in targets.counts:
+        for count in counts:
             objects, queries = linear_sum_assignment(of_layer[first : first + count])
             found[layer, first + objects] = queries
             first += count
-    return torch.from_numpy(found).to(logits.device)
+    return torch.from_numpy(found).to(cost.device)
 
 
 def focal_cost(logits: Tensor, targets: SetTargets) -> Tensor:

@@ -123,6 +123,7 @@ class ObjectDgcnn(nn.Module):
         self.transformer = Transformer(pyramid.channels, shapes, config.transformer)
         self.head = QueryHead(pyramid.channels, config.transformer.decoder_layers, self.grid, config.head)
         self.heat = HeatHead(pyramid.channels, self.grid, config.heat) if config.heat else None
+        self.gives = frozenset({"bev", "levels", "queries", *(("heads",) if config.heat else ())})
         self.heat_classes = tuple(DETECTION_CLASSES) if self.heat is not None else ()
         self.levels = {"canvas": BevLevel(self.encoder.out_channels, canvas.grid())}
         if config.heat:

@@ -22,6 +22,23 @@ def paired_iou(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(union > 0, intersection / union, 0.0)
 
 
+def rectangles(boxes: Tensor) -> Tensor:
+    """(N, 5) of boxes (N, >= 7) x, y, z, l, w, h, yaw, ..."""
+    return boxes[:, [0, 1, 3, 4, 6]]
+
+
+def every_iou(first: Tensor, second: Tensor) -> Tensor:
+    """(N, M) float64 intersection over union of every pair of rectangles (N, 5) and (M, 5); costs the pairs that are
+    near enough to meet."""
+    first, second = first.double(), second.double()
+    reach = [torch.hypot(side[:, 2], side[:, 3]) / 2 for side in (first, second)]
+    distance = (first[:, None, :2] - second[None, :, :2]).norm(dim=-1)
+    i, j = (distance < reach[0][:, None] + reach[1][None]).nonzero(as_tuple=True)
+    out = torch.zeros(len(first), len(second), dtype=torch.float64, device=first.device)
+    out[i, j] = paired_iou(first[i], second[j])
+    return out
+
+
 def paired_intersection(first: Tensor, second: Tensor) -> Tensor:
     """(P,) float64 square metres that the rectangles of each pair share; arguments as `paired_iou`."""
     first, second = first.double().clone(), second.double().clone()

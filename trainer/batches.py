@@ -6,7 +6,6 @@ Only the fields that the model's modality and the terms need are read. Cost for 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,50 +16,24 @@ from torch import Tensor
 
 from cache.errors import BevcaskError, StoreError
 from cache.frame import CAMERA_CHANNELS
-from cache.store import FrameStore, TeacherStore
+from cache.store import FrameStore
 from models.detector import Batch, Detector
 from models.pictures import draw_cameras, normalised
 from trainer.augment import FrameAugment, move_boxes, move_points
+from trainer.said import TeacherSaid
+from trainer.said_reader import SaidReader
 
 CAMERAS = len(CAMERA_CHANNELS)
 
 
 @dataclass(frozen=True)
-class TeacherCells:
-    """The stored cells of B frames, one after another, in the canonical frame (no augmentation applied).
-
-    index (K,) int64: row * W + col on the teacher's grid; values (K, C) as stored; weights (K, S) float32, one column
-    per name in `selectors`; offsets (B + 1,) int64: frame b holds cells offsets[b] .. offsets[b + 1].
-    """
-
-    index: Tensor
-    values: Tensor
-    weights: Tensor
-    offsets: Tensor
-    selectors: tuple[str, ...]
-
-    def samples(self) -> Tensor:
-        """(K,) int64: which frame of the batch each cell belongs to."""
-        counts = self.offsets.diff()
-        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-
-    def to(self, device: torch.device | str) -> TeacherCells:
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("index", "values", "weights", "offsets")
-        }
-        return dataclasses.replace(self, **moved)
-
-
-@dataclass(frozen=True)
 class Needs:
-    """What is read: points or images of `image_size` (width, height), depth labels, annotations, teacher cells."""
+    """What is read of a frame store: points or images of `image_size` (width, height), depth labels, annotations."""
 
     points: bool = False
     image_size: tuple[int, int] | None = None
     depth: bool = False
     labels: bool = False
-    cells: bool = False
 
 
 def model_needs(model: Detector) -> Needs:
@@ -72,10 +45,10 @@ def model_needs(model: Detector) -> Needs:
 
 
 class BatchBuilder:
-    """Builds batches from a frame store and, where `needs.cells`, a teacher store. Safe to share between threads."""
+    """Builds batches from a frame store and, with a reader of one, a teacher store. Safe to share between threads."""
 
-    def __init__(self, frames: FrameStore, needs: Needs, teacher: TeacherStore | None = None) -> None:
-        self.frames, self.needs, self.teacher = frames, needs, teacher
+    def __init__(self, frames: FrameStore, needs: Needs, said: SaidReader | None = None) -> None:
+        self.frames, self.needs, self.said = frames, needs, said
 
     def require(self, rows: Sequence[int], unlabelled: Sequence[int] = ()) -> None:
         """Raises StoreError, naming the first frame and the remedy, where one of `rows`, or of the `unlabelled` ones,
@@ -100,7 +73,7 @@ class BatchBuilder:
 
     def build(
         self, rows: Sequence[int], augments: Sequence[FrameAugment], teacher_rows: Sequence[int] = ()
-    ) -> tuple[Batch, TeacherCells | None]:
+    ) -> tuple[Batch, TeacherSaid | None]:
         """The batch of these rows, one augmentation each; teacher_rows: the same frames in the teacher store."""
         needs, parts = self.needs, _Parts()
         matrices = [augment.bev.matrix() for augment in augments]
@@ -115,6 +88,7 @@ class BatchBuilder:
                 if needs.labels and labelled[sample]:
                     self._add_boxes(parts, row, matrix)
                 elif needs.labels:
+                    parts.kept.append(np.zeros(0, bool))
                     parts.boxes.append(torch.zeros(0, 9))
                     parts.labels.append(torch.zeros(0, dtype=torch.int64))
             except BevcaskError:
@@ -132,7 +106,7 @@ class BatchBuilder:
             tokens=[self.frames.tokens[row] for row in rows],
             bev_augmentation=torch.from_numpy(np.stack(matrices)),
         )
-        return batch, self._cells(teacher_rows) if needs.cells else None
+        return batch, None if self.said is None else self.said.read(teacher_rows, rows, parts.kept)
 
     def _add_images(
         self,
@@ -149,6 +123,7 @@ class BatchBuilder:
         views = draw_cameras(self.frames, row, size, augment.images, parts.images[sample])
         parts.intrinsics.append(views.intrinsics)
         parts.camera_to_lidar.append(matrix @ views.camera_to_lidar)
+        parts.affines.append(views.affines)
         if self.needs.depth:
             parts.depth.append(move_depth(self.frames.depth(row), views.affines, size, sample))
 
@@ -158,19 +133,9 @@ class BatchBuilder:
         """
         ids = self.frames.read(row, "gt_ids")
         seen = ids[:, 2] + ids[:, 3] > 0
+        parts.kept.append(seen)
         parts.boxes.append(torch.from_numpy(move_boxes(self.frames.boxes_lidar(row)[seen], matrix)))
         parts.labels.append(torch.from_numpy(ids[seen, 0].astype(np.int64)))
-
-    def _cells(self, rows: Sequence[int]) -> TeacherCells:
-        assert self.teacher is not None
-        cells, offsets = self.teacher.cells_of(rows)
-        return TeacherCells(
-            torch.from_numpy(cells.index.astype(np.int64)),
-            torch.from_numpy(cells.values),
-            torch.from_numpy(cells.weights),
-            torch.from_numpy(offsets),
-            tuple(self.teacher.selectors),
-        )
 
 
 class _Parts:
@@ -184,6 +149,8 @@ class _Parts:
         self.depth: list[np.ndarray] = []
         self.boxes: list[Tensor] = []
         self.labels: list[Tensor] = []
+        self.affines: list[np.ndarray] = []
+        self.kept: list[np.ndarray] = []  # of each frame the annotated boxes that it shows, (N,) bool
 
     def image_tensors(self, augments: Sequence[FrameAugment]) -> dict[str, Any]:
         assert self.images is not None
@@ -194,6 +161,7 @@ class _Parts:
             "camera_to_lidar": torch.from_numpy(np.stack(self.camera_to_lidar).astype(np.float32)).view(
                 -1, CAMERAS, 4, 4
             ),
+            "image_affine": torch.from_numpy(np.stack(self.affines).astype(np.float32)),
         }
 
 

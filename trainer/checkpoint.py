@@ -22,6 +22,7 @@ from cache.errors import CorruptError, FingerprintError
 from cache.files import write_bytes
 from models.backbone_weights import BackboneLoad
 from trainer.optimiser import Average
+from trainer.terms.relabel import Relabel
 
 FORMAT = "bevcask-checkpoint-1"
 
@@ -35,6 +36,7 @@ class Training:
     optimiser: torch.optim.Optimizer
     average: Average | None
     backbone: BackboneLoad | None = None  # what the run began from, not part of its state
+    relabels: tuple[Relabel, ...] = ()  # nothing of it changes
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return {

@@ -24,16 +24,17 @@ from models.backbone_weights import load_backbone
 from models.build import build_detector, save_weights
 from models.detector import Batch, Detector, total_of
 from trainer.augment import frame_augment
-from trainer.batches import BatchBuilder, TeacherCells
+from trainer.batches import BatchBuilder
 from trainer.checkpoint import Training, read_state, require_same_run, restore, save_checkpoint
 from trainer.loader import Loader
 from trainer.metrics import MetricsLog
 from trainer.optimiser import Average, lr_at, make_optimiser, set_lr
 from trainer.order import step_entries, steps_per_epoch
-from trainer.plan import Plan, make_plan, require_use_of_unlabelled, training_needs
+from trainer.plan import Plan, make_plan, require_use_of_unlabelled, said_reader, training_needs
 from trainer.progress import StepBar, StepListener, StepReport
 from trainer.recipe import Recipe
-from trainer.terms import build_terms
+from trainer.said import TeacherSaid
+from trainer.terms import build_relabels, build_terms, scheduled
 
 WEIGHTS = "model.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
@@ -140,14 +141,14 @@ def make_training(plan: Plan, device: torch.device) -> Training:
     torch.manual_seed(config.seed)
     model = build_detector(plan.recipe.model)
     backbone = load_backbone(model, Path(config.backbone_weights)) if config.backbone_weights else None
-    specs = [(term.name, term.weight, term.options) for term in plan.recipe.terms]
+    specs = plan.recipe.term_specs()
     terms = build_terms(specs, model, plan.teacher, plan.teacher_rows).to(device)
     module = cast(nn.Module, model).to(device).train()
     named = {f"model.{n}": p for n, p in module.named_parameters()} | {
         f"terms.{n}": p for n, p in terms.named_parameters()
     }
     average = Average(module, config.ema) if config.ema else None
-    return Training(module, terms.train(), make_optimiser(named, config), average, backbone)
+    return Training(module, terms.train(), make_optimiser(named, config), average, backbone, build_relabels(specs))
 
 
 def _jobs(plan: Plan, first_step: int) -> Iterator[tuple[int, list[int]]]:
@@ -176,10 +177,10 @@ def _run_steps(
     """Steps first_step .. plan.steps, with log and checkpoints. skipping: terms that leave unlabelled frames out.
     Returns the figures of `TrainResult`."""
     config, data = plan.recipe.train, plan.recipe.data
-    builder = BatchBuilder(plan.frames, training_needs(cast(Detector, training.model), plan.recipe), plan.teacher)
+    builder = BatchBuilder(plan.frames, training_needs(cast(Detector, training.model), plan.recipe), said_reader(plan))
     builder.require(plan.rows[: plan.labelled], plan.rows[plan.labelled :])
 
-    def build(job: tuple[int, list[int]]) -> tuple[Batch, TeacherCells | None]:
+    def build(job: tuple[int, list[int]]) -> tuple[Batch, TeacherSaid | None]:
         epoch, entries = job
         augments = [
             frame_augment(
@@ -198,10 +199,10 @@ def _run_steps(
         MetricsLog(run_dir / "metrics.jsonl", first_step) as log,
         Loader(_jobs(plan, first_step), build, threads=loader_threads, depth=2 * loader_threads) as loader,
     ):
-        for step, (batch, cells) in enumerate(loader, first_step):
+        for step, (batch, said) in enumerate(loader, first_step):
             lr = lr_at(step, plan.steps, config)
             set_lr(training.optimiser, lr)
-            scalars = train_step(training, batch.to(device), cells.to(device) if cells else None, plan.recipe, step)
+            scalars = train_step(training, batch.to(device), said.to(device) if said else None, plan, step)
             done, loss = step + 1, scalars["loss"]
             unlabelled += 0 if batch.labelled is None else int((~batch.labelled).sum())
             window_frames, all_frames = window_frames + len(batch), all_frames + len(batch)
@@ -230,22 +231,28 @@ def _run_steps(
     }
 
 
-def train_step(
-    training: Training, batch: Batch, cells: TeacherCells | None, recipe: Recipe, step: int
-) -> dict[str, float]:
-    """One optimiser step. Returns the total loss, every weighted part, and the gradient's norm before clipping.
+def train_step(training: Training, batch: Batch, said: TeacherSaid | None, plan: Plan, step: int) -> dict[str, float]:
+    """One optimiser step. Returns the total loss, every weighted part, the gradient's norm before clipping, and what
+    changes of labels counted.
 
     Raises DivergedError, before the weights are touched, where loss or gradient is not finite.
     """
-    config = recipe.train
+    config = plan.recipe.train
     # randomness inside the model is a function of the step too, so that no generator state needs to be kept
     torch.manual_seed((config.seed * 1_000_003 + step) % 2**63)
     model = cast(Detector, training.model)
     with torch.autocast(_device_of(batch), torch.bfloat16, enabled=config.precision == "bf16"):
         output = model(batch)
-    parts = model.loss_parts(output, batch)
-    for term in training.terms.values():
-        parts.update(term(output, batch, cells))
+    labelled, counts = batch, {}
+    for relabel in training.relabels:  # the detection loss alone reads these labels: masks are of the annotated boxes
+        assert said is not None
+        changed = relabel(labelled, said)
+        labelled, counts = changed.batch, {**counts, **changed.counts}
+    parts = model.loss_parts(output, labelled)
+    for term in plan.recipe.terms:
+        if term.name in training.terms:
+            given = training.terms[term.name](output, batch, said)
+            parts.update(scheduled(given, term.schedule.factor(step, plan.steps)))
     values = total_of(parts)
     loss = torch.stack(list(values.values())).sum()
     training.optimiser.zero_grad(set_to_none=True)
@@ -262,7 +269,7 @@ def train_step(
     training.optimiser.step()
     if training.average is not None:
         training.average.update(training.model, step)
-    return {**scalars, "gradient_norm": float(norm)}
+    return {**scalars, "gradient_norm": float(norm), **counts}
 
 
 def _clip(training: Training, limit: float) -> Tensor:

@@ -21,7 +21,8 @@ from models.detector import Detector
 from trainer.batches import Needs, model_needs
 from trainer.order import epoch_list, steps_per_epoch
 from trainer.recipe import Recipe
-from trainer.terms import skipped_on
+from trainer.said_reader import SaidReader, Wanted
+from trainer.terms import needs_by_term, skipped_on
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,15 @@ def training_needs(model: Detector, recipe: Recipe) -> Needs:
     """What a step reads of the stores."""
     base = model_needs(model)
     depth = base.image_size is not None and recipe.data.depth
-    return Needs(points=base.points, image_size=base.image_size, depth=depth, labels=True, cells=bool(recipe.terms))
+    return Needs(points=base.points, image_size=base.image_size, depth=depth, labels=True)
+
+
+def said_reader(plan: Plan) -> SaidReader | None:
+    """The reader of what the run's terms need of the teacher store; None without terms."""
+    if plan.teacher is None or not plan.recipe.terms:
+        return None
+    needs = needs_by_term(plan.recipe.term_specs())
+    return SaidReader(plan.teacher, plan.frames, Wanted.by(needs.values(), plan.teacher))
 
 
 def require_use_of_unlabelled(plan: Plan, model: Detector) -> list[str]:
@@ -103,7 +112,7 @@ def require_use_of_unlabelled(plan: Plan, model: Detector) -> list[str]:
     labels, and no term that applies."""
     if not plan.drawn:
         return []
-    specs = [(term.name, term.weight, term.options) for term in plan.recipe.terms]
+    specs = plan.recipe.term_specs()
     skipped = skipped_on("unlabelled", specs, model, plan.teacher, plan.teacher_rows) if plan.teacher else {}
     if len(skipped) == len(specs) and not training_needs(model, plan.recipe).depth:
         reasons = "; ".join(f"term {name} {reason}" for name, reason in skipped.items()) or "the recipe has no term"

@@ -19,7 +19,7 @@ from cache.files import digest_of
 from models.build import resolve_config
 from models.config import Config, parse_config
 from trainer.augment import BevAugmentConfig, ImageAugmentConfig
-from trainer.terms import parse_options
+from trainer.terms import RELABELS, Schedule, Spec, needs_by_term, parse_options
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -68,10 +68,11 @@ class TrainConfig(Config):
 
 
 class TermConfig(Config):
-    """One distillation loss of the run."""
+    """One distillation loss of the run. schedule: how its weight rises and falls, see `trainer.terms.schedule`."""
 
     name: str
     weight: float = Field(default=1.0, ge=0)
+    schedule: Schedule = Schedule()
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -90,6 +91,10 @@ class Recipe(Config):
         if len(set(names)) != len(names):
             raise ValueError(f"each term may stand once, found {names}")
         return self
+
+    def term_specs(self) -> list[Spec]:
+        """Name, weight and options of every term."""
+        return [(term.name, term.weight, term.options) for term in self.terms]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for `recipe.json`."""
@@ -135,9 +140,26 @@ def make_recipe(values: Mapping[str, Any], where: str, name: str) -> Recipe:
         term.model_copy(update={"options": parse_options(term.name, term.options, where).model_dump(mode="json")})
         for term in recipe.terms
     )
+    _check_terms(recipe, where)
     if terms and not recipe.data.teacher:
         raise ConfigError(f"{where}: term {terms[0].name} needs a teacher store; set [data] teacher to its name")
     return recipe.model_copy(update={"model": model, "terms": terms})
+
+
+def _check_terms(recipe: Recipe, where: str) -> None:
+    """ConfigError for a weight or schedule where nothing is weighed, and for a term that augmentation contradicts."""
+    for term in recipe.terms:
+        if term.name in RELABELS and (term.weight, term.schedule) != (1.0, Schedule()):
+            raise ConfigError(
+                f"{where}: term {term.name} changes labels and adds no loss: leave out its weight and schedule"
+            )
+    needs = needs_by_term(recipe.term_specs())
+    for name, need in needs.items():
+        if need.unaugmented and recipe.data.bev_augmentation != BevAugmentConfig():
+            raise ConfigError(
+                f"{where}: term {name} compares cell-relative values as they are: switch off [data.bev_augmentation], "
+                "or choose its moved form"
+            )
 
 
 def _overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

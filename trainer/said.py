@@ -14,19 +14,52 @@ import torch
 from torch import Tensor
 
 from cache.grid import BevGrid
-from trainer.batches import TeacherCells
+
+
+@dataclass(frozen=True)
+class TeacherCells:
+    """The stored cells of B frames, one after another, in the canonical frame (no augmentation applied).
+
+    index (K,) int64: row * W + col on the teacher's grid; values (K, C) as stored; weights (K, S) float32, one column
+    per name in `selectors`; offsets (B + 1,) int64: frame b holds cells offsets[b] .. offsets[b + 1].
+    """
+
+    index: Tensor
+    values: Tensor
+    weights: Tensor
+    offsets: Tensor
+    selectors: tuple[str, ...]
+
+    def samples(self) -> Tensor:
+        """(K,) int64: which frame of the batch each cell belongs to."""
+        counts = self.offsets.diff()
+        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+
+    def to(self, device: torch.device | str) -> TeacherCells:
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("index", "values", "weights", "offsets")
+        }
+        return dataclasses.replace(self, **moved)
 
 
 @dataclass(frozen=True)
 class DepthSaid:
     """A camera teacher's depth. probs: (B, cameras, D, h, w) float, softmax over D bins; edges_m: (D + 1,) of the bins;
     stride: pixels of the teacher's input image per cell; image_size: (width, height) of that image, which is the stored
-    image under test-time geometry (`models.pictures`)."""
+    image under test-time geometry (`models.pictures`); image_affine: (B, cameras, 2, 3) of that geometry, as
+    `Batch.image_affine` is of the student's."""
 
     probs: Tensor
     edges_m: tuple[float, ...]
     stride: int
     image_size: tuple[int, int]
+    image_affine: Tensor
+
+    def to(self, device: torch.device | str) -> DepthSaid:
+        """The same with every tensor on `device`."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("probs", "image_affine")}
+        return dataclasses.replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -65,12 +98,12 @@ class TeacherSaid:
         """The same with every tensor on `device`."""
 
         def move(value: object) -> object:
-            if isinstance(value, Tensor | TeacherCells):
-                return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=True)
+            if isinstance(value, TeacherCells | DepthSaid):
+                return value.to(device)
             if isinstance(value, list):
                 return [move(item) for item in value]
-            if isinstance(value, DepthSaid):
-                return dataclasses.replace(value, probs=value.probs.to(device, non_blocking=True))
             if isinstance(value, Mapping):
                 return {name: move(item) for name, item in value.items()}
             return value

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cache.grid import BevGrid
 from models.detector import Batch, DetectorOutput
-from trainer.batches import TeacherCells
+from trainer.said import TeacherCells, TeacherSaid
 from trainer.terms.bevdistill_dense import BevDistillDense
 
 
@@ -100,7 +100,7 @@ def compare(
     out = []
     for stored, teacher in zip(cells, teachers, strict=True):
         student = output.bev.detach().requires_grad_()
-        part = term(DetectorOutput(student, []), batch, stored)[term.name]
+        part = term(DetectorOutput(student, []), batch, TeacherSaid(term.grid, stored))[term.name]
         found, found_grads = _with_gradients(part.value(), student, term)
         reference = output.bev.detach().double().requires_grad_()
         augmentation = batch.bev_augmentation if augmented else None

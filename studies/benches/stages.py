@@ -28,12 +28,14 @@ from models.gaussian import foreground_mask
 from pipeline.teacher_shard import BATCH
 from studies.benches.exactness import Agreement, compare
 from trainer.augment import BevAugment, FrameAugment, no_augment
-from trainer.batches import BatchBuilder, Needs, TeacherCells
+from trainer.batches import BatchBuilder, Needs
 from trainer.checkpoint import Training, restore
 from trainer.loop import CHECKPOINT, make_training, train
 from trainer.plan import make_plan, training_needs
 from trainer.progress import StepReport
 from trainer.recipe import Recipe
+from trainer.said import TeacherCells
+from trainer.said_reader import SaidReader, Wanted
 
 AUGMENTED = BevAugment(rotation_rad=0.3, scale=1.03, flip_x=True)
 
@@ -177,7 +179,8 @@ def stored_cells(
     frames: FrameStore, teacher: TeacherStore, rows: Sequence[int], augments: Sequence[FrameAugment]
 ) -> TeacherCells:
     """What the store gives training for these rows of the frame store."""
-    builder = BatchBuilder(frames, Needs(cells=True), teacher)
-    cells = builder.build(rows, augments, require_same_frames(frames, teacher, rows))[1]
+    builder = BatchBuilder(frames, Needs(), SaidReader(teacher, frames, Wanted(cells=True)))
+    said = builder.build(rows, augments, require_same_frames(frames, teacher, rows))[1]
+    cells = said.cells if said is not None else None
     assert cells is not None
     return cells

@@ -9,7 +9,7 @@ import pytest
 import torch
 from shapely.geometry import Polygon
 
-from models.rotated_iou import corners, paired_intersection, paired_iou
+from models.rotated_iou import corners, every_iou, paired_intersection, paired_iou, rectangles
 
 
 def slow_corners(box) -> list[tuple[float, float]]:
@@ -108,3 +108,18 @@ def test_float32_boxes_far_from_the_origin_keep_their_overlap():
 
 def test_no_pairs():
     assert paired_iou(torch.zeros(0, 5), torch.zeros(0, 5)).shape == (0,)
+
+
+def test_every_pair_of_two_lists_has_the_overlap_of_its_pair():
+    first, second = random_boxes(3, 12), random_boxes(4, 15)
+    second[0, :2] += 500.0
+    found = every_iou(first, second)
+    expected = [[slow_iou(a, b) for b in second] for a in first]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
+    assert 0.2 < (found > 0).double().mean() < 0.95 and not found[:, 0].any()
+    assert every_iou(first[:0], second).shape == (0, 15) and every_iou(first, second[:0]).shape == (12, 0)
+
+
+def test_a_boxs_rectangle_is_its_place_length_width_and_heading():
+    box = torch.tensor([[1.0, 2, 9, 4, 3, 9, 0.5, 9, 9]])
+    assert rectangles(box).tolist() == [[1.0, 2, 4, 3, 0.5]]

@@ -21,7 +21,7 @@ from tests.trainer.conftest import BOXES
 from tests.trainer.synthetic import GRID as STORE_GRID
 from tests.trainer.synthetic import TINY_STUDENT, write_frames, write_teacher
 from trainer.augment import BevAugment
-from trainer.batches import TeacherCells
+from trainer.said import TeacherCells, TeacherSaid
 from trainer.terms import build_terms
 from trainer.terms.bevdistill_dense import BevDistillDense, BevDistillDenseOptions, channel_statistics
 
@@ -50,14 +50,15 @@ def stored_cells(seed: int, samples: int, dtype: str = "float32") -> list[Cells]
     return out
 
 
-def joined(cells: list[Cells]) -> TeacherCells:
-    return TeacherCells(
+def said(cells: list[Cells]) -> TeacherSaid:
+    joined = TeacherCells(
         torch.from_numpy(np.concatenate([c.index for c in cells]).astype(np.int64)),
         torch.from_numpy(np.concatenate([c.values for c in cells])),
         torch.from_numpy(np.concatenate([c.weights for c in cells])),
         torch.from_numpy(np.cumsum([0, *(len(c) for c in cells)])),
         ("gaussian", "random"),
     )
+    return TeacherSaid(GRID, joined)
 
 
 def a_batch(augments: list[BevAugment]) -> Batch:
@@ -71,7 +72,7 @@ def a_map(samples: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def value_of(term: BevDistillDense, bev: Tensor, augments: list[BevAugment], cells: list[Cells]) -> Tensor:
-    return term(DetectorOutput(bev, []), a_batch(augments), joined(cells))["dense"].value()
+    return term(DetectorOutput(bev, []), a_batch(augments), said(cells))["dense"].value()
 
 
 def slow_loss(
@@ -160,9 +161,9 @@ def test_a_frame_without_objects_changes_nothing_for_the_others() -> None:
 
 def test_numerators_and_normalisers_of_single_frames_sum_to_those_of_the_batch() -> None:
     term, cells, bev = a_term().double(), stored_cells(4, 4), a_map(4)
-    whole = term(DetectorOutput(bev, []), a_batch(AUGMENTS), joined(cells))["dense"]
+    whole = term(DetectorOutput(bev, []), a_batch(AUGMENTS), said(cells))["dense"]
     parts = [
-        term(DetectorOutput(bev[b : b + 1], []), a_batch([AUGMENTS[b]]), joined([cells[b]]))["dense"] for b in range(4)
+        term(DetectorOutput(bev[b : b + 1], []), a_batch([AUGMENTS[b]]), said([cells[b]]))["dense"] for b in range(4)
     ]
     assert whole.numerator.item() == pytest.approx(sum(p.numerator.item() for p in parts), rel=1e-12)
     assert whole.normaliser.item() == pytest.approx(sum(p.normaliser.item() for p in parts), rel=1e-12)
@@ -179,9 +180,9 @@ def test_cells_that_leave_the_grid_count_neither_above_nor_below() -> None:
     term, bev = a_term().double(), a_map(1)
     cell = Cells(np.array([0, 150], np.int32), np.ones((2, TEACHER), np.float32), np.ones((2, 2), np.float32))
     away = BevAugment(scale=1.5)  # cell 0, at the corner, leaves
-    part = term(DetectorOutput(bev, []), a_batch([away]), joined([cell]))["dense"]
+    part = term(DetectorOutput(bev, []), a_batch([away]), said([cell]))["dense"]
     alone = Cells(cell.index[1:], cell.values[1:], cell.weights[1:])
-    wanted = term(DetectorOutput(bev, []), a_batch([away]), joined([alone]))["dense"]
+    wanted = term(DetectorOutput(bev, []), a_batch([away]), said([alone]))["dense"]
     assert part.normaliser.item() == 1.0
     assert part.numerator.item() == pytest.approx(wanted.numerator.item(), rel=1e-12)
 
@@ -198,7 +199,7 @@ def test_bf16_maps_under_autocast_are_compared_in_fp32() -> None:
     term, cells = a_term(), stored_cells(7, 4, "float16")
     bev = a_map(4, dtype=torch.float32).detach().to(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        part = term(DetectorOutput(bev, []), a_batch(AUGMENTS), joined(cells))["dense"]
+        part = term(DetectorOutput(bev, []), a_batch(AUGMENTS), said(cells))["dense"]
     assert part.numerator.dtype == torch.float32
     wanted = value_of(term.double(), bev.double(), AUGMENTS, cells)
     assert part.value().item() == pytest.approx(wanted.item(), rel=1e-5)
@@ -223,9 +224,7 @@ def test_optimised_alone_it_falls() -> None:
 def test_the_released_adaptor_works_and_the_weight_multiplies() -> None:
     term = a_term(adaptor="conv3x3", reduce="sum")
     term.weight = 0.01
-    part = term(DetectorOutput(a_map(4, dtype=torch.float32), []), a_batch(AUGMENTS), joined(stored_cells(9, 4)))[
-        "dense"
-    ]
+    part = term(DetectorOutput(a_map(4, dtype=torch.float32), []), a_batch(AUGMENTS), said(stored_cells(9, 4)))["dense"]
     assert part.value().item() == pytest.approx(0.01 * part.numerator.item() / part.normaliser.item(), rel=1e-6)
     assert math.isfinite(part.value().item())
 
@@ -272,8 +271,10 @@ def test_an_unknown_term_and_an_unknown_option_are_refused_by_name(cache: Path) 
     model, teacher = build_detector(TINY_STUDENT), TeacherStore(cache / "teachers" / "demo")
     with pytest.raises(ConfigError, match=r"'magic'.*bevdistill_dense"):
         build_terms([("magic", 1.0, {})], model, teacher, [0])
-    with pytest.raises(ConfigError, match=r"'mask'.*adaptor, reduce, selector, standardise"):
-        build_terms([("bevdistill_dense", 1.0, {"mask": "gt"})], model, teacher, [0])
+    with pytest.raises(
+        ConfigError, match=r"'masks'.*adaptor, distance, mask, normaliser, reduce, selector, standardise"
+    ):
+        build_terms([("bevdistill_dense", 1.0, {"masks": "gt"})], model, teacher, [0])
     with pytest.raises(ConfigError, match=r"set \[data\] teacher"):
         build_terms([("bevdistill_dense", 1.0, {})], model, None, [0])
 

@@ -21,7 +21,8 @@ from studies.benches.stages import LiveBatch, Stage, compare_stages, live_batche
 from tests.conftest import SIMULATED_VERSION
 from trainer.augment import BevAugment, no_augment
 from trainer.recipe import Recipe, load_recipe
-from trainer.terms.sampling import augmented_cells, inside_grid, sample_bilinear
+from trainer.terms.places import augmented_cells, inside_grid
+from trainer.terms.sampling import sample_bilinear
 
 STEPS = 24
 STORES = {"fp16": 1, "u8": 1}  # by default the gaussian is dilated by one cell on the demo's 1.6 m cells

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from cache.grid import BevGrid
 from trainer.augment import BevAugment
-from trainer.terms.sampling import augmented_cells, inside_grid, sample_bilinear
+from trainer.terms.places import augmented_cells, inside_grid
+from trainer.terms.sampling import sample_bilinear
 
 GRID = BevGrid(-8.0, 8.0, -6.0, 6.0, 0.8)  # 20 x 15 cells; 0.8 is no binary fraction
 B, C = 3, 4

@@ -14,7 +14,8 @@ from cache.field_list import FieldList
 from cache.grid import BevGrid
 from cache.index import KIND_LABELLED, KIND_UNLABELLED
 from trainer.terms import TermNeeds, require_served
-from trainer.terms.bevdistill_dense import BevDistillDenseOptions, _column, needs_of
+from trainer.terms.bevdistill_dense import BevDistillDenseOptions, needs_of
+from trainer.terms.store_facts import column_name
 
 GRID = BevGrid(-51.2, 51.2, -51.2, 51.2, 1.6)
 MODEL: Any = SimpleNamespace(grid=GRID)
@@ -99,7 +100,7 @@ def test_a_missing_field_and_an_unknown_selector_are_named() -> None:
 def test_a_term_may_ask_for_a_product() -> None:
     term = dense_term("confident*gaussian(min_radius=2)")
     require_served("t", term, a_store("lidar+gaussian(min_radius=2)*confident(threshold=0)"), MODEL)
-    assert _column(BevDistillDenseOptions(selector="confident*gaussian")) == "gaussian*confident"
+    assert column_name("confident*gaussian") == "gaussian*confident"
     with pytest.raises(
         StoreError, match=r"run `cache-teacher --coverage 'gaussian\(dilate=1\)\+gaussian\(dilate=1,min_ra"
     ):

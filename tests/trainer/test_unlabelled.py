@@ -24,7 +24,7 @@ from trainer.augment import no_augment
 from trainer.batches import BatchBuilder
 from trainer.loop import WEIGHTS, make_training, train, train_step
 from trainer.order import epoch_list, epoch_order
-from trainer.plan import make_plan, training_needs
+from trainer.plan import make_plan, said_reader, training_needs
 from trainer.recipe import Recipe, load_recipe, make_recipe
 
 BOXES = (5, 0, 3)
@@ -146,12 +146,12 @@ def test_steps_on_any_mixture_are_finite(mixed: Path, kind: str) -> None:
     plan = make_plan(recipe(kind, selector=selector), mixed)
     assert [plan.frames.is_labelled(row) for row in plan.rows] == [True] * 3 + [False] * 3
     training = make_training(plan, torch.device("cpu"))
-    builder = BatchBuilder(plan.frames, training_needs(cast(Detector, training.model), plan.recipe), plan.teacher)
+    builder = BatchBuilder(plan.frames, training_needs(cast(Detector, training.model), plan.recipe), said_reader(plan))
     for step, entries in enumerate(([0, 3], [4, 5], [1, 2])):
         teacher_rows = [plan.teacher_rows[i] for i in entries] if plan.teacher_rows else []
         rows = [plan.rows[i] for i in entries]
         batch, cells = builder.build(rows, [no_augment(len(CAMERA_CHANNELS))] * 2, teacher_rows)
-        said = train_step(training, batch, cells, plan.recipe, step)
+        said = train_step(training, batch, cells, plan, step)
         assert all(np.isfinite(value) for value in said.values())
         assert (said["heatmap"] > 0) == (entries != [4, 5])
 
@@ -207,7 +207,9 @@ def test_a_gaussian_term_adds_nothing_on_unlabelled_frames(mixed: Path) -> None:
         plan = make_plan(recipe(selector="gaussian", depth=True), mixed)
         training = make_training(plan, torch.device("cpu"))
         training.model.eval()
-        builder = BatchBuilder(plan.frames, training_needs(cast(Detector, training.model), plan.recipe), plan.teacher)
+        builder = BatchBuilder(
+            plan.frames, training_needs(cast(Detector, training.model), plan.recipe), said_reader(plan)
+        )
         batch, cells = builder.build(
             [plan.rows[i] for i in entries],
             [no_augment(len(CAMERA_CHANNELS))] * len(entries),

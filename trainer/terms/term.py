@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,8 +17,9 @@ from cache.errors import ConfigError, StoreError
 from cache.index import KIND_LABELLED, KIND_UNLABELLED
 from cache.serving import Answer, NeededSelector, StoreOffer, TermNeed, serves
 from cache.store import TeacherStore
+from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
-from trainer.batches import TeacherCells
+from trainer.said import TeacherSaid
 
 _KINDS: dict[FrameKind, int] = {"labelled": KIND_LABELLED, "unlabelled": KIND_UNLABELLED}
 
@@ -27,13 +28,18 @@ _KINDS: dict[FrameKind, int] = {"labelled": KIND_LABELLED, "unlabelled": KIND_UN
 class TermNeeds:
     """teacher_fields: of the teacher store, by name or as `cache-teacher --fields` lists them; selectors: whose weights
     are read, `NAME` or `NAME(option=value,...)` where an option must have that value; student: attributes of
-    `DetectorOutput` that are read; every_cell: teacher values at all cells are read, whatever their weights.
+    `DetectorOutput` that are read; every_cell: teacher values at all cells are read, whatever their weights; any_grid:
+    the student's grid may differ from the store's; batch: attributes of `Batch` that are read beside
+    `bev_augmentation`; unaugmented: batches must not have a BEV augmentation.
     """
 
     teacher_fields: tuple[str, ...]
     selectors: tuple[str, ...]
     student: tuple[str, ...]
     every_cell: bool = False
+    any_grid: bool = False
+    batch: tuple[str, ...] = ()
+    unaugmented: bool = False
 
 
 class Term(Protocol):
@@ -43,9 +49,27 @@ class Term(Protocol):
     weight: float
     needs: TermNeeds
 
-    def __call__(self, output: DetectorOutput, batch: Batch, cells: TeacherCells | None) -> dict[str, LossPart]:
+    def __call__(self, output: DetectorOutput, batch: Batch, said: TeacherSaid) -> dict[str, LossPart]:
         """Parts by name, the term's weight in each; `models.detector.total_of` gives the scalars."""
         ...
+
+
+@dataclass(frozen=True)
+class TermKind:
+    """How one term is made: its options, what it needs under them (`TermNeeds`), and its constructor."""
+
+    options: type[Config]
+    needs: Any
+    build: Any
+
+
+@dataclass(frozen=True)
+class RelabelKind:
+    """How a change of labels is made: its options, what it needs under them, and its constructor (name, options)."""
+
+    options: type[Config]
+    needs: Any
+    build: Any
 
 
 def require_served(
@@ -58,7 +82,13 @@ def require_served(
     kinds that come back as skipped the term adds nothing, because the weights that it reads are zero there.
     """
     wanted = tuple(NeededSelector.parse(text, f"term {name}: selector") for text in needs.selectors)
-    on_the_grid = bool(wanted) or needs.every_cell
+    gives = getattr(model, "gives", None)
+    if gives is not None and (lacking := [part for part in needs.student if part not in gives]):
+        raise ConfigError(
+            f"term {name}: reads the student's {', '.join(lacking)}, this one gives {', '.join(sorted(gives))}; drop "
+            "the term, or choose a student that has it"
+        )
+    on_the_grid = (bool(wanted) or needs.every_cell) and not needs.any_grid
     need = TermNeed(needs.teacher_fields, wanted, needs.every_cell, model.grid if on_the_grid else None)
     offer = StoreOffer(
         tuple(spec.name for spec in teacher.manifest.fields), teacher.grid, teacher.coverage, teacher.further.asked
