@@ -173,4 +173,4 @@ def needs_of(options: BevDistillHeatOptions) -> TermNeeds:
         return TermNeeds((), (), ("bev",))
     if options.teacher == "adaptor":
         return TermNeeds(("bev_index", "bev_weights", "adaptor"), (options.selector,), ("bev",), every_cell=True)
-    return TermNeeds((f"level_{options.level}",), (options.selector,), ("bev",))
+    return TermNeeds((f"level(name={options.level})",), (options.selector,), ("bev",))

@@ -108,7 +108,7 @@ def columns_of(selectors: Sequence[str]) -> tuple[str, ...]:
 
 def level_field(level: str) -> tuple[str, ...]:
     """The teacher field of a map, and what every masked term reads beside it."""
-    return ("bev_index", "bev_weights", *((f"level_{level}",) if level else ()))
+    return ("bev_index", "bev_weights", *((f"level(name={level})",) if level else ()))
 
 
 def nothing_there(root: Any, columns: Sequence[str], frames: int) -> StoreError:

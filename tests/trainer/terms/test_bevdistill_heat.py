@@ -122,7 +122,7 @@ def test_a_store_without_the_frozen_adaptor_is_asked_for_it_by_needs() -> None:
     assert "adaptor" in needs_of(BevDistillHeatOptions()).teacher_fields
     assert needs_of(BevDistillHeatOptions()).every_cell
     level = needs_of(BevDistillHeatOptions(teacher="level"))
-    assert level.teacher_fields == ("level_adapted",)
+    assert level.teacher_fields == ("level(name=adapted)",)
     assert not level.every_cell
     assert needs_of(BevDistillHeatOptions(dense_weight=0.0)).teacher_fields == ()
 

@@ -173,4 +173,4 @@ def test_it_says_which_selectors_it_reads() -> None:
     assert needs_of(DistillBevOptions()).selectors == ("footprint(by_size=1)", "random")
     options = DistillBevOptions(false_positives="confident(threshold=0.3)", level="neck")
     assert needs_of(options).selectors[2] == "confident(threshold=0.3)"
-    assert "level_neck" in needs_of(options).teacher_fields
+    assert "level(name=neck)" in needs_of(options).teacher_fields
