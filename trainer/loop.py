@@ -296,5 +296,15 @@ def _device_of(batch: Batch) -> str:
 
 def _saved_figures(run_dir: Path) -> dict[str, Any]:
     values = read_json(run_dir / "run.json", "the record of a run")
-    names = ("steps", "loss", "seconds", "frames_per_s", "stall_share", "unlabelled_frames", "skipped", "backbone", "began_from")
+    names = (
+        "steps",
+        "loss",
+        "seconds",
+        "frames_per_s",
+        "stall_share",
+        "unlabelled_frames",
+        "skipped",
+        "backbone",
+        "began_from",
+    )
     return {name: values[name] for name in names if name in values}
