@@ -28,6 +28,7 @@ BENCHES = {
     "scale": "studies.benches.scale",
     "size": "studies.benches.size",
     "stream": "studies.benches.stream",
+    "terms": "studies.benches.terms",
 }  # name -> module
 
 
