@@ -38,7 +38,7 @@ def test_every_term_is_timed_beside_the_students_step(tmp_path: Path) -> None:
     }  # fmt: skip
     one_cell = 4 + 2 * 8 + 4  # index, 8 values, one weight
     assert rows["fg"]["stored_bytes"] == 2 * 60 * one_cell
-    assert rows["kd_fitnet"]["stored_bytes"] == 2 * 64 * 64 * one_cell
+    assert rows["kd_logits"]["stored_bytes"] == 2 * 64 * 64 * (one_cell + 2 * 10)
     assert rows["sparsekd_logits"]["stored_bytes"] == 2 * 60 * (one_cell + 2 * 10)
     assert set(found["methods"]) == {"bevdistill-tiny", "sparsekd-tiny", "bev-lgkd-tiny"}
     shares = [method["share"] for method in found["methods"].values()]
