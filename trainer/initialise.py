@@ -6,6 +6,7 @@ report of every tensor.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -43,19 +44,9 @@ class Initialisation:
 
     def write(self, path: Path) -> None:
         """The whole report, a line a tensor, as text."""
-        console = Console(width=200, record=True, file=_Nowhere())
-        console.print(self.found.table())
-        write_bytes(path, f"{self.line()}\n\n{console.export_text()}".encode())
-
-
-class _Nowhere:
-    """A file that forgets."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        pass
+        text = io.StringIO()
+        Console(width=200, file=text).print(self.found.table())
+        write_bytes(path, f"{self.line()}\n\n{text.getvalue()}".encode())
 
 
 def teacher_weights(source: str) -> Path:

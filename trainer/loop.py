@@ -254,7 +254,7 @@ def train_step(training: Training, batch: Batch, said: TeacherSaid | None, plan:
     model = cast(Detector, training.model)
     with torch.autocast(_device_of(batch), torch.bfloat16, enabled=config.precision == "bf16"):
         output = model(batch)
-    labelled, counts = batch, {}
+    labelled, counts = batch, dict[str, int]()
     for relabel in training.relabels:  # the detection loss alone reads these labels: masks are of the annotated boxes
         assert said is not None
         changed = relabel(labelled, said)

@@ -2,8 +2,8 @@
 out.
 
 A file may name another, `extends = "NAME or FILE"`, whose keys it overlays table by table; a list of terms replaces the
-other whole. Unknown keys are errors. The resolved recipe, presets and defaults filled in, is saved with the run, and its digest
-decides whether a run may be resumed.
+other whole. Unknown keys are errors. The resolved recipe, presets and defaults filled in, is saved with the run, and
+its digest decides whether a run may be resumed.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class DataConfig(Config):
 class TrainConfig(Config):
     """epochs or steps: one of the two; batch: frames a step; lr: the peak, reached after warmup_steps (cosine) or at 40
     % of the run (one_cycle); min_lr_factor: of lr, at the end; clip: gradient norm, 0 for none; ema: decay, 0 for
-    none; backbone_weights: a file for a camera model's ResNet to begin from, read at every start of the run; init_from: a
-    teacher whose weights the student begins with, by init_scheme, where they fit (`trainer.inherit`): `demo`, or a file
-    written by `train`, read at every start of the run, after backbone_weights."""
+    none; backbone_weights: a file for a camera model's ResNet to begin from, read at every start of the run;
+    init_from: a teacher whose weights the student begins with, by init_scheme, where they fit (`trainer.inherit`):
+    `demo`, or a file written by `train`, read at every start of the run, after backbone_weights."""
 
     epochs: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)

@@ -72,7 +72,7 @@ class TermWorld:
         for name, channels in BRANCHES.items():
             columns[name] = slice(first, first + channels)
             first += channels
-        tasks = [task for task in (self.model.config.get("head") or {}).get("tasks", [])] or [list(DETECTION_CLASSES)]
+        tasks = self._tasks() or (DETECTION_CLASSES,)
         samples, inside = {}, {}
         for item in self._items(needs):
             points = 9 if item["points"] == "9" else int(np.prod([int(n) for n in item["points"].split("x")]))
@@ -87,7 +87,7 @@ class TermWorld:
                 {name: slice(s.start + first * i, s.stop + first * i) for name, s in columns.items()}
                 for i in range(len(tasks))
             ),
-            groups=tuple(map(tuple, tasks)),
+            groups=tasks,
             boxes=[boxes + 0.2 for boxes in self.boxes],
             scores=[torch.linspace(0.9, 0.2, sizes.boxes)] * frames,
             labels=self.batch.labels,
@@ -107,10 +107,9 @@ class TermWorld:
             rng.normal(size=(sizes.cells, sizes.channels)).astype(np.float16),
             np.ones((sizes.cells, len(names)), np.float32),
         )
-        tasks = (self.model.config.get("head") or {}).get("tasks", [])
         edges = getattr(self.model, "depth_edges", torch.zeros(2))
         further = SimpleNamespace(
-            groups=tuple(map(tuple, tasks)),
+            groups=self._tasks(),
             channels={item.name: sizes.channels for item in self._items(needs)},
             depth=SimpleNamespace(edges_m=tuple(map(float, edges))),
         )
@@ -140,7 +139,9 @@ class TermWorld:
         if {"boxes", "samples"} & set(fields):
             total += sum(4 * (boxes.numel() + 2 * len(boxes)) for boxes in said.boxes)
         if {"queries", "query_logits"} & set(fields):
-            total += sum(2 * x.numel() + 4 * y.numel() for x, y in zip(said.query_logits, said.query_boxes, strict=True))
+            total += sum(
+                2 * x.numel() + 4 * y.numel() for x, y in zip(said.query_logits, said.query_boxes, strict=True)
+            )
         total += sum(2 * rows.numel() + rows.shape[0] * rows.shape[1] for x in said.samples.values() for rows in x)
         if "depth" in fields and said.depth is not None:
             total += 2 * said.depth.probs.numel()
@@ -160,6 +161,10 @@ class TermWorld:
         names = [(name, name.partition("(")[0] in KINDS) for name in needs.teacher_fields]
         found = [FieldList.parse(name).items[0] if listed else asked_by_field(name) for name, listed in names]
         return list({str(item): item for item in found if item is not None and item.kind == "samples"}.values())
+
+    def _tasks(self) -> tuple[tuple[str, ...], ...]:
+        """The task groups of a centre head, none for other students."""
+        return tuple(map(tuple, (self.model.config.get("head") or {}).get("tasks", ())))
 
     def _boxes(self) -> Tensor:
         grid, count = self.grid, self.sizes.boxes
@@ -212,7 +217,7 @@ class TermWorld:
             return made
 
         heads, queries, gives = [], None, model.gives
-        for task in (model.config.get("head") or {}).get("tasks", []) if "queries" not in gives else []:
+        for task in self._tasks():
             maps = {"heatmap": leaf(frames, len(task), *self.grid.shape, shift=-3.0)}
             heads.append(maps | {name: leaf(frames, n, *self.grid.shape) for name, n in BRANCHES.items()})
         if "queries" in gives:

@@ -60,9 +60,7 @@ def run(
         torch.set_num_threads(before)
 
 
-def _measured(
-    console: Console, students: tuple[str, str], sizes: Sizes, repeats: int, terms: str
-) -> dict[str, Any]:
+def _measured(console: Console, students: tuple[str, str], sizes: Sizes, repeats: int, terms: str) -> dict[str, Any]:
     names = [name for name in terms.split(",") if name] or [*TERMS, *RELABELS]
     if unknown := sorted(set(names) - {*TERMS, *RELABELS}):
         raise ConfigError(f"terms: {', '.join(unknown)} unknown; there are {', '.join([*TERMS, *RELABELS])}")

@@ -13,11 +13,11 @@ from studies.commands.command_line import cache_root, console, need, next_step, 
 
 @task(
     help={
-        "recipe": "a shipped recipe (demo-student, demo-distilled, bevdistill-tiny, ...; see docs/recipes.md) or a TOML file",
+        "recipe": "a shipped recipe (demo-student, bevdistill-tiny, ...; see docs/recipes.md) or a TOML file",
         "cache": "folder of the stores",
         "run": "folder of the run",
         "resume": "go on from the run's last checkpoint",
-        "init_from": "weights of a teacher for the student to begin with where they fit: demo, or a file written by train",
+        "init_from": "begin with a teacher's weights where they fit: demo, or a file written by train",
         "init_scheme": "which of its channels: fnav2 (default), fnav1, fnav2_released, bn_scale, ofa",
         "threads": "torch threads (default: all cores)",
         "local-cache": "a folder through which stores at URLs are read",

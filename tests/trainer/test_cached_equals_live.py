@@ -165,7 +165,7 @@ def answers(world: World) -> dict[tuple[str, str], tuple[Any, Batch, DetectorOut
         needs = Needs(points=lidar, image_size=None if lidar else (64, 32), depth=not lidar, labels=True)
         builder = BatchBuilder(world.frames, needs)
         for name, bev in AUGMENTS.items():
-            images = [ImageAugment(resize=1.1, flip=name == "moved")] * 6
+            images = (ImageAugment(resize=1.1, flip=name == "moved"),) * 6
             batch, _ = builder.build([0, 1], [FrameAugment(bev, images)] * 2)
             with torch.no_grad():
                 out[kind, name] = model, batch, model(batch)

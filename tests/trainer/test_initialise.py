@@ -15,7 +15,8 @@ from tests.trainer.synthetic import TINY_STUDENT, TINY_TEACHER
 from tests.trainer.test_loop import quiet, recipe
 from trainer.inherit import inherit
 from trainer.initialise import REPORT
-from trainer.loop import CHECKPOINT, make_plan, make_training, train
+from trainer.loop import CHECKPOINT, make_training, train
+from trainer.plan import make_plan
 
 
 @pytest.fixture
