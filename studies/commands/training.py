@@ -65,6 +65,7 @@ def train(
     help={
         "cache": "folder of the stores",
         "run": "score a trained run",
+        "callable": "with --run: the package.module:callable that its student is of, which may run here",
         "teacher": "score a teacher store, by name",
         "submission": "score an official submission JSON",
         "split": "the split (default: the validation split, or the only one)",
@@ -81,6 +82,7 @@ def evaluate(
     c: Context,
     cache: str | None = None,
     run: str | None = None,
+    callable: str | None = None,
     teacher: str | None = None,
     submission: str | None = None,
     split: str | None = None,
@@ -113,6 +115,7 @@ def evaluate(
             submission=path_of(submission),
             split=split,
             export=path_of(export),
+            trusted=callable or "",
         )
     for renderable in outcome.renderables:
         console.print(renderable)
