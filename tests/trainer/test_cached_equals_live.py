@@ -18,13 +18,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from cache.classes import DETECTION_CLASSES
 from cache.store import FrameStore, TeacherStore
 from models.build import build_detector, save_weights
 from models.detector import Batch, DetectorOutput, total_of
 from models.pictures import ImageAugment
 from pipeline.teacher import TeacherOptions, cache_teacher
 from tests.trainer.live_said import live_said
-from tests.trainer.synthetic import TINY_STUDENT, TINY_TEACHER, write_frames
+from tests.trainer.synthetic import TINY_HEAD, TINY_STUDENT, TINY_TEACHER, write_frames
 from trainer.augment import BevAugment, FrameAugment
 from trainer.batches import BatchBuilder, Needs
 from trainer.said import TeacherSaid
@@ -129,7 +130,9 @@ def as_if_it_had_learnt(model: Any) -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("live")
     write_frames(root, frames=2, boxes=(6, 4))
-    made = {"sparse": TINY_TEACHER, "queries": QUERY_TEACHER, "camera": TINY_STUDENT}
+    # the teacher's classes stand in another order than the stores' ids
+    head = {**TINY_HEAD, "tasks": [DETECTION_CLASSES[::-1]]}
+    made = {"sparse": {**TINY_TEACHER, "head": head}, "queries": QUERY_TEACHER, "camera": TINY_STUDENT}
     asked = {
         "sparse": (SPARSE, MORE),
         "dense": ("gaussian+dense", FIELDS),
