@@ -23,6 +23,8 @@ from models.bevformer import BevFormer, BevFormerConfig
 from models.centerpoint import CenterPoint, CenterPointPillarConfig, CenterPointVoxelConfig
 from models.config import Config, parse_config
 from models.detector import Detector
+from models.imported import KIND as IMPORTED
+from models.imported import ImportedConfig, imported_detector, require_trusted
 from models.lift_splat import LiftSplat, LiftSplatConfig
 from models.object_dgcnn import ObjectDgcnn, ObjectDgcnnPillarConfig, ObjectDgcnnVoxelConfig
 
@@ -37,6 +39,7 @@ KINDS: dict[str, tuple[type[Config], Callable[[Any], torch.nn.Module]]] = {
     "bevformer": (BevFormerConfig, BevFormer),
     "centerpoint-pillar": (CenterPointPillarConfig, CenterPoint),
     "centerpoint-voxel": (CenterPointVoxelConfig, CenterPoint),
+    IMPORTED: (ImportedConfig, imported_detector),
     "lift-splat": (LiftSplatConfig, LiftSplat),
     "object-dgcnn-pillar": (ObjectDgcnnPillarConfig, ObjectDgcnn),
     "object-dgcnn-voxel": (ObjectDgcnnVoxelConfig, ObjectDgcnn),
@@ -61,7 +64,8 @@ def load_preset(name: str) -> dict[str, Any]:
 
 
 def resolve_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A full, checked config: where it names a `preset`, that one with the other keys laid over it, tables key by key.
+    """A full, checked config: where it names a `preset`, that one with the other keys laid over it, tables key by key;
+    where it names a `callable`, that and its options.
 
     Raises ConfigError naming an unknown key and the allowed ones.
     """
@@ -70,6 +74,8 @@ def resolve_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if preset is not None:
         values = _overlay(load_preset(str(preset)), values)
     where = f"model preset {preset!r}" if preset else "model config"
+    if "callable" in values:
+        values.setdefault("kind", IMPORTED)
     kind = values.get("kind")
     if kind not in KINDS:
         known = f"{' or '.join(KINDS)}; or name a preset: {', '.join(preset_names())}"
@@ -123,8 +129,9 @@ def read_metadata(path: Path) -> dict[str, str]:
     return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
 
 
-def load_weights(path: Path) -> Detector:
-    """The detector that `save_weights` wrote, in evaluation mode. Raises DataError naming what does not fit."""
+def load_weights(path: Path, trusted: str = "") -> Detector:
+    """The detector that `save_weights` wrote, in evaluation mode. trusted: the callable, package.module:callable, that
+    may be run where the file is of one. Raises DataError naming what does not fit, ConfigError for another callable."""
     metadata = read_metadata(path)
     missing = {"config", "classes", "box_convention"} - set(metadata)
     if missing:
@@ -132,7 +139,9 @@ def load_weights(path: Path) -> Detector:
     for key, expected in (("classes", json.dumps(DETECTION_CLASSES)), ("box_convention", BOX_CONVENTION)):
         if metadata[key] != expected:
             raise DataError(f"{path}: {key} is {metadata[key]}, this version reads {expected}; convert the checkpoint")
-    model = build_detector(json.loads(metadata["config"]))
+    config = json.loads(metadata["config"])
+    require_trusted(str(path), config, trusted)
+    model = build_detector(config)
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     load_state(model, tensors, str(path))

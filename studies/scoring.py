@@ -87,8 +87,10 @@ def evaluate_source(
     submission: Path | None = None,
     split: str | None = None,
     export: Path | None = None,
+    trusted: str = "",
 ) -> Outcome:
     """Scores exactly one of run, teacher and submission on a split's key frames, and exports the predictions if asked.
+    trusted: the callable that a run's student may be made with.
 
     Where the split has no annotations nothing is scored: without `export` that is a DataError, with it the export is
     written and the outcome says that it can't be scored.
@@ -127,7 +129,7 @@ def evaluate_source(
             detections = teacher_detections(store, rows, teacher_place(cache, teacher))
         else:
             assert run is not None
-            model = load_run(run)
+            model = load_run(run, trusted)
             name, modality = run.name, model.modality
             detections = predict(model, store, rows)
         if export is not None:

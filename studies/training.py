@@ -125,7 +125,8 @@ def _last_line(path: Path) -> dict[str, Any] | None:
 def loss_curves(name: str, run: Path) -> list[LossCurve]:
     """One curve per loss part of a run's log; curves of the same part share a panel."""
     rows = read_metrics(run / "metrics.jsonl")
-    parts = [key for key in rows[-1] if key not in _CURVE_SKIPS] if rows else []
+    # a name with a slash is a count of labels that were changed
+    parts = [key for key in rows[-1] if key not in _CURVE_SKIPS and "/" not in key] if rows else []
     steps = [row["step"] for row in rows]
     return [LossCurve(name, part, steps, [row.get(part, float("nan")) for row in rows]) for part in parts]
 

@@ -36,6 +36,16 @@ def test_the_page_runs_from_outside_the_repository(blocks: list[str], tmp_path: 
     assert again.returncode == 0 and again.stdout == done.stdout
 
 
+def test_a_term_trains_a_student_of_ones_own_in_a_loop_of_thirty_lines(blocks: list[str], tmp_path: Path) -> None:
+    (loop,) = [block for block in blocks if "trainer.terms" in block]
+    assert "Store" not in loop and "trainer.loop" not in loop
+    assert len([line for line in loop.splitlines() if line.strip()]) <= 30 + 6  # and six imports
+    done = run(loop, tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, last = (float(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines())
+    assert 0 < last < 0.7 * first
+
+
 def test_a_map_style_data_set_is_five_lines_and_a_data_loader_takes_it(blocks: list[str], tmp_path: Path) -> None:
     writing, reading = blocks[0], blocks[1]
     assert len([line for line in reading.splitlines() if line.strip()]) <= 6  # the import and five

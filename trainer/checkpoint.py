@@ -21,6 +21,7 @@ from cache.differences import first_difference
 from cache.errors import CorruptError, FingerprintError
 from cache.files import write_bytes
 from models.backbone_weights import BackboneLoad
+from trainer.initialise import Initialisation
 from trainer.optimiser import Average
 from trainer.terms.relabel import Relabel
 
@@ -37,6 +38,7 @@ class Training:
     average: Average | None
     backbone: BackboneLoad | None = None  # what the run began from, not part of its state
     relabels: tuple[Relabel, ...] = ()  # nothing of it changes
+    began: Initialisation | None = None  # likewise
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return {

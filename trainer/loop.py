@@ -26,6 +26,7 @@ from models.detector import Batch, Detector, total_of
 from trainer.augment import frame_augment
 from trainer.batches import BatchBuilder
 from trainer.checkpoint import Training, read_state, require_same_run, restore, save_checkpoint
+from trainer.initialise import REPORT, begin_from
 from trainer.loader import Loader
 from trainer.metrics import MetricsLog
 from trainer.optimiser import Average, lr_at, make_optimiser, set_lr
@@ -48,7 +49,8 @@ class DivergedError(BevcaskError):
 class TrainResult:
     """A finished run: exported weights, log, steps, the last logged loss, and how long this call trained.
 
-    backbone: what became of `backbone_weights`, in words; empty without. unlabelled_frames: how many of the frames of
+    backbone: what became of `backbone_weights`, in words; empty without; began_from: of `init_from`, likewise.
+    unlabelled_frames: how many of the frames of
     all steps had no annotations; skipped: by term that does not apply to those, how many it has left out.
     """
 
@@ -61,6 +63,7 @@ class TrainResult:
     frames_per_s: float
     stall_share: float
     backbone: str = ""
+    began_from: str = ""
     unlabelled_frames: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
 
@@ -93,7 +96,9 @@ def train(
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     training = make_training(plan, target)
     skipping = require_use_of_unlabelled(plan, cast(Detector, training.model))
-    identity = {"recipe": recipe.to_dict(), "stores": plan.manifests()}
+    identity: dict[str, Any] = {"recipe": recipe.to_dict(), "stores": plan.manifests()}
+    if training.began is not None:
+        identity["init"] = training.began.identity()
     first_step = 0
     if (run_dir / CHECKPOINT).is_file():
         state = read_state(run_dir / CHECKPOINT)
@@ -104,6 +109,8 @@ def train(
             return TrainResult(run_dir, run_dir / WEIGHTS, run_dir / "metrics.jsonl", **_saved_figures(run_dir))
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / "recipe.json", recipe.to_dict())
+    if training.began is not None:
+        training.began.write(run_dir / REPORT)
     with contextlib.ExitStack() as stack:
         listener = progress or stack.enter_context(StepBar(recipe.name, plan.steps, first_step))
         pool = loader_threads or (min(8, os.cpu_count() or 1) if target.type == "cuda" else 1)
@@ -119,6 +126,8 @@ def train(
     save_weights(model, run_dir / WEIGHTS, metadata)
     if training.backbone is not None:
         figures["backbone"] = training.backbone.line()
+    if training.began is not None:
+        figures["began_from"] = training.began.line()
     result = TrainResult(run_dir, run_dir / WEIGHTS, run_dir / "metrics.jsonl", **figures)
     record = {
         "recipe": recipe.name,
@@ -141,6 +150,7 @@ def make_training(plan: Plan, device: torch.device) -> Training:
     torch.manual_seed(config.seed)
     model = build_detector(plan.recipe.model)
     backbone = load_backbone(model, Path(config.backbone_weights)) if config.backbone_weights else None
+    began = begin_from(model, config.init_from, config.init_scheme) if config.init_from else None
     specs = plan.recipe.term_specs()
     terms = build_terms(specs, model, plan.teacher, plan.teacher_rows).to(device)
     module = cast(nn.Module, model).to(device).train()
@@ -148,7 +158,8 @@ def make_training(plan: Plan, device: torch.device) -> Training:
         f"terms.{n}": p for n, p in terms.named_parameters()
     }
     average = Average(module, config.ema) if config.ema else None
-    return Training(module, terms.train(), make_optimiser(named, config), average, backbone, build_relabels(specs))
+    optimiser = make_optimiser(named, config)
+    return Training(module, terms.train(), optimiser, average, backbone, build_relabels(specs), began)
 
 
 def _jobs(plan: Plan, first_step: int) -> Iterator[tuple[int, list[int]]]:
@@ -243,7 +254,7 @@ def train_step(training: Training, batch: Batch, said: TeacherSaid | None, plan:
     model = cast(Detector, training.model)
     with torch.autocast(_device_of(batch), torch.bfloat16, enabled=config.precision == "bf16"):
         output = model(batch)
-    labelled, counts = batch, {}
+    labelled, counts = batch, dict[str, int]()
     for relabel in training.relabels:  # the detection loss alone reads these labels: masks are of the annotated boxes
         assert said is not None
         changed = relabel(labelled, said)
@@ -285,5 +296,15 @@ def _device_of(batch: Batch) -> str:
 
 def _saved_figures(run_dir: Path) -> dict[str, Any]:
     values = read_json(run_dir / "run.json", "the record of a run")
-    names = ("steps", "loss", "seconds", "frames_per_s", "stall_share", "unlabelled_frames", "skipped", "backbone")
+    names = (
+        "steps",
+        "loss",
+        "seconds",
+        "frames_per_s",
+        "stall_share",
+        "unlabelled_frames",
+        "skipped",
+        "backbone",
+        "began_from",
+    )
     return {name: values[name] for name in names if name in values}

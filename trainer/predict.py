@@ -22,14 +22,15 @@ from trainer.loop import CHECKPOINT, WEIGHTS
 from trainer.progress import Bar
 
 
-def load_run(run_dir: Path) -> Detector:
-    """The model that a run exported, in evaluation mode. ConfigError where the run has not ended, or is none."""
+def load_run(run_dir: Path, trusted: str = "") -> Detector:
+    """The model that a run exported, in evaluation mode; trusted: as `models.build.load_weights`. ConfigError where the
+    run has not ended, or is none."""
     path = run_dir / WEIGHTS
     if not path.is_file():
         if (run_dir / CHECKPOINT).is_file():
             raise ConfigError(f"{run_dir}: the run has not ended; go on with `train --resume`")
         raise ConfigError(f"{run_dir}: no {WEIGHTS} in it; give the folder of a finished run")
-    return load_weights(path)
+    return load_weights(path, trusted)
 
 
 def predict(

@@ -1,8 +1,9 @@
 """A recipe fixes a whole training run: model, data, terms, optimisation. TOML in, one checked and fully resolved object
 out.
 
-Unknown keys are errors. The resolved recipe, presets and defaults filled in, is saved with the run, and its digest
-decides whether a run may be resumed.
+A file may name another, `extends = "NAME or FILE"`, whose keys it overlays table by table; a list of terms replaces the
+other whole. Unknown keys are errors. The resolved recipe, presets and defaults filled in, is saved with the run, and
+its digest decides whether a run may be resumed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from cache.files import digest_of
 from models.build import resolve_config
 from models.config import Config, parse_config
 from trainer.augment import BevAugmentConfig, ImageAugmentConfig
+from trainer.inherit import Scheme
 from trainer.terms import RELABELS, Schedule, Spec, needs_by_term, parse_options
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -41,7 +43,9 @@ class DataConfig(Config):
 class TrainConfig(Config):
     """epochs or steps: one of the two; batch: frames a step; lr: the peak, reached after warmup_steps (cosine) or at 40
     % of the run (one_cycle); min_lr_factor: of lr, at the end; clip: gradient norm, 0 for none; ema: decay, 0 for
-    none; backbone_weights: a file for a camera model's ResNet to begin from, read at every start of the run."""
+    none; backbone_weights: a file for a camera model's ResNet to begin from, read at every start of the run;
+    init_from: a teacher whose weights the student begins with, by init_scheme, where they fit (`trainer.inherit`):
+    `demo`, or a file written by `train`, read at every start of the run, after backbone_weights."""
 
     epochs: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
@@ -56,6 +60,8 @@ class TrainConfig(Config):
     precision: Literal["bf16", "fp32"] = "bf16"
     ema: float = Field(default=0.0, ge=0, lt=1)
     backbone_weights: str = ""
+    init_from: str = ""
+    init_scheme: Scheme = "fnav2"
     seed: int = Field(default=0, ge=0)
     log_every: int = Field(default=10, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
@@ -64,6 +70,12 @@ class TrainConfig(Config):
     def _one_length(self) -> TrainConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("set exactly one of epochs and steps")
+        return self
+
+    @model_validator(mode="after")
+    def _scheme_of_something(self) -> TrainConfig:
+        if self.init_scheme != "fnav2" and not self.init_from:
+            raise ValueError("init_scheme says how init_from is read: set init_from too, or drop init_scheme")
         return self
 
 
@@ -116,17 +128,41 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
 
     Raises ConfigError, one line: the file, the key, and what is allowed there.
     """
-    path = RECIPES / f"{name_or_path}.toml" if str(name_or_path) in recipe_names() else Path(name_or_path)
+    path = _path_of(name_or_path, Path())
+    return make_recipe(_overlay(_values_of(path, ()), overrides or {}), str(path), path.stem)
+
+
+def _path_of(name_or_path: str | Path, beside: Path) -> Path:
+    """The file of a shipped recipe's name, or of a path, which is relative to `beside`."""
+    if str(name_or_path) in recipe_names():
+        return RECIPES / f"{name_or_path}.toml"
+    return beside / name_or_path
+
+
+def _values_of(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's values, laid over those of the recipe it extends; below: the files that extend this one."""
     try:
         values = tomllib.loads(path.read_text())
     except (FileNotFoundError, IsADirectoryError):
+        extended = f"{below[-1]} extends {path}, but " if below else ""
         raise ConfigError(
-            f"recipe {str(name_or_path)!r}: no such file, and not one of the shipped recipes "
+            f"{extended}recipe {str(path)!r}: no such file, and not one of the shipped recipes "
             f"{', '.join(recipe_names())}"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML ({error})") from None
-    return make_recipe(_overlay(values, overrides or {}), str(path), path.stem)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends = {base!r}, expected the name of a shipped recipe or a path")
+    under = _path_of(base, path.parent)
+    chain = (*below, path)
+    if under.resolve() in {file.resolve() for file in chain}:
+        raise ConfigError(f"{path}: it extends {base!r}, which extends it; drop one of the two")
+    found = _values_of(under, chain)
+    found.pop("name", None)
+    return _overlay(found, values)
 
 
 def make_recipe(values: Mapping[str, Any], where: str, name: str) -> Recipe:

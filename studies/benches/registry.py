@@ -29,6 +29,7 @@ BENCHES = {
     "scale": "studies.benches.scale",
     "size": "studies.benches.size",
     "stream": "studies.benches.stream",
+    "terms": "studies.benches.terms",
 }  # name -> module
 
 

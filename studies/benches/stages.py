@@ -141,7 +141,7 @@ def _stage(
     opened = {store: TeacherStore(teacher_place(busy, store)) for store in stores}
     frames = FrameStore(frames_place(busy))
     model = cast(Detector, training.model)
-    needs = replace(training_needs(model, recipe), cells=False, labels=False, depth=False)
+    needs = replace(training_needs(model, recipe), labels=False, depth=False)
     found: dict[str, dict[str, list[Agreement]]] = {part: {} for part in ("stored", "rounded", "augmented")}
     for batch in live:
         for moved in (False, True):

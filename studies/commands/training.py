@@ -13,10 +13,12 @@ from studies.commands.command_line import cache_root, console, need, next_step, 
 
 @task(
     help={
-        "recipe": "a shipped recipe (demo-student, demo-distilled, demo-unlabelled, demo-teacher) or a TOML file",
+        "recipe": "a shipped recipe (demo-student, bevdistill-tiny, ...; see docs/recipes.md) or a TOML file",
         "cache": "folder of the stores",
         "run": "folder of the run",
         "resume": "go on from the run's last checkpoint",
+        "init_from": "begin with a teacher's weights where they fit: demo, or a file written by train",
+        "init_scheme": "which of its channels: fnav2 (default), fnav1, fnav2_released, bn_scale, ofa",
         "threads": "torch threads (default: all cores)",
         "local-cache": "a folder through which stores at URLs are read",
         "local-cache-limit": "its size, such as 200GB; the least recently used shards make room",
@@ -29,6 +31,8 @@ def train(
     cache: str | None = None,
     run: str | None = None,
     resume: bool = False,
+    init_from: str | None = None,
+    init_scheme: str | None = None,
     threads: str | None = None,
     local_cache: str | None = None,
     local_cache_limit: str | None = None,
@@ -40,10 +44,14 @@ def train(
     use_local_cache(local_cache, local_cache_limit)
     root, folder = cache_root(cache, "a folder or URL of stores"), Path(need(run, "--run", "a folder for the run"))
     wanted = need(recipe, "--recipe", "a shipped recipe or a TOML file")
-    summary = train_run(wanted, root, folder, resume=resume, threads=whole(threads, "--threads"))
+    begin = {key: value for key, value in (("init_from", init_from), ("init_scheme", init_scheme)) if value}
+    over = {"train": begin} if begin else {}
+    summary = train_run(wanted, root, folder, resume=resume, threads=whole(threads, "--threads"), overrides=over)
     console.print(f"trained: {summary['steps']} steps, weights in {summary['weights']}", soft_wrap=True)
     if summary["backbone"]:
         console.print(summary["backbone"], markup=False, soft_wrap=True)
+    if summary["began_from"]:
+        console.print(f"{summary['began_from']}; every tensor: {folder / 'init.txt'}", markup=False, soft_wrap=True)
     if summary["unlabelled_frames"]:
         console.print(f"{summary['unlabelled_frames']} of the frames of its steps were unlabelled")
     for name, count in summary["skipped"].items():
@@ -57,6 +65,7 @@ def train(
     help={
         "cache": "folder of the stores",
         "run": "score a trained run",
+        "callable": "with --run: the package.module:callable that its student is of, which may run here",
         "teacher": "score a teacher store, by name",
         "submission": "score an official submission JSON",
         "split": "the split (default: the validation split, or the only one)",
@@ -73,6 +82,7 @@ def evaluate(
     c: Context,
     cache: str | None = None,
     run: str | None = None,
+    callable: str | None = None,
     teacher: str | None = None,
     submission: str | None = None,
     split: str | None = None,
@@ -105,6 +115,7 @@ def evaluate(
             submission=path_of(submission),
             split=split,
             export=path_of(export),
+            trusted=callable or "",
         )
     for renderable in outcome.renderables:
         console.print(renderable)

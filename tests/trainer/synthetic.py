@@ -136,7 +136,7 @@ def write_frames(
     rows = [frame_values(i, size, points, boxes[i % len(boxes)], split, seed) for i in range(frames)]
     for number in unlabelled:
         rows[number] = {name: v for name, v in rows[number].items() if name not in ANNOTATIONS}
-    header = {"points": points, "sweeps": 0}
+    header = {"points": points, "sweeps": 0, "cameras": list(CAMERA_CHANNELS)}
     _write(cache / "frames", "frames", fields, rows, header, frames, split, seed, unlabelled=unlabelled)
 
 

@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+import functools
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cache.coverage import Coverage
 from cache.errors import ConfigError
+from cache.field_list import FieldList, asked_by_field
+from cache.serving import NeededSelector, StoreOffer, TermNeed, serves
 from models.build import build_detector, load_preset
+from tests.trainer.recipe_lines import cache_line
 from trainer.recipe import Recipe, load_recipe, make_recipe, recipe_names
+from trainer.terms import RELABELS, TERMS, needs_by_term
 
 MINIMAL = '[model]\npreset = "lift-splat-tiny"\n[train]\nsteps = 5\nlr = 1e-3\n'
+STORED = ("bev_index", "bev_values", "bev_weights", "boxes", "scores", "labels")
+ARRAYS = ("logits", "regression", "query_logits", "query_boxes", "depth_probs")  # of `--fields`, by name
 
 
 def written(folder: Path, text: str) -> Path:
@@ -18,12 +27,94 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
+@functools.cache
+def built(config: str) -> Any:
+    """The detector of a config in JSON; several recipes share one, and building costs a second."""
+    return build_detector(json.loads(config)).eval()
+
+
+def student_of(name: str) -> Any:
+    return built(json.dumps(load_recipe(name).model, sort_keys=True))
+
+
 def test_every_shipped_recipe_loads_and_its_model_builds() -> None:
     assert set(recipe_names()) >= {"demo-teacher", "demo-student", "demo-distilled"}
     for name in recipe_names():
-        recipe = load_recipe(name)
-        assert recipe.name == name
-        build_detector(recipe.model)
+        assert load_recipe(name).name == name
+        student_of(name)
+
+
+def test_the_store_that_a_recipes_comment_makes_serves_its_terms() -> None:
+    """By what stores of that line offer, on the grid of that teacher; and the student has what is read of it."""
+    tried: set[str] = set()
+    for name in recipe_names():
+        recipe, line = load_recipe(name), cache_line(name)
+        if not recipe.terms or name.startswith("demo-"):
+            continue
+        assert line is not None and line.name == recipe.data.teacher, name
+        student = student_of(name)
+        shipped = {"demo": "demo-teacher", "own": name}
+        teacher = (
+            student_of(shipped[line.teacher])
+            if line.teacher in shipped
+            else built(json.dumps({"preset": line.teacher}))
+        )
+        asked = FieldList.parse(line.fields)
+        further = {name for name in ARRAYS if (item := asked_by_field(name)) and asked.holds(item)}
+        further |= {item.name for item in asked.of("samples")}
+        offer = StoreOffer((*STORED, *further), teacher.grid, Coverage.parse(line.coverage, teacher.grid), asked)
+        for term, needs in needs_by_term(recipe.term_specs()).items():
+            wanted = tuple(NeededSelector.parse(text) for text in needs.selectors)
+            on_grid = (bool(wanted) or needs.every_cell) and not needs.any_grid
+            grid = student.grid if on_grid else None
+            answer = serves(offer, TermNeed(needs.teacher_fields, wanted, needs.every_cell, grid))
+            assert answer.served, f"{name}: {term} {answer.reason}; {answer.remedy}"
+            assert set(needs.student) <= student.gives, f"{name}: {term}"
+            tried.add(term)
+    assert {*TERMS, *RELABELS} - tried <= {"kd_fitnet"}  # which is fitnet over every cell
+
+
+def test_a_recipe_extends_another_table_by_table(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(f'{MINIMAL}batch = 7\n[data]\nteacher = "t"\n[[terms]]\nname = "fitnet"\n')
+    path = written(tmp_path, 'extends = "base.toml"\n[train]\nsteps = 9\n[[terms]]\nname = "uvtr"\n')
+    recipe = load_recipe(path, {"train": {"seed": 3}})
+    assert (recipe.name, recipe.train.steps, recipe.train.batch, recipe.train.seed) == ("mine", 9, 7, 3)
+    assert [term.name for term in recipe.terms] == ["uvtr"] and recipe.data.teacher == "t"
+    plain = load_recipe(written(tmp_path, 'extends = "demo-student"\n')).to_dict()
+    assert plain == {**load_recipe("demo-student").to_dict(), "name": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('extends = "mine.toml"\n', r"mine\.toml: it extends 'mine\.toml', which extends it"),
+        ('extends = "gone.toml"\n', r"mine\.toml extends .*gone\.toml, but .*no such file.*demo-student"),
+        ("extends = 3\n", r"mine\.toml: extends = 3, expected the name of a shipped recipe or a path"),
+        (f'{MINIMAL}init_scheme = "ofa"\n', r"mine\.toml: key 'train': .*set init_from too"),
+        (f'{MINIMAL}init_scheme = "best"\n', r"mine\.toml: key 'train\.init_scheme': .*'fnav1', 'fnav2'"),
+    ],
+)
+def test_a_wrong_base_or_beginning_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_recipe(written(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ('name = "sparsekd_label"\nweight = 2.0', r"term sparsekd_label changes labels and adds no loss: leave out"),
+        (
+            'name = "sparsekd_regression"\noptions = { form = "released" }',
+            r"term sparsekd_regression compares cell-relative values as they are: switch off \[data\.bev_aug.*moved",
+        ),
+    ],
+)
+def test_terms_that_the_recipe_contradicts_are_refused(tmp_path: Path, terms: str, message: str) -> None:
+    augmented = '[data]\nteacher = "t"\n[data.bev_augmentation]\nflip_x = 0.5\n'
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_recipe(written(tmp_path, f"{MINIMAL}{augmented}[[terms]]\n{terms}\n"))
+    assert "\n" not in str(caught.value)
 
 
 def test_the_demo_students_differ_in_teacher_and_terms_only() -> None:
