@@ -24,7 +24,7 @@ from trainer.augment import frame_augment
 from trainer.batches import Needs
 from trainer.epoch_order import Frames, OrderConfig
 from trainer.partition import worker_of
-from trainer.plan import make_plan, training_needs
+from trainer.plan import make_plan, said_reader, training_needs
 from trainer.recipe import Recipe
 from trainer.run_order import RankStep, RunOrder
 from trainer.step_digest import frame_digest, step_digest
@@ -182,7 +182,8 @@ def _run_of(cache: str | Path, asked: OrderQuestion) -> _Run:
         needs = training_needs(build_detector(recipe.model), recipe)
         reads = [_Read("frames", plan.frames, plan.rows, _fields_of(needs))]
         if plan.teacher is not None:
-            names = [spec.name for spec in plan.teacher.bev.fields()] if needs.cells else []
+            reader = said_reader(plan)
+            names = reader.fields() if reader else []
             reads.append(_Read(f"teachers/{recipe.data.teacher}", plan.teacher, plan.teacher_rows, names))
         frames = Frames.of(plan.frames, plan.rows, plan.labelled, plan.drawn, plan.manifests())
         order = RunOrder(frames, config, recipe.train.seed, asked.batch or recipe.train.batch)

@@ -68,6 +68,25 @@ class SaidReader:
         self._columns = regression_columns(further.regression) if wanted.of("regression") else ()
         self._grids = {item["name"]: further.level(item["name"]).grid for item in wanted.of("level")}
 
+    def fields(self) -> list[str]:
+        """Names of the store's fields that `read` reads."""
+        further, wanted = self.teacher.further, self.wanted
+        at_cells = "" if self.teacher.bev.layout == "cells" else "_map"
+        names = [spec.name for spec in self.teacher.bev.fields()] if wanted.cells else []
+        names += sorted(_DETECTIONS) if wanted.detections else []
+        for item in wanted.items:
+            if item.kind in ("logits", "regression"):
+                names.append(item.kind + at_cells)
+            elif item.kind == "level":
+                names += further.level(item["name"]).reads
+            elif item.kind == "queries":
+                names += ["query_logits", "query_boxes"]
+            elif item.kind == "samples":
+                names += [item.name, f"{item.name}_inside"]
+            elif item.kind == "depth":
+                names.append("depth_probs")
+        return list(dict.fromkeys(names))
+
     def read(self, rows: Sequence[int], frame_rows: Sequence[int], kept: Sequence[np.ndarray]) -> TeacherSaid:
         """What the teacher said of `rows`, one after another; frame_rows: the same frames in the frame store; kept: per
         frame the annotated boxes (N,) bool that the batch has, which samples of annotated boxes must go with.

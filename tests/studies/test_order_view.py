@@ -18,7 +18,7 @@ from studies.order_view import OrderQuestion, order_tables, order_view
 from tests.trainer.synthetic import TINY_STUDENT, write_frames, write_teacher
 from trainer.augment import frame_augment
 from trainer.batches import BatchBuilder
-from trainer.plan import make_plan, training_needs
+from trainer.plan import make_plan, said_reader, training_needs
 from trainer.recipe import Recipe, make_recipe
 from trainer.step_digest import frame_digest, step_digest
 
@@ -78,7 +78,7 @@ def test_files_and_bytes_are_those_that_building_the_batch_reads(
 ) -> None:
     view = order_view(cache, OrderQuestion(recipe=recipe))
     plan = make_plan(recipe, cache)
-    builder = BatchBuilder(plan.frames, training_needs(build_detector(recipe.model), recipe), plan.teacher)
+    builder = BatchBuilder(plan.frames, training_needs(build_detector(recipe.model), recipe), said_reader(plan))
     seen: list[tuple[str, int, int]] = []
     for root in (plan.frames.root, plan.teacher.root if plan.teacher else plan.frames.root):
         real = type(root).read_range
