@@ -6,6 +6,7 @@ car reaches heading and height too. Also gives each box its attribute by the rul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,21 +83,36 @@ def detections_to_global(frame: Frame, detections: Detections) -> GlobalBoxes:
     An unknown velocity (NaN) becomes 0: a submission must say something, and the metric would skip a NaN, which would
     reward silence. Raises DataError naming frame and box where a value is not finite or a size is not positive.
     """
-    boxes = np.asarray(detections.boxes_lidar, np.float64).reshape(-1, 9)
-    scores, labels = np.asarray(detections.scores, np.float64), np.asarray(detections.labels, np.int32)
-    _require_sound(frame.token, boxes, scores, labels)
-    to_global = frame.lidar_to_global()
+    return detections_to_arrays([frame], [detections])
+
+
+def detections_to_arrays(frames: Sequence[Frame], detections: Sequence[Detections]) -> GlobalBoxes:
+    """`detections_to_global` of many frames at once, one after the other in one set of arrays.
+
+    Each box is computed by itself, never as a row of a matrix product, whose sums depend on the rows beside it: so
+    that what is scored here and what is exported frame by frame are the same bits.
+    """
+    each = [_sound_detections(frame.token, one) for frame, one in zip(frames, detections, strict=True)]
+    boxes, scores, labels = (np.concatenate([one[part] for one in each]) for part in range(3))
+    counts = [len(one[0]) for one in each]
+    to_global = np.repeat(np.stack([frame.lidar_to_global() for frame in frames]), counts, axis=0)  # (N, 4, 4)
     out = np.zeros((len(boxes), 12))
-    out[:, :3] = boxes[:, :3] @ to_global[:3, :3].T + to_global[:3, 3]
+    out[:, :3] = _turned(to_global, boxes[:, 0], boxes[:, 1], boxes[:, 2]) + to_global[:, :3, 3]
     out[:, 3:6] = boxes[:, [4, 3, 5]]
     half = boxes[:, 6] / 2
     about_z = np.stack([np.cos(half), np.zeros_like(half), np.zeros_like(half), np.sin(half)], axis=-1)
-    lidar = quaternion_product(frame.ego_to_global.rotation, frame.lidar_to_ego.rotation)
-    rotation = quaternion_product(lidar[None], about_z)
+    ego = np.stack([frame.ego_to_global.rotation for frame in frames])
+    lidar = quaternion_product(ego, np.stack([frame.lidar_to_ego.rotation for frame in frames]))
+    rotation = quaternion_product(np.repeat(lidar, counts, axis=0), about_z)
     out[:, 6:10] = rotation / np.linalg.norm(rotation, axis=-1, keepdims=True)
-    velocity = np.concatenate([np.nan_to_num(boxes[:, 7:9], nan=0.0), np.zeros((len(boxes), 1))], axis=1)
-    out[:, 10:12] = (velocity @ to_global[:3, :3].T)[:, :2]
+    velocity = np.nan_to_num(boxes[:, 7:9], nan=0.0)
+    out[:, 10:12] = _turned(to_global, velocity[:, 0], velocity[:, 1], np.zeros(len(boxes)))[:, :2]
     return GlobalBoxes(out, scores, labels, attributes_of(labels, np.hypot(out[:, 10], out[:, 11])))
+
+
+def _turned(matrices: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """(N, 3) vectors x, y, z (N,) turned by the rotations of matrices (N, 4, 4)."""
+    return matrices[:, :3, 0] * x[:, None] + matrices[:, :3, 1] * y[:, None] + matrices[:, :3, 2] * z[:, None]
 
 
 def truth_to_canonical(frame: Frame, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray]:
@@ -132,6 +148,14 @@ def submission_boxes(token: str, boxes: GlobalBoxes) -> list[dict[str, object]]:
             strict=True,
         )
     ]
+
+
+def _sound_detections(token: str, detections: Detections) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes (N, 9) float64, scores (N,) float64 and labels (N,) int32 of one frame, or DataError."""
+    boxes = np.asarray(detections.boxes_lidar, np.float64).reshape(-1, 9)
+    scores, labels = np.asarray(detections.scores, np.float64), np.asarray(detections.labels, np.int32)
+    _require_sound(token, boxes, scores, labels)
+    return boxes, scores, labels
 
 
 def _require_sound(token: str, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> None:

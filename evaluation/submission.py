@@ -56,16 +56,17 @@ def submission_results(
     }
 
 
-def limited(token: str, detections: Detections, *, keep_top: bool) -> Detections:
-    """At most 500 boxes: those of highest score in their old order (of equal ones the earlier), or DataError."""
-    if len(detections) <= MAX_BOXES_PER_SAMPLE:
+def limited(token: str, detections: Detections, *, keep_top: bool, most: int = MAX_BOXES_PER_SAMPLE) -> Detections:
+    """At most 500 boxes (or `most`): those of highest score in their old order (of equal ones the earlier), or
+    DataError."""
+    if len(detections) <= most:
         return detections
     if not keep_top:
         raise DataError(
-            f"detections of sample {token}: {len(detections)} boxes, the metric allows {MAX_BOXES_PER_SAMPLE}; "
+            f"detections of sample {token}: {len(detections)} boxes, the metric allows {most}; "
             "keep the best ones or raise the model's score threshold"
         )
-    best = np.sort(np.argsort(-detections.scores, kind="stable")[:MAX_BOXES_PER_SAMPLE])
+    best = np.sort(np.argsort(-detections.scores, kind="stable")[:most])
     return Detections(detections.boxes_lidar[best], detections.scores[best], detections.labels[best])
 
 
