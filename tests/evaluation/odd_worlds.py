@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from cache.classes import ATTRIBUTES, DETECTION_CLASSES
+from cache.errors import DataError
 from cache.frame import Frame, GroundTruth
+from evaluation import array_metric, official
 from evaluation.metric_config import CVPR_2019, MetricConfig
 from evaluation.metrics import SUMMARY_KEYS, Metrics
 from tests.evaluation.worlds import made_up_frame, quaternion
@@ -102,7 +104,7 @@ def _predictions(
     boxes = []
     scores = random.choice([0.0, 0.5, 0.5, 1.0, 1.5], 200) if random.random() < 0.5 else random.random(200)
     if random.random() < 0.05:
-        scores[:] = 0.0
+        scores[:] = random.choice([0.0, -0.5])  # on scores below 0 the devkit stops, mostly
     for number in range(int(random.choice([0, 1, 8, 30]))):
         label = int(random.choice(classes)) if random.random() < 0.8 else int(random.integers(10))
         size, rotation = random.choice([0.5, 1.0, 2.0, 4.5], 3), _rotations(random, 1)[0]
@@ -149,3 +151,20 @@ def _all_figures(metrics: Metrics) -> list[float]:
         figures += [metrics.tp_errors[name][key] for key in ("trans_err", "scale_err", "orient_err")]
         figures += [metrics.tp_errors[name][key] for key in ("vel_err", "attr_err")]
     return figures
+
+
+def difference_to_the_devkit(random: np.random.Generator) -> float:
+    """`largest_difference` on one odd world under odd settings; 0 where both refuse it (scores below 0), inf where one
+    does."""
+    frames, truth, results = odd_world(random)
+    config = odd_config(random)
+    figures: list[Metrics | None] = []
+    for score, refusal in ((array_metric, DataError), (official, AssertionError)):
+        try:
+            figures.append(score.evaluate_submission(frames, truth, results, config=config))
+        except refusal:
+            figures.append(None)
+    ours, theirs = figures
+    if ours is None or theirs is None:
+        return 0.0 if ours is theirs else float("inf")
+    return largest_difference(ours, theirs)
