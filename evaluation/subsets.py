@@ -65,13 +65,13 @@ class Subset:
         return words and (self.scenes is None or scene.name in self.scenes)
 
     def rows(self, rows: Sequence[int], scene_of: Sequence[str], scenes: Iterable[Scene]) -> list[int]:
-        """Those of a store's `rows` that count; scene_of: the scene token of each. ConfigError where there is none, or
+        """Those of a store's `rows` that count; scene_of: the scene's name of each. ConfigError where there is none, or
         where a named scene is not there."""
         known = list(scenes)
         absent = set(self.scenes or ()) - {scene.name for scene in known}
         if absent:
             raise ConfigError(f"subset: no scene {', '.join(sorted(absent))} in the frame store")
-        counted = {scene.token for scene in known if self.has_scene(scene)}
+        counted = {scene.name for scene in known if self.has_scene(scene)}
         kept = [row for row, scene in zip(rows, scene_of, strict=True) if scene in counted]
         if not kept:
             raise ConfigError(f"subset {self}: none of the {len(rows)} frames is in it; choose other scenes or words")

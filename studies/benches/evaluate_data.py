@@ -8,12 +8,19 @@ low-scored boxes do. Scores are float32, as models give them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from cache.classes import DETECTION_CLASSES
-from cache.frame import Detections, Frame, GroundTruth, Pose
+from cache.commit import begin, finish
+from cache.frame import CAMERA_CHANNELS, Camera, Detections, Frame, GroundTruth, Pose
+from cache.frame_fields import frame_entry, frame_fields, frame_identity, frame_values
+from cache.layout import frames_place, teacher_place
+from cache.plan import Scene, StorePlan
+from cache.shard_writer import open_shard
 from evaluation.boxes import attributes_of, truth_to_canonical
+from pipeline.teacher import detection_fields
 
 OBJECTS = 23
 _SHARES = np.array([0.43, 0.075, 0.014, 0.02, 0.012, 0.19, 0.01, 0.01, 0.09, 0.149])
@@ -31,6 +38,7 @@ _SIZES = np.array(  # w, l, h (m) by class id
         (2.5, 0.5, 1.0),
     ]
 )
+_INTRINSIC = np.array([[1266.4, 0.0, 816.3], [0.0, 1266.4, 491.5], [0.0, 0.0, 1.0]])
 _AT_LIDAR = Pose(np.array([0.94, 0.0, 1.84]), np.array([np.sqrt(0.5), 0.0, 0.0, -np.sqrt(0.5)]))
 SAMPLES_PER_SCENE = 40
 
@@ -53,13 +61,47 @@ def made_up_split(samples: int, predictions: int, seed: int = 0) -> Split:
     return Split(frames, truth, said)
 
 
+def write_stores(cache: Path, split: Split, teacher: str) -> None:
+    """The split as a frame store (images of a few bytes) and the predictions as a teacher store of boxes."""
+    scenes = tuple({f.scene_token: Scene(f.scene_token, f.scene_name, f.split) for f in split.frames}.values())
+    per_shard = 10 * SAMPLES_PER_SCENE
+    shards = [
+        range(first, min(first + per_shard, len(split.frames))) for first in range(0, len(split.frames), per_shard)
+    ]
+    common = {
+        "identity": frame_identity("v1.0-made-up", DETECTION_CLASSES),
+        "scenes": scenes,
+        "shards": tuple(tuple(split.frames[row].token for row in shard) for shard in shards),
+    }
+    fields = frame_fields(CAMERA_CHANNELS, points=False)
+    header = {"annotated": True, "cameras": list(CAMERA_CHANNELS), "image_scale": 1.0, "points": False, "sweeps": 0}
+    plans = {
+        str(frames_place(cache)): StorePlan("frames", header=header, fields=fields, **common),
+        str(teacher_place(cache, teacher)): StorePlan(
+            "teacher", header={"teacher": "made up for the evaluation benchmark"}, fields=detection_fields(), **common
+        ),
+    }
+    images, depth = dict.fromkeys(CAMERA_CHANNELS, b"none"), np.zeros((0, 4), np.uint16)
+    for place, plan in plans.items():
+        for shard in begin(place, plan):
+            with open_shard(place, shard) as writer:
+                for row in shards[shard.number]:
+                    frame, truth, said = split.frames[row], split.truth[row], split.detections[split.frames[row].token]
+                    boxes = {"boxes": said.boxes_lidar, "scores": said.scores, "labels": said.labels}
+                    values = frame_values(frame, images, truth, depth) if plan.kind == "frames" else boxes
+                    writer.write(frame_entry(frame, truth, len(DETECTION_CLASSES)), values)
+        finish(place, plan)
+
+
 def _frame(random: np.random.Generator, number: int) -> Frame:
     yaw = random.uniform(-np.pi, np.pi)
     turn = np.array([np.cos(yaw / 2), *random.normal(0, 0.005, 2), np.sin(yaw / 2)])
     ego = Pose(np.array([*random.uniform(300, 2000, 2), 0.0]), turn / np.linalg.norm(turn))
     scene = number // SAMPLES_PER_SCENE
     token, name = f"{number:032x}", f"scene-{scene:04d}"
-    return Frame(token, f"{scene:032x}", name, "val", 10**15 + 500_000 * number, ego, _AT_LIDAR, ())
+    time_us = 10**15 + 500_000 * number
+    rig = tuple(Camera(channel, 1600, 900, time_us, _INTRINSIC, random.random((4, 4))) for channel in CAMERA_CHANNELS)
+    return Frame(token, f"{scene:032x}", name, "val", time_us, ego, _AT_LIDAR, rig)
 
 
 def _truth(random: np.random.Generator, frame: Frame) -> GroundTruth:

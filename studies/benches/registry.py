@@ -24,6 +24,7 @@ from studies.benches.machine import machine
 
 BENCHES = {
     "cache-teacher": "studies.benches.cache_teacher",
+    "evaluate": "studies.benches.evaluate",
     "faults": "studies.benches.faults",
     "scale": "studies.benches.scale",
     "size": "studies.benches.size",
