@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from cache.classes import DETECTION_CLASSES
 from cache.frame import Detections, Frame, GroundTruth
@@ -135,8 +134,10 @@ def _wrong_frame(frames: Sequence[Frame], objects: BoxArrays, predicted: BoxArra
 
 def _wrong_classes(mine: BoxArrays, theirs: BoxArrays) -> list[str]:
     """Whether another order of the class list would make most labels right."""
-    if len(mine) < PAIRS:
+    if len(mine) < PAIRS or np.mean(mine.class_ids == theirs.class_ids) > _MOST:
         return []
+    from scipy.optimize import linear_sum_assignment  # half a second to load, and hardly ever needed
+
     table = np.zeros((len(DETECTION_CLASSES),) * 2)
     np.add.at(table, (mine.class_ids, theirs.class_ids), 1)
     said, meant = linear_sum_assignment(-table)

@@ -72,7 +72,16 @@ def score(
     frames count. Raises DataError where a frame has no annotations: such a split can be predicted and exported, not
     scored.
     """
-    frames, truth = frames_of(store, rows), truth_of(store, rows)
+    return _scored(frames_of(store, rows), truth_of(store, rows), detections, official, subset)
+
+
+def _scored(
+    frames: Sequence[Frame],
+    truth: Sequence[GroundTruth],
+    detections: Mapping[str, Detections],
+    official: bool,
+    subset: Subset,
+) -> Metrics:
     if not official:
         return array_metric.evaluate(frames, truth, detections, subset=subset)
     from evaluation.official import evaluate  # loading the devkit takes seconds
@@ -175,8 +184,9 @@ def evaluate_source(
         if not labelled:
             lines.append(f"{store.manifest.identity['dataset_version']} has no annotations, so it can't be scored here")
             return Outcome(lines, None, "send the submission to the nuScenes test server")
-        metrics = score(store, rows, detections, official=official, subset=subset)
-        mistakes = mistakes_in_detections(frames, truth_of(store, rows), detections)
+        truth = truth_of(store, rows)
+        metrics = _scored(frames, truth, detections, official, subset)
+        mistakes = mistakes_in_detections(frames, truth, detections)
     counts = metrics.truth_counts
     part = "" if subset == EVERYTHING else f", {escape(str(subset))}"
     lines.append(
