@@ -55,7 +55,7 @@ class Split:
 def made_up_split(samples: int, predictions: int, seed: int = 0) -> Split:
     """A split of that many samples with that many predictions each; the same for the same seed."""
     random = np.random.default_rng(seed)
-    frames = [_frame(random, number) for number in range(samples)]
+    frames = [made_up_frame(random, number) for number in range(samples)]
     truth = [_truth(random, frame) for frame in frames]
     said = {f.token: _detections(random, f, t, predictions) for f, t in zip(frames, truth, strict=True)}
     return Split(frames, truth, said)
@@ -93,7 +93,8 @@ def write_stores(cache: Path, split: Split, teacher: str) -> None:
         finish(place, plan)
 
 
-def _frame(random: np.random.Generator, number: int) -> Frame:
+def made_up_frame(random: np.random.Generator, number: int) -> Frame:
+    """The frame of that number: a car turned and slightly tilted somewhere on a map, with the real rig's LiDAR."""
     yaw = random.uniform(-np.pi, np.pi)
     turn = np.array([np.cos(yaw / 2), *random.normal(0, 0.005, 2), np.sin(yaw / 2)])
     ego = Pose(np.array([*random.uniform(300, 2000, 2), 0.0]), turn / np.linalg.norm(turn))

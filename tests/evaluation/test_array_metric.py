@@ -15,7 +15,7 @@ from evaluation.array_metric import ArrayMetric
 from evaluation.metric_config import CVPR_2019, MetricConfig
 from evaluation.metrics import Metrics
 from evaluation.subsets import Subset
-from tests.evaluation.odd_worlds import difference_to_the_devkit, largest_difference, odd_world
+from studies.benches.odd_worlds import difference_to_the_devkit, largest_difference, odd_world
 from tests.evaluation.test_official import made_up, many, perfect
 
 ODD_WORLDS = 40  # of the 200 that `./bevcask prove` runs

@@ -5,6 +5,7 @@ Built in the global frame as submissions, so that coordinates land exactly where
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from cache.frame import Frame, GroundTruth
 from evaluation import array_metric, official
 from evaluation.metric_config import CVPR_2019, MetricConfig
 from evaluation.metrics import SUMMARY_KEYS, Metrics
-from tests.evaluation.worlds import made_up_frame, quaternion
+from studies.benches.evaluate_data import made_up_frame
 
 OddWorld = tuple[list[Frame], list[GroundTruth], dict[str, list[dict[str, Any]]]]
 
@@ -91,10 +92,15 @@ def _rotations(random: np.random.Generator, count: int) -> np.ndarray:
         kind = random.integers(5)
         yaw = float(random.integers(-4, 5)) * np.pi / 2 if kind < 2 else random.uniform(-7, 7)
         axis = [0.0, 0.0, 1.0] if kind < 3 else [*random.uniform(-1, 1, 2), 1.0]
-        out[row] = quaternion(axis, yaw) * (random.uniform(0.2, 3.0) if kind == 4 else 1.0)
+        out[row] = _quaternion(axis, yaw) * (random.uniform(0.2, 3.0) if kind == 4 else 1.0)
         if random.random() < 0.01:
             out[row] = 0.0
     return out
+
+
+def _quaternion(axis: Sequence[float], angle: float) -> np.ndarray:
+    unit = np.asarray(axis, float) / np.linalg.norm(axis)
+    return np.concatenate([[np.cos(angle / 2)], np.sin(angle / 2) * unit])
 
 
 def _predictions(
