@@ -230,8 +230,17 @@ def _summed(
     means = [_mean_known([row[key] for row in tp_errors.values()]) for key in TP_ERRORS]
     gains = [max(0.0, 1.0 - mean) for mean in means if not np.isnan(mean)]
     nds = float(config.mean_ap_weight * mean_ap + np.sum(gains)) / float(config.mean_ap_weight + len(gains))
-    sides = [FilterCounts(*(int(value) for value in row)) for row in counts]
-    return Metrics(mean_ap, nds, *means, ap, tp_errors, *sides)
+    of_truth, of_detections = (FilterCounts(*(int(value) for value in row)) for row in counts)
+    named = dict(zip(("mATE", "mASE", "mAOE", "mAVE", "mAAE"), means, strict=True))
+    return Metrics(
+        mAP=mean_ap,
+        NDS=nds,
+        **named,
+        ap=ap,
+        tp_errors=tp_errors,
+        truth_counts=of_truth,
+        detection_counts=of_detections,
+    )
 
 
 def _mean_known(values: Sequence[float]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def write_stores(cache: Path, split: Split, teacher: str) -> None:
     shards = [
         range(first, min(first + per_shard, len(split.frames))) for first in range(0, len(split.frames), per_shard)
     ]
-    common = {
+    common: dict[str, Any] = {
         "identity": frame_identity("v1.0-made-up", DETECTION_CLASSES),
         "scenes": scenes,
         "shards": tuple(tuple(split.frames[row].token for row in shard) for shard in shards),

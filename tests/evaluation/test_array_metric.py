@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,6 +22,7 @@ from evaluation.subsets import Subset
 from studies.benches.odd_worlds import difference_to_the_devkit, largest_difference, odd_world
 from tests.evaluation.test_official import made_up, many, perfect
 
+ROOT = Path(__file__).parents[2]
 ODD_WORLDS = 40  # of the 200 that `./bevcask prove` runs
 
 
@@ -112,7 +117,8 @@ def within(
     """What the devkit must be given: truth and results without the boxes outside the subset, one by one."""
     near, far = subset.distance or (0.0, np.inf)
     names = subset.classes or DETECTION_CLASSES
-    new_truth, new_results = [], {}
+    new_truth: list[GroundTruth] = []
+    new_results: dict[str, list] = {}
     for frame, one in zip(frames, truth, strict=True):
         ego = frame.ego_to_global.translation
         keep = np.array(
@@ -156,7 +162,7 @@ def test_a_subset_scores_as_the_devkit_on_that_subset(subset: Subset) -> None:
         less += theirs.truth_counts.given < sum(map(len, truth))
         for name in subset.classes or DETECTION_CLASSES:
             for key, value in (*theirs.ap[name].items(), *theirs.tp_errors[name].items()):
-                mine = {**ours.ap[name], **ours.tp_errors[name]}[key]
+                mine = dict([*ours.ap[name].items(), *ours.tp_errors[name].items()])[key]  # type: ignore[misc, list-item]
                 np.testing.assert_allclose(mine, value, rtol=0, atol=1e-12, err_msg=f"seed {seed}: {name} {key}")
         if subset.classes is None:
             assert largest_difference(ours, theirs) <= 1e-12
@@ -198,3 +204,19 @@ def test_the_official_settings_are_the_devkits_file() -> None:
 def test_wrong_settings_are_refused(change: dict, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         MetricConfig.from_dict({**CVPR_2019.to_dict(), **change})
+
+
+def test_what_is_held_of_a_prediction_is_some_twenty_bytes() -> None:
+    frames, truth, detections = made_up(28, frames=40)
+    metric = ArrayMetric([frame.token for frame in frames])
+    metric.add(frames, truth, detections)
+    held = [column for portion in metric._portions for column in vars(portion).values()]
+    assert all(column.base is None for column in held)  # a view would keep the portion's boxes alive
+    matches = sum(len(portion.errors) for portion in metric._portions)
+    assert sum(column.nbytes for column in held) <= 20 * sum(map(len, detections.values())) + 40 * matches
+
+
+def test_the_array_metric_loads_neither_the_devkit_nor_torch() -> None:
+    code = "import sys, evaluation.array_metric, evaluation.mistakes; print({'nuscenes', 'torch'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

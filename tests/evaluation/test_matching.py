@@ -25,7 +25,7 @@ def one_by_one(truth: BoxArrays, predicted: BoxArrays, threshold: float) -> list
         for t in range(len(truth)):
             same = truth.frame[t] == predicted.frame[p] and truth.class_ids[t] == predicted.class_ids[p]
             if same and t not in taken.values():
-                distance = np.linalg.norm(predicted.boxes[p, :2] - truth.boxes[t, :2])
+                distance = float(np.linalg.norm(predicted.boxes[p, :2] - truth.boxes[t, :2]))
                 if distance < best:
                     best, found = distance, t
         if best < threshold:
