@@ -92,9 +92,8 @@ def detections_to_arrays(frames: Sequence[Frame], detections: Sequence[Detection
     Each box is computed by itself, never as a row of a matrix product, whose sums depend on the rows beside it: so
     that what is scored here and what is exported frame by frame are the same bits.
     """
-    each = [_sound_detections(frame.token, one) for frame, one in zip(frames, detections, strict=True)]
-    boxes, scores, labels = (np.concatenate([one[part] for one in each]) for part in range(3))
-    counts = [len(one[0]) for one in each]
+    tokens = [frame.token for frame in frames]
+    boxes, scores, labels, counts = _joined_sound(tokens, detections)
     to_global = np.repeat(np.stack([frame.lidar_to_global() for frame in frames]), counts, axis=0)  # (N, 4, 4)
     out = np.zeros((len(boxes), 12))
     out[:, :3] = _turned(to_global, boxes[:, 0], boxes[:, 1], boxes[:, 2]) + to_global[:, :3, 3]
@@ -150,20 +149,28 @@ def submission_boxes(token: str, boxes: GlobalBoxes) -> list[dict[str, object]]:
     ]
 
 
-def _sound_detections(token: str, detections: Detections) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (N, 9) float64, scores (N,) float64 and labels (N,) int32 of one frame, or DataError."""
-    boxes = np.asarray(detections.boxes_lidar, np.float64).reshape(-1, 9)
-    scores, labels = np.asarray(detections.scores, np.float64), np.asarray(detections.labels, np.int32)
-    _require_sound(token, boxes, scores, labels)
-    return boxes, scores, labels
+def _joined_sound(
+    tokens: Sequence[str], detections: Sequence[Detections]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
+    """Boxes (N, 9) float64, scores (N,) float64 and labels (N,) int32 of all frames, and how many of each frame."""
+    rows = [np.asarray(one.boxes_lidar).reshape(-1, 9) for one in detections]
+    counts = [len(boxes) for boxes in rows]
+    for token, count, one in zip(tokens, counts, detections, strict=True):
+        if not count == len(one.scores) == len(one.labels):
+            raise DataError(
+                f"detections of sample {token}: {count} boxes, {len(one.scores)} scores, {len(one.labels)} labels; "
+                "expected as many of each"
+            )
+    boxes = np.concatenate(rows).astype(np.float64)
+    scores = np.concatenate([one.scores for one in detections]).astype(np.float64)
+    labels = np.concatenate([one.labels for one in detections]).astype(np.int32)
+    _require_sound(tokens, counts, boxes, scores, labels)
+    return boxes, scores, labels, counts
 
 
-def _require_sound(token: str, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> None:
-    if not len(boxes) == len(scores) == len(labels):
-        raise DataError(
-            f"detections of sample {token}: {len(boxes)} boxes, {len(scores)} scores, {len(labels)} labels; "
-            "expected as many of each"
-        )
+def _require_sound(
+    tokens: Sequence[str], counts: Sequence[int], boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray
+) -> None:
     problems = (
         (~np.isfinite(boxes[:, :7]).all(axis=1), "a position, size or yaw that is not finite"),
         (np.isinf(boxes[:, 7:9]).any(axis=1), "an infinite velocity"),
@@ -173,6 +180,9 @@ def _require_sound(token: str, boxes: np.ndarray, scores: np.ndarray, labels: np
     )
     for bad, what in problems:
         if bad.any():
+            first, ends = int(np.argmax(bad)), np.cumsum(counts)
+            frame = int(np.searchsorted(ends, first, side="right"))
             raise DataError(
-                f"detections of sample {token}: box {int(np.argmax(bad))} has {what}; mend the model or drop the box"
+                f"detections of sample {tokens[frame]}: box {first - int(ends[frame]) + counts[frame]} has {what}; "
+                "mend the model or drop the box"
             )

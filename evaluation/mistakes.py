@@ -49,6 +49,13 @@ def mistakes_in_submission(
         found.append(
             f'{lost} predictions hold "num_pts": 0, and the metric drops every box with 0 points: leave the key out'
         )
+    unknown = sum(
+        value != value for of_sample in results.values() for box in of_sample for value in box["velocity"][:1]
+    )
+    if unknown:
+        found.append(
+            f"{unknown} predictions have no velocity (NaN): the metric leaves them out of mAVE, which rewards silence"
+        )
     return found
 
 

@@ -167,7 +167,7 @@ def _box_problem(box: Any, token: str) -> str:
         values = box[key]
         if not isinstance(values, list) or len(values) != length or not all(_is_number(v) for v in values):
             return f"{key} {values!r}, expected {length} numbers"
-        if not all(math.isfinite(v) for v in values):
+        if not all(math.isfinite(v) or (key == "velocity" and math.isnan(v)) for v in values):  # NaN: unknown
             return f"{key} {values!r} is not finite"
     if min(box["size"]) <= 0:
         return f"size {box['size']!r}, expected w, l, h > 0"

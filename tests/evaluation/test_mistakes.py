@@ -126,3 +126,13 @@ def test_predictions_that_the_metric_drops_for_their_points_are_counted(split: S
         box["num_pts"] = 0
     (said,) = mistakes_in_submission(split.frames, split.truth, results)
     assert said.startswith('3 predictions hold "num_pts": 0')
+
+
+def test_unknown_velocities_of_a_submission_are_counted_and_scored_as_the_devkit_does(split: Split) -> None:
+    results = submission_results(split.frames, split.detections)
+    for boxes in results.values():
+        for box in boxes[::2]:
+            box["velocity"] = [np.nan, np.nan]
+    changed_boxes = sum(len(boxes[::2]) for boxes in results.values())
+    (said,) = mistakes_in_submission(split.frames, split.truth, results)
+    assert said.startswith(f"{changed_boxes} predictions have no velocity (NaN)")
