@@ -74,7 +74,7 @@ class ArrayMetric:
         """Some frames of the split, their ground truth and what a model says of them.
 
         Raises DataError for a frame that is foreign or comes twice, for detections that are missing or not sound, and
-        for more boxes than the metric allows, unless keep_top takes the best of them.
+        for more boxes than the metric allows, unless keep_top takes the best of them; then begin anew.
         """
         _require_pairs(frames, truth)
         tokens = [frame.token for frame in frames]

@@ -189,8 +189,8 @@ def _wrong_headings(frames: Sequence[Frame], mine: BoxArrays, theirs: BoxArrays)
             f"headings look turned by {np.rad2deg(offset):+.0f} degrees against the objects'; yaw here is "
             "counter-clockwise from +x of the frame, in radians"
         ]
-    mirror, agreed = _mean_angle(said + truth - 2 * lidar)
-    if agreed <= _MOST:
+    mirror, agreed_mirrored = _mean_angle(said + truth - 2 * lidar)
+    if agreed_mirrored <= max(_MOST, agreed + 0.3):  # along a road a heading and its mirror image are much the same
         return []
     return [
         f"headings look mirrored (yaw = {np.rad2deg(mirror):.0f} degrees - yaw), as between clockwise and "
