@@ -6,6 +6,7 @@ car reaches heading and height too. Also gives each box its attribute by the rul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,21 +83,35 @@ def detections_to_global(frame: Frame, detections: Detections) -> GlobalBoxes:
     An unknown velocity (NaN) becomes 0: a submission must say something, and the metric would skip a NaN, which would
     reward silence. Raises DataError naming frame and box where a value is not finite or a size is not positive.
     """
-    boxes = np.asarray(detections.boxes_lidar, np.float64).reshape(-1, 9)
-    scores, labels = np.asarray(detections.scores, np.float64), np.asarray(detections.labels, np.int32)
-    _require_sound(frame.token, boxes, scores, labels)
-    to_global = frame.lidar_to_global()
+    return detections_to_arrays([frame], [detections])
+
+
+def detections_to_arrays(frames: Sequence[Frame], detections: Sequence[Detections]) -> GlobalBoxes:
+    """`detections_to_global` of many frames at once, one after the other in one set of arrays.
+
+    Each box is computed by itself, never as a row of a matrix product, whose sums depend on the rows beside it: so
+    that what is scored here and what is exported frame by frame are the same bits.
+    """
+    tokens = [frame.token for frame in frames]
+    boxes, scores, labels, counts = _joined_sound(tokens, detections)
+    to_global = np.repeat(np.stack([frame.lidar_to_global() for frame in frames]), counts, axis=0)  # (N, 4, 4)
     out = np.zeros((len(boxes), 12))
-    out[:, :3] = boxes[:, :3] @ to_global[:3, :3].T + to_global[:3, 3]
+    out[:, :3] = _turned(to_global, boxes[:, 0], boxes[:, 1], boxes[:, 2]) + to_global[:, :3, 3]
     out[:, 3:6] = boxes[:, [4, 3, 5]]
     half = boxes[:, 6] / 2
     about_z = np.stack([np.cos(half), np.zeros_like(half), np.zeros_like(half), np.sin(half)], axis=-1)
-    lidar = quaternion_product(frame.ego_to_global.rotation, frame.lidar_to_ego.rotation)
-    rotation = quaternion_product(lidar[None], about_z)
+    ego = np.stack([frame.ego_to_global.rotation for frame in frames])
+    lidar = quaternion_product(ego, np.stack([frame.lidar_to_ego.rotation for frame in frames]))
+    rotation = quaternion_product(np.repeat(lidar, counts, axis=0), about_z)
     out[:, 6:10] = rotation / np.linalg.norm(rotation, axis=-1, keepdims=True)
-    velocity = np.concatenate([np.nan_to_num(boxes[:, 7:9], nan=0.0), np.zeros((len(boxes), 1))], axis=1)
-    out[:, 10:12] = (velocity @ to_global[:3, :3].T)[:, :2]
+    velocity = np.nan_to_num(boxes[:, 7:9], nan=0.0)
+    out[:, 10:12] = _turned(to_global, velocity[:, 0], velocity[:, 1], np.zeros(len(boxes)))[:, :2]
     return GlobalBoxes(out, scores, labels, attributes_of(labels, np.hypot(out[:, 10], out[:, 11])))
+
+
+def _turned(matrices: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """(N, 3) vectors x, y, z (N,) turned by the rotations of matrices (N, 4, 4)."""
+    return matrices[:, :3, 0] * x[:, None] + matrices[:, :3, 1] * y[:, None] + matrices[:, :3, 2] * z[:, None]
 
 
 def truth_to_canonical(frame: Frame, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray]:
@@ -134,12 +149,28 @@ def submission_boxes(token: str, boxes: GlobalBoxes) -> list[dict[str, object]]:
     ]
 
 
-def _require_sound(token: str, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> None:
-    if not len(boxes) == len(scores) == len(labels):
-        raise DataError(
-            f"detections of sample {token}: {len(boxes)} boxes, {len(scores)} scores, {len(labels)} labels; "
-            "expected as many of each"
-        )
+def _joined_sound(
+    tokens: Sequence[str], detections: Sequence[Detections]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
+    """Boxes (N, 9) float64, scores (N,) float64 and labels (N,) int32 of all frames, and how many of each frame."""
+    rows = [np.asarray(one.boxes_lidar).reshape(-1, 9) for one in detections]
+    counts = [len(boxes) for boxes in rows]
+    for token, count, one in zip(tokens, counts, detections, strict=True):
+        if not count == len(one.scores) == len(one.labels):
+            raise DataError(
+                f"detections of sample {token}: {count} boxes, {len(one.scores)} scores, {len(one.labels)} labels; "
+                "expected as many of each"
+            )
+    boxes = np.concatenate(rows).astype(np.float64)
+    scores = np.concatenate([one.scores for one in detections]).astype(np.float64)
+    labels = np.concatenate([one.labels for one in detections]).astype(np.int32)
+    _require_sound(tokens, counts, boxes, scores, labels)
+    return boxes, scores, labels, counts
+
+
+def _require_sound(
+    tokens: Sequence[str], counts: Sequence[int], boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray
+) -> None:
     problems = (
         (~np.isfinite(boxes[:, :7]).all(axis=1), "a position, size or yaw that is not finite"),
         (np.isinf(boxes[:, 7:9]).any(axis=1), "an infinite velocity"),
@@ -149,6 +180,9 @@ def _require_sound(token: str, boxes: np.ndarray, scores: np.ndarray, labels: np
     )
     for bad, what in problems:
         if bad.any():
+            first, ends = int(np.argmax(bad)), np.cumsum(counts)
+            frame = int(np.searchsorted(ends, first, side="right"))
             raise DataError(
-                f"detections of sample {token}: box {int(np.argmax(bad))} has {what}; mend the model or drop the box"
+                f"detections of sample {tokens[frame]}: box {first - int(ends[frame]) + counts[frame]} has {what}; "
+                "mend the model or drop the box"
             )

@@ -8,9 +8,7 @@ demo.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,77 +22,13 @@ from nuscenes.eval.detection.data_classes import DetectionBox, DetectionConfig, 
 from cache.classes import ATTRIBUTES, BICYCLE_RACK, DETECTION_CLASSES
 from cache.errors import DataError
 from cache.frame import Detections, Frame, GroundTruth
+from evaluation.metric_config import MetricConfig
+from evaluation.metrics import SUMMARY_KEYS, UNDEFINED_ERRORS, FilterCounts, Metrics
 from evaluation.submission import require_same_tokens, submission_results
 
+__all__ = ["SUMMARY_KEYS", "FilterCounts", "Metrics", "evaluate", "evaluate_submission"]
+
 CONFIG = "detection_cvpr_2019"
-SUMMARY_KEYS = ("mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
-# Errors that the metric does not define: a cone has no heading, and neither it nor a barrier moves or has attributes.
-_UNDEFINED = {"traffic_cone": ("attr_err", "vel_err", "orient_err"), "barrier": ("attr_err", "vel_err")}
-
-
-@dataclass(frozen=True)
-class FilterCounts:
-    """Boxes before and after each filter of the metric, in its order: range, points inside, bicycle racks."""
-
-    given: int
-    in_range: int
-    with_points: int
-    outside_racks: int
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """One evaluation. ap: class -> distance threshold (m) -> average precision; tp_errors: class -> trans_err (m),
-    scale_err (1 - IoU), orient_err (rad), vel_err (m/s), attr_err (1 - accuracy), NaN where the metric defines none."""
-
-    mAP: float
-    NDS: float
-    mATE: float
-    mASE: float
-    mAOE: float
-    mAVE: float
-    mAAE: float
-    ap: Mapping[str, Mapping[float, float]]
-    tp_errors: Mapping[str, Mapping[str, float]]
-    truth_counts: FilterCounts
-    detection_counts: FilterCounts
-
-    def summary(self) -> dict[str, float]:
-        """The seven figures of the table: mAP, NDS, and the TP errors, the last clipped to 1 as the metric's scores
-        count them, so that every value lies in 0..1."""
-        # a perfect class has AP 1.0000000000000004 in the devkit's arithmetic
-        return {key: min(1.0, max(0.0, float(getattr(self, key)))) for key in SUMMARY_KEYS}
-
-    def class_ap(self, name: str) -> float:
-        """AP of a class, mean over the four distance thresholds."""
-        return float(np.mean(list(self.ap[name].values())))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; NaN becomes null."""
-        return {
-            **{key: getattr(self, key) for key in SUMMARY_KEYS},
-            "ap": {name: {str(threshold): value for threshold, value in row.items()} for name, row in self.ap.items()},
-            "tp_errors": {
-                name: {key: None if math.isnan(value) else value for key, value in row.items()}
-                for name, row in self.tp_errors.items()
-            },
-            "truth_counts": vars(self.truth_counts).copy(),
-            "detection_counts": vars(self.detection_counts).copy(),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Metrics:
-        """Inverse of `to_dict`."""
-        return cls(
-            **{key: float(values[key]) for key in SUMMARY_KEYS},
-            ap={name: {float(t): float(v) for t, v in row.items()} for name, row in values["ap"].items()},
-            tp_errors={
-                name: {key: math.nan if v is None else float(v) for key, v in row.items()}
-                for name, row in values["tp_errors"].items()
-            },
-            truth_counts=FilterCounts(**values["truth_counts"]),
-            detection_counts=FilterCounts(**values["detection_counts"]),
-        )
 
 
 def evaluate(
@@ -103,29 +37,57 @@ def evaluate(
     detections: Mapping[str, Detections],
     *,
     keep_top: bool = False,
+    config: MetricConfig | None = None,
 ) -> Metrics:
     """Scores detections (token -> canonical boxes, one entry per frame, empty ones too) against the ground truth.
 
     keep_top: keep a sample's 500 best boxes instead of refusing more. Equal scores rank as the devkit ranks the
     exported submission: by the order of `frames` and of the boxes. Raises DataError naming the sample that is wrong.
     """
-    return evaluate_submission(frames, truth, submission_results(frames, detections, keep_top=keep_top))
+    return evaluate_submission(frames, truth, submission_results(frames, detections, keep_top=keep_top), config=config)
 
 
 def evaluate_submission(
-    frames: Sequence[Frame], truth: Sequence[GroundTruth], results: Mapping[str, Sequence[Mapping[str, Any]]]
+    frames: Sequence[Frame],
+    truth: Sequence[GroundTruth],
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    config: MetricConfig | None = None,
 ) -> Metrics:
-    """Scores the `results` of a submission (see `evaluation.submission.load_submission`) against the ground truth."""
+    """Scores the `results` of a submission (see `evaluation.submission.load_submission`) against the ground truth.
+
+    config: None for the devkit's own file of detection_cvpr_2019."""
     if not frames or len(frames) != len(truth):
         raise DataError(
             f"evaluation: {len(frames)} frames and {len(truth)} ground truths, expected as many of each, at least one"
         )
     require_same_tokens("submission", results, "the split", [frame.token for frame in frames])
+    settings = config_factory(CONFIG) if config is None else DetectionConfig.deserialize(config.to_dict())
+    tables, truth_boxes, predicted = devkit_objects(frames, truth, results)
+    truth_boxes, truth_counts = _filtered(tables, truth_boxes, settings)
+    predicted, detection_counts = _filtered(tables, predicted, settings)
+    return _as_metrics(_metrics(truth_boxes, predicted, settings), settings, truth_counts, detection_counts)
+
+
+def devkit_objects(
+    frames: Sequence[Frame], truth: Sequence[GroundTruth], results: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> tuple[_StoredTables, EvalBoxes, EvalBoxes]:
+    """What the devkit's functions take: a stand-in for its tables, the objects, the predictions."""
+    return _StoredTables(frames, truth), _truth_boxes(frames, truth), EvalBoxes.deserialize(results, DetectionBox)
+
+
+def score_objects(tables: _StoredTables, truth: EvalBoxes, predicted: EvalBoxes) -> DetectionMetrics:
+    """The devkit's filters and metric (detection_cvpr_2019) of `devkit_objects`, which it changes; nothing of ours
+    takes part, for who measures its time."""
     config = config_factory(CONFIG)
-    tables = _StoredTables(frames, truth)
-    truth_boxes, truth_counts = _filtered(tables, _truth_boxes(frames, truth), config)
-    predicted, detection_counts = _filtered(tables, EvalBoxes.deserialize(results, DetectionBox), config)
-    metrics = _metrics(truth_boxes, predicted, config)
+    for boxes in (truth, predicted):
+        filter_eval_boxes(tables, add_center_dist(tables, boxes), config.class_range)
+    return _metrics(truth, predicted, config)
+
+
+def _as_metrics(
+    metrics: DetectionMetrics, settings: DetectionConfig, truth_counts: FilterCounts, detection_counts: FilterCounts
+) -> Metrics:
     errors = metrics.tp_errors
     return Metrics(
         mAP=metrics.mean_ap,
@@ -135,7 +97,7 @@ def evaluate_submission(
         mAOE=errors["orient_err"],
         mAVE=errors["vel_err"],
         mAAE=errors["attr_err"],
-        ap={name: {t: metrics.get_label_ap(name, t) for t in config.dist_ths} for name in DETECTION_CLASSES},
+        ap={name: {t: metrics.get_label_ap(name, t) for t in settings.dist_ths} for name in DETECTION_CLASSES},
         tp_errors={name: {key: metrics.get_label_tp(name, key) for key in TP_METRICS} for name in DETECTION_CLASSES},
         truth_counts=truth_counts,
         detection_counts=detection_counts,
@@ -206,6 +168,6 @@ def _metrics(truth: EvalBoxes, predicted: EvalBoxes, config: DetectionConfig) ->
             metrics.add_label_ap(name, threshold, calc_ap(data, config.min_recall, config.min_precision))
             if threshold == config.dist_th_tp:
                 for key in TP_METRICS:
-                    undefined = key in _UNDEFINED.get(name, ())
+                    undefined = key in UNDEFINED_ERRORS.get(name, ())
                     metrics.add_label_tp(name, key, np.nan if undefined else calc_tp(data, config.min_recall, key))
     return metrics

@@ -56,16 +56,17 @@ def submission_results(
     }
 
 
-def limited(token: str, detections: Detections, *, keep_top: bool) -> Detections:
-    """At most 500 boxes: those of highest score in their old order (of equal ones the earlier), or DataError."""
-    if len(detections) <= MAX_BOXES_PER_SAMPLE:
+def limited(token: str, detections: Detections, *, keep_top: bool, most: int = MAX_BOXES_PER_SAMPLE) -> Detections:
+    """At most 500 boxes (or `most`): those of highest score in their old order (of equal ones the earlier), or
+    DataError."""
+    if len(detections) <= most:
         return detections
     if not keep_top:
         raise DataError(
-            f"detections of sample {token}: {len(detections)} boxes, the metric allows {MAX_BOXES_PER_SAMPLE}; "
+            f"detections of sample {token}: {len(detections)} boxes, the metric allows {most}; "
             "keep the best ones or raise the model's score threshold"
         )
-    best = np.sort(np.argsort(-detections.scores, kind="stable")[:MAX_BOXES_PER_SAMPLE])
+    best = np.sort(np.argsort(-detections.scores, kind="stable")[:most])
     return Detections(detections.boxes_lidar[best], detections.scores[best], detections.labels[best])
 
 
@@ -166,7 +167,7 @@ def _box_problem(box: Any, token: str) -> str:
         values = box[key]
         if not isinstance(values, list) or len(values) != length or not all(_is_number(v) for v in values):
             return f"{key} {values!r}, expected {length} numbers"
-        if not all(math.isfinite(v) for v in values):
+        if not all(math.isfinite(v) or (key == "velocity" and math.isnan(v)) for v in values):  # NaN: unknown
             return f"{key} {values!r} is not finite"
     if min(box["size"]) <= 0:
         return f"size {box['size']!r}, expected w, l, h > 0"

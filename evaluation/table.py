@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cache.errors import ConfigError
-from evaluation.official import SUMMARY_KEYS, Metrics
+from evaluation.metrics import SUMMARY_KEYS, Metrics
 
 NO_CLAIM = "one seed, no claim"
 UNITS = {"mATE": "m", "mASE": "1-IoU", "mAOE": "rad", "mAVE": "m/s", "mAAE": "1-acc"}

@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
+from rich.markup import escape
 
 from cache.classes import require_detection_classes
 from cache.errors import ConfigError, StoreError
-from cache.frame import Detections, Frame
+from cache.frame import Detections, Frame, GroundTruth
 from cache.layout import frames_place, teacher_place
 from cache.same_frames import require_same_frames
 from cache.store import FrameStore, TeacherStore
+from evaluation import array_metric
 from evaluation.control import shuffled_over_frames
-from evaluation.official import Metrics, evaluate, evaluate_submission
+from evaluation.metrics import Metrics
+from evaluation.mistakes import mistakes_in_detections, mistakes_in_submission
 from evaluation.submission import export_submission, load_submission, require_annotations, submission_meta
+from evaluation.subsets import EVERYTHING, Subset
 from evaluation.table import MetricsRow, metrics_table
-from trainer.predict import load_run, predict
 
 SHUFFLE_SEED = 0
 
@@ -55,14 +58,41 @@ def frames_of(store: FrameStore, rows: Sequence[int]) -> list[Frame]:
     return [store.frame(row) for row in rows]
 
 
-def score(store: FrameStore, rows: Sequence[int], detections: Mapping[str, Detections]) -> Metrics:
+def score(
+    store: FrameStore,
+    rows: Sequence[int],
+    detections: Mapping[str, Detections],
+    *,
+    official: bool = False,
+    subset: Subset = EVERYTHING,
+) -> Metrics:
     """The official metric of `detections` (by token) on these frames of the store; no raw data set is touched.
 
-    Raises DataError where a frame has no annotations: such a split can be predicted and exported, not scored.
+    official: by the devkit's own code, which takes minutes where the arrays take seconds. subset: which boxes of these
+    frames count. Raises DataError where a frame has no annotations: such a split can be predicted and exported, not
+    scored.
     """
+    return _scored(frames_of(store, rows), truth_of(store, rows), detections, official, subset)
+
+
+def _scored(
+    frames: Sequence[Frame],
+    truth: Sequence[GroundTruth],
+    detections: Mapping[str, Detections],
+    official: bool,
+    subset: Subset,
+) -> Metrics:
+    if not official:
+        return array_metric.evaluate(frames, truth, detections, subset=subset)
+    from evaluation.official import evaluate  # loading the devkit takes seconds
+
+    return evaluate(frames, truth, detections)
+
+
+def truth_of(store: FrameStore, rows: Sequence[int]) -> list[GroundTruth]:
+    """The ground truth of these rows; DataError where a frame has none."""
     version = store.manifest.identity["dataset_version"]
-    truth = require_annotations([store.truth(row) if store.is_labelled(row) else None for row in rows], version)
-    return evaluate(frames_of(store, rows), truth, detections)
+    return require_annotations([store.truth(row) if store.is_labelled(row) else None for row in rows], version)
 
 
 def score_shuffled(store: FrameStore, rows: Sequence[int], detections: Mapping[str, Detections]) -> Metrics:
@@ -88,19 +118,26 @@ def evaluate_source(
     split: str | None = None,
     export: Path | None = None,
     trusted: str = "",
+    official: bool = False,
+    subset: Subset = EVERYTHING,
 ) -> Outcome:
     """Scores exactly one of run, teacher and submission on a split's key frames, and exports the predictions if asked.
     trusted: the callable that a run's student may be made with.
 
-    Where the split has no annotations nothing is scored: without `export` that is a DataError, with it the export is
-    written and the outcome says that it can't be scored.
+    official: by the devkit's own code. subset: on a part of the split, by our code only. What looks like one of the
+    classic mistakes is told after the table. Where the split has no annotations nothing is scored: without `export`
+    that is a DataError, with it the export is written and the outcome says that it can't be scored.
     """
+    if subset != EVERYTHING and (official or export is not None):
+        raise ConfigError("--subset scores a part of the split: leave --official and --export out, they take it whole")
     if sum(source is not None for source in (run, teacher, submission)) != 1:
         raise ConfigError("give exactly one of --run, --teacher and --submission")
     store = FrameStore(frames_place(cache))
     require_detection_classes(store.classes, str(store.root))
     split = choose_split(store, split)
-    rows = store.key_rows(split)
+    whole = rows = store.key_rows(split)
+    if subset != EVERYTHING:
+        rows = subset.rows(whole, [store.scene_of(row) for row in whole], store.manifest.scenes)
     frames = frames_of(store, rows)
     labelled = all(store.is_labelled(row) for row in rows)
     if not labelled and export is None:
@@ -120,14 +157,24 @@ def evaluate_source(
     if submission is not None:
         if export is not None:
             raise ConfigError("--export writes predictions; a --submission file is already one")
-        loaded = load_submission(submission, [frame.token for frame in frames])
-        metrics = evaluate_submission(frames, [store.truth(row) for row in rows], loaded.results)
-        name = submission.name
+        results = load_submission(submission, [store.tokens[row] for row in whole]).results
+        counted = {frame.token for frame in frames}
+        results = {token: boxes for token, boxes in results.items() if token in counted}
+        truth = truth_of(store, rows)
+        if official:
+            from evaluation.official import evaluate_submission
+
+            metrics = evaluate_submission(frames, truth, results)
+        else:
+            metrics = array_metric.evaluate_submission(frames, truth, results, subset=subset)
+        name, mistakes = submission.name, mistakes_in_submission(frames, truth, results)
     else:
         if teacher is not None:
             name, modality = teacher, "lidar"
             detections = teacher_detections(store, rows, teacher_place(cache, teacher))
         else:
+            from trainer.predict import load_run, predict  # torch, which no other source needs
+
             assert run is not None
             model = load_run(run, trusted)
             name, modality = run.name, model.modality
@@ -139,10 +186,16 @@ def evaluate_source(
         if not labelled:
             lines.append(f"{store.manifest.identity['dataset_version']} has no annotations, so it can't be scored here")
             return Outcome(lines, None, "send the submission to the nuScenes test server")
-        metrics = score(store, rows, detections)
+        truth = truth_of(store, rows)
+        metrics = _scored(frames, truth, detections, official, subset)
+        mistakes = mistakes_in_detections(frames, truth, detections)
     counts = metrics.truth_counts
-    lines.append(f"{split}: {len(frames)} samples, {counts.outside_racks} of {counts.given} annotated boxes count")
+    part = "" if subset == EVERYTHING else f", {escape(str(subset))}"
+    lines.append(
+        f"{split}{part}: {len(frames)} samples, {counts.outside_racks} of {counts.given} annotated boxes count"
+    )
     lines.append(metrics_table([MetricsRow(name, metrics)]))
+    lines += [f"[yellow]{escape(mistake)}[/yellow]" for mistake in mistakes]
     return Outcome(lines, metrics.summary(), f"./bevcask inspect --cache {cache} --token {frames[0].token}")
 
 

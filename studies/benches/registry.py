@@ -24,6 +24,7 @@ from studies.benches.machine import machine
 
 BENCHES = {
     "cache-teacher": "studies.benches.cache_teacher",
+    "evaluate": "studies.benches.evaluate",
     "faults": "studies.benches.faults",
     "order": "studies.benches.order",
     "scale": "studies.benches.scale",

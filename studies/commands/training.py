@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from invoke.context import Context
 
@@ -70,13 +71,17 @@ def train(
         "submission": "score an official submission JSON",
         "split": "the split (default: the validation split, or the only one)",
         "export": "also write the predictions as an official submission JSON",
+        "official": "by the devkit's own code over the same boxes: minutes instead of seconds, the same figures",
+        "subset": "score a part of the split, may be given several times: scenes=NAME+NAME, description=night (or "
+        "!night), distance=0-20, classes=car+cycles, visibility=3+4",
         "audit": "with --teacher: what the store can teach, by class and distance",
         "score": "with --audit: the least score of a detection that supports an object (default 0.1)",
         "out": "with --audit: heat maps of it as a PNG file",
         "local-cache": "a folder through which stores at URLs are read",
         "local-cache-limit": "its size, such as 200GB; the least recently used shards make room",
         "json": "print a last line of JSON",
-    }
+    },
+    iterable=["subset"],
 )
 def evaluate(
     c: Context,
@@ -87,6 +92,8 @@ def evaluate(
     submission: str | None = None,
     split: str | None = None,
     export: str | None = None,
+    official: bool = False,
+    subset: Any = None,
     audit: bool = False,
     score: str | None = None,
     out: str | None = None,
@@ -95,6 +102,7 @@ def evaluate(
     json: bool = False,
 ) -> None:
     """Score a run, a teacher store or a submission with the official nuScenes metric, from the stores alone."""
+    from evaluation.subsets import parse_subset
     from studies.auditing import audit_source
     from studies.scoring import Outcome, evaluate_source
 
@@ -104,6 +112,8 @@ def evaluate(
     if audit:
         if run or submission:
             raise ConfigError("--audit looks into a teacher store: give --teacher, and neither --run nor --submission")
+        if official or subset:
+            raise ConfigError(f"--audit takes no {'--official' if official else '--subset'}; leave it out")
         outcome = audit_source(root, teacher, split=split, score=least, export=path_of(export), out=path_of(out))
     elif score or out:
         raise ConfigError(f"{'--score' if score else '--out'} belongs to --audit; add --audit to the command")
@@ -116,6 +126,8 @@ def evaluate(
             split=split,
             export=path_of(export),
             trusted=callable or "",
+            official=official,
+            subset=parse_subset(subset or ()),
         )
     for renderable in outcome.renderables:
         console.print(renderable)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from nuscenes.eval.common.utils import quaternion_yaw
 from nuscenes.utils.data_classes import Box
 from pyquaternion import Quaternion
 
 from cache.classes import ATTRIBUTES, DETECTION_CLASSES
+from cache.errors import DataError
 from cache.frame import Detections
-from evaluation.boxes import attributes_of, detections_to_global, quaternion_product, truth_to_canonical
-from tests.evaluation.worlds import made_up_frame, made_up_truth
+from evaluation.boxes import (
+    attributes_of,
+    detections_to_arrays,
+    detections_to_global,
+    quaternion_product,
+    truth_to_canonical,
+)
+from tests.evaluation.worlds import made_up_frame, made_up_truth, noisy_detections
 
 
 def test_global_boxes_equal_the_devkits_box_arithmetic() -> None:
@@ -71,3 +79,26 @@ def test_attributes_follow_the_shared_rule() -> None:
         ids = attributes_of(labels, np.full(len(labels), speed))
         names = {DETECTION_CLASSES[i]: ATTRIBUTES[a] if a >= 0 else "" for i, a in enumerate(ids)}
         assert names == {name: pair[position] for name, pair in expected.items()}
+
+
+def test_many_frames_at_once_are_the_same_bits_as_frame_by_frame() -> None:
+    random = np.random.default_rng(31)
+    frames = [made_up_frame(random, number) for number in range(9)]
+    detections = [noisy_detections(random, f, made_up_truth(random, f, boxes=3 * i)) for i, f in enumerate(frames)]
+    joined = detections_to_arrays(frames, detections)
+    each = [detections_to_global(frame, one) for frame, one in zip(frames, detections, strict=True)]
+    for name, column in vars(joined).items():
+        np.testing.assert_array_equal(column, np.concatenate([getattr(one, name) for one in each]), strict=True)
+
+
+def test_an_unsound_box_of_many_frames_is_named_by_its_place_in_its_frame() -> None:
+    random = np.random.default_rng(32)
+    frames = [made_up_frame(random, number) for number in range(4)]
+    detections = [noisy_detections(random, f, made_up_truth(random, f)) for f in frames]
+    detections[0] = Detections.empty()
+    detections[2].boxes_lidar[5, 4] = -1.0
+    with pytest.raises(DataError, match=f"sample {frames[2].token}: box 5 has a size that is not positive"):
+        detections_to_arrays(frames, detections)
+    short = Detections(detections[3].boxes_lidar, detections[3].scores[1:], detections[3].labels)
+    with pytest.raises(DataError, match=rf"sample {frames[3].token}: (\d+) boxes, \d+ scores, \d+ labels"):
+        detections_to_arrays([frames[1], frames[3]], [detections[1], short])

@@ -17,10 +17,12 @@ from nuscenes.nuscenes import NuScenes
 from cache.classes import DETECTION_CLASSES
 from cache.errors import DataError
 from cache.frame import Detections, Frame, GroundTruth
+from evaluation import array_metric
 from evaluation.boxes import truth_to_canonical
 from evaluation.official import SUMMARY_KEYS, Metrics, evaluate, evaluate_submission
 from evaluation.submission import export_submission, load_submission, submission_meta
 from pipeline.tables import open_tables
+from studies.benches.odd_worlds import largest_difference
 from tests.evaluation.worlds import made_up_frame, made_up_truth, noisy_detections
 from tests.pipeline.real_data import REAL_ROOT, needs_real_data
 
@@ -75,6 +77,7 @@ def compare_on(root: Path, split: str, tmp_path: Path, seed: int) -> Metrics:
     export_submission(path, frames, detections, submission_meta(lidar=True))
     theirs, task = by_the_devkit(root, split, path, tmp_path / "devkit")
     assert_equal(ours, theirs, task)
+    assert largest_difference(array_metric.evaluate(frames, truth, detections), ours) <= 1e-12
     read_back = evaluate_submission(frames, truth, load_submission(path, [frame.token for frame in frames]).results)
     assert read_back.to_dict() == ours.to_dict()
     return ours

@@ -12,6 +12,7 @@ import pytest
 
 from cache.errors import BevcaskError, DataError, StoreError
 from cache.frame import Detections, Frame, GroundTruth
+from evaluation import array_metric, official
 from evaluation.submission import (
     export_submission,
     load_submission,
@@ -19,6 +20,7 @@ from evaluation.submission import (
     submission_meta,
     submission_results,
 )
+from studies.benches.odd_worlds import largest_difference
 from tests.evaluation.worlds import made_up_frame, made_up_truth, noisy_detections
 
 
@@ -73,7 +75,7 @@ def change(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (change("attribute_name", "vehicle.flying"), "attribute_name 'vehicle.flying', expected ''"),
         (change("attribute_name", None), "attribute_name None"),
         (change("translation", [1.0, 2.0]), r"translation \[1.0, 2.0\], expected 3 numbers"),
-        (change("velocity", [float("nan"), 0.0]), "velocity .* is not finite"),
+        (change("velocity", [float("inf"), 0.0]), "velocity .* is not finite"),
         (change("size", [1.0, 0.0, 1.0]), "expected w, l, h > 0"),
         (change("rotation", [0.0, 0.0, 0.0, 0.0]), "zero quaternion"),
         (change("detection_score", "high"), "detection_score 'high', expected a finite number"),
@@ -132,3 +134,19 @@ def test_a_split_without_annotations_says_that_the_export_is_the_way() -> None:
     with pytest.raises(BevcaskError, match=r"v1\.0-test has no annotations, so it can't be scored.*--export"):
         require_annotations([None, None], "v1.0-test")
     assert len(require_annotations([GroundTruth.empty()], "val")) == 1
+
+
+def test_unknown_velocities_are_read_and_scored_as_the_devkit_scores_them(
+    world: tuple[list[Frame], dict[str, Detections]], tmp_path: Path
+) -> None:
+    frames, detections = world
+    results = submission_results(frames, detections)
+    for boxes in results.values():
+        for box in boxes[::2]:
+            box["velocity"] = [float("nan"), float("nan")]
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({"meta": submission_meta(), "results": results}))
+    read = load_submission(path).results
+    truth = [made_up_truth(np.random.default_rng(number), frame) for number, frame in enumerate(frames)]
+    ours, theirs = (module.evaluate_submission(frames, truth, read) for module in (array_metric, official))
+    assert largest_difference(ours, theirs) <= 1e-12

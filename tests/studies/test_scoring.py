@@ -19,6 +19,7 @@ from cache.errors import ConfigError, DataError, StoreError
 from cache.frame import Detections
 from cache.store import FrameStore, TeacherStore
 from evaluation.audit import audit_store
+from evaluation.subsets import parse_subset
 from pipeline.frames import FrameOptions, cache_frames
 from pipeline.simulator import simulate
 from pipeline.teacher import TeacherOptions, cache_teacher
@@ -223,3 +224,52 @@ def test_the_real_keyframe_goes_through_every_task(weights: Path, tmp_path: Path
     assert "33 of 68 annotated boxes count" in str(outcome.renderables[0])
     token = FrameStore(tmp_path / "frames").tokens[0]
     assert draw_token(tmp_path, token, "t", tmp_path / "real.png").stat().st_size > 500_000
+
+
+def test_the_devkits_own_code_gives_the_same_table_and_json(cache: Path, tmp_path: Path) -> None:
+    path = tmp_path / "submission.json"
+    for source in ({"teacher": "t", "export": path}, {"submission": path}):
+        ours, theirs = (evaluate_source(cache, split="mini_train", official=o, **source) for o in (False, True))
+        assert ours.summary is not None and theirs.summary is not None
+        assert ours.summary == pytest.approx(theirs.summary, abs=1e-12) and list(ours.summary) == list(theirs.summary)
+        lines = [[part for part in said.renderables if isinstance(part, str)] for said in (ours, theirs)]
+        assert lines[0] == lines[1]
+
+
+def test_a_subset_is_scored_by_scene_and_by_box_from_every_source(cache: Path, tmp_path: Path) -> None:
+    store, path = FrameStore(cache / "frames"), tmp_path / "submission.json"
+    rows = store.key_rows("mini_train")
+    scene = store.scene_of(rows[0])
+    subset = parse_subset([f"scenes={scene}", "distance=0-25", "classes=vehicles"])
+    evaluate_source(cache, teacher="t", split="mini_train", export=path)
+    said = evaluate_source(cache, teacher="t", split="mini_train", subset=subset)
+    some = [row for row in rows if store.scene_of(row) == scene]
+    assert 0 < len(some) < len(rows) and f"{subset}: {len(some)} samples" in str(said.renderables[0])
+    detections = {store.tokens[row]: TeacherStore(cache / "teachers" / "t").detections(row) for row in some}
+    assert said.summary == score(store, some, detections, subset=subset).summary()
+    assert evaluate_source(cache, submission=path, split="mini_train", subset=subset).summary == said.summary
+    assert said.summary != evaluate_source(cache, teacher="t", split="mini_train").summary
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"subset": ["near=5"]}, r"subset: there is no 'near'; expected one of scenes="),
+        ({"subset": ["distance"]}, r"subset 'distance': expected KEY=VALUE"),
+        ({"subset": ["distance=a-b"]}, r"subset 'distance=a-b': not numbers"),
+        ({"subset": ["distance=20-10"]}, r"distance \(20\.0, 10\.0\), expected 0 <= from < to"),
+        ({"subset": ["classes=van"]}, r"classes van; expected car"),
+        ({"subset": ["visibility=7"]}, r"visibility \(7,\), expected 1 to 4"),
+        ({"subset": ["scenes=a", "scenes=b"]}, r"scenes is given twice"),
+        ({"subset": ["scenes=scene-9999"]}, r"no scene scene-9999 in the frame store"),
+        ({"subset": ["description=no such words"]}, r"none of the 2 frames is in it"),
+        ({"subset": ["distance=0-9"], "official": True}, r"--subset scores a part of the split: leave --official"),
+        ({"subset": ["distance=0-9"], "export": "x.json"}, r"--subset scores a part of the split: leave --official"),
+        ({"official": True, "audit": True}, r"--audit takes no --official"),
+    ],
+)
+def test_wrong_subsets_are_one_line(cache: Path, capsys: pytest.CaptureFixture[str], options: dict, says: str) -> None:
+    with pytest.raises(Exit):
+        evaluate(Context(), cache=str(cache), teacher="t", **options)
+    said = capsys.readouterr()
+    assert len(said.err.splitlines()) == 1 and re.search(says, said.err), said.err

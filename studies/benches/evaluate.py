@@ -1,0 +1,157 @@
+"""The array metric against the devkit's own code, and the whole task from stores to figures in a fresh process.
+
+Both sides get ready objects of their kind in memory, filters included: arrays here, EvalBoxes there, whose building is
+told apart. The whole task is `evaluate --teacher` on stores of the same split: a new process, its imports, files that
+were dropped from the page cache (where the system lets a program do that), figures.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+
+from cache.files import digest_of
+from cache.layout import teacher_place
+from evaluation.array_metric import PORTION, ArrayMetric
+from evaluation.box_arrays import detection_arrays, places_of, truth_arrays
+from evaluation.metrics import SUMMARY_KEYS, Metrics
+from evaluation.submission import submission_results
+from studies.benches.evaluate_data import Split, made_up_split, write_stores
+
+ABOUT = "the array metric against the devkit's code at 6,019 samples x 200 predictions, and the task from stores"
+SAMPLES, PREDICTIONS = 6_019, 200
+TEACHER = "made-up"
+
+_TASK = """
+import json, resource, sys, time
+start = time.perf_counter()
+from studies.scoring import evaluate_source
+loaded = time.perf_counter()
+summary = evaluate_source(sys.argv[1], teacher=sys.argv[2]).summary
+ended = time.perf_counter()
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"summary": summary, "imports_s": loaded - start, "work_s": ended - loaded, "peak_mb": peak}))
+"""
+
+
+def run(
+    work: Path,
+    console: Console,
+    *,
+    samples: int = SAMPLES,
+    predictions: int = PREDICTIONS,
+    rounds: int = 3,
+    devkit: bool = True,
+    whole: bool = True,
+) -> dict[str, Any]:
+    """devkit_s (one run), ours_s (median of rounds), speedup, max_abs_diff over every figure; pack_s and
+    devkit_objects_s: making arrays and objects of what a model says; task: medians of total_s, imports_s, work_s and
+    peak_mb.
+
+    devkit, whole: leave a side out. The devkit takes minutes and some GB at full size.
+    """
+    console.print(f"[dim]making up {samples} samples x {predictions} predictions ...[/dim]")
+    split = made_up_split(samples, predictions)
+    out, metrics = _ours(split, rounds)
+    out |= {"samples": samples, "predictions": predictions, "summary": metrics.summary()}
+    console.print(f"arrays: {out['ours_s']:.2f} s, made in {out['pack_s']:.2f} s")
+    if whole:
+        out["task"] = _whole_task(work, split, rounds, metrics)
+        task = out["task"]
+        console.print(
+            f"from stores: {task['total_s']:.2f} s of which imports {task['imports_s']:.2f} s, {task['peak_mb']:.0f} MB"
+        )
+    if devkit:
+        console.print("[dim]the devkit's turn ...[/dim]")
+        out |= _devkit(split, metrics)
+        out["speedup"] = out["devkit_s"] / out["ours_s"]
+        console.print(
+            f"devkit: {out['devkit_s']:.1f} s, {out['speedup']:.1f} times ours; largest difference "
+            f"{out['max_abs_diff']:.1e}"
+        )
+    return out
+
+
+def _ours(split: Split, rounds: int) -> tuple[dict[str, Any], Metrics]:
+    start = time.perf_counter()
+    portions = []
+    for first in range(0, len(split.frames), PORTION):
+        frames, truth = split.frames[first : first + PORTION], split.truth[first : first + PORTION]
+        tokens = [frame.token for frame in frames]
+        boxes = detection_arrays(frames, [split.detections[token] for token in tokens])
+        portions.append((tokens, places_of(frames, truth), truth_arrays(truth), boxes))
+    packed = time.perf_counter() - start
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        metric = ArrayMetric([frame.token for frame in split.frames])
+        for portion in portions:
+            metric.add_boxes(*portion)
+        metrics = metric.result()
+        seconds.append(time.perf_counter() - start)
+    return {"ours_s": median(seconds), "pack_s": packed}, metrics
+
+
+def _devkit(split: Split, ours: Metrics) -> dict[str, Any]:
+    from evaluation.official import devkit_objects, score_objects
+
+    start = time.perf_counter()
+    objects = devkit_objects(split.frames, split.truth, submission_results(split.frames, split.detections))
+    built = time.perf_counter() - start
+    gc.collect()
+    gc.freeze()  # millions of living objects would slow the devkit down by collections it has no part in
+    start = time.perf_counter()
+    theirs = score_objects(*objects)
+    seconds = time.perf_counter() - start
+    gc.unfreeze()
+    means = (theirs.mean_ap, theirs.nd_score, *theirs.tp_errors.values())
+    pairs = list(zip((getattr(ours, key) for key in SUMMARY_KEYS), means, strict=True))
+    for name, row in ours.ap.items():
+        pairs += [(value, theirs.get_label_ap(name, threshold)) for threshold, value in row.items()]
+    for name, errors in ours.tp_errors.items():
+        pairs += [(value, theirs.get_label_tp(name, key)) for key, value in errors.items()]
+    differences = [0.0 if math.isnan(a) and math.isnan(b) else abs(a - b) for a, b in pairs]
+    largest = math.inf if any(math.isnan(one) for one in differences) else max(differences)
+    return {"devkit_s": seconds, "devkit_objects_s": built, "max_abs_diff": largest}
+
+
+def _whole_task(work: Path, split: Split, rounds: int, expected: Metrics) -> dict[str, Any]:
+    sizes = [len(split.frames), len(split.detections[split.frames[0].token])]
+    cache = work / f"stores-{digest_of([*sizes, 1])[:8]}"
+    if not (Path(teacher_place(cache, TEACHER)) / "manifest.json").is_file():
+        write_stores(cache, split, TEACHER)
+    seen = []
+    for _ in range(rounds):
+        cold = _dropped_from_memory(cache)
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", _TASK, str(cache), TEACHER], capture_output=True, text=True, check=True
+        )
+        one = json.loads(done.stdout.splitlines()[-1])
+        seen.append({"total_s": time.perf_counter() - start, **one})
+        if one["summary"] != expected.summary():
+            raise AssertionError(f"from stores {one['summary']}, in memory {expected.summary()}")
+    keys = ("total_s", "imports_s", "work_s", "peak_mb")
+    return {**{key: median(one[key] for one in seen) for key in keys}, "cold_files": cold}
+
+
+def _dropped_from_memory(folder: Path) -> bool:
+    """Asks the system to forget the files' pages; False where it has no such call."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
