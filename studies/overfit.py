@@ -75,7 +75,9 @@ def overfit(recipe: Recipe, cache: str, rows: Sequence[int] | None = None) -> Ov
         preset=recipe.name,
         scores=metrics.summary(),
         ceiling=score(store, rows, annotations_as_detections(store, rows)).summary(),
-        head_ceiling=score(store, rows, targets_decoded(head, batch)).summary() if isinstance(head, CenterHead) else None,
+        head_ceiling=score(store, rows, targets_decoded(head, batch)).summary()
+        if isinstance(head, CenterHead)
+        else None,
         ap={name: metrics.class_ap(name) for name in DETECTION_CLASSES},
         objects=metrics.truth_counts.outside_racks,
         steps=plan.steps,
