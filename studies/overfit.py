@@ -1,4 +1,4 @@
-"""Whether a detector can learn four frames by heart: trained on one batch of them, scored on them by the official metric.
+"""Whether a detector can learn four frames by heart: trained on one batch of them, then scored on them.
 
 Takes a frame store and a recipe, gives the scores beside two ceilings: the annotations handed in as predictions, which
 no detector can beat (attributes are guessed from speed), and, for centre heads, the targets of the loss decoded again:
@@ -38,8 +38,8 @@ FRAMES = 4
 
 @dataclass(frozen=True)
 class Overfit:
-    """What was seen. scores, ceiling: `Metrics.summary`; head_ceiling: the same of a centre head's own targets, None for
-    queries; ap: by class; objects: that the metric counts; loss: of the last step; seconds: of the training."""
+    """What was seen. scores, ceiling: `Metrics.summary`; head_ceiling: the same of a centre head's own targets, None
+    for queries; ap: by class; objects: that the metric counts; loss: of the last step; seconds: of the training."""
 
     preset: str
     scores: Mapping[str, float]
