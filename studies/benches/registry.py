@@ -25,6 +25,7 @@ from studies.benches.machine import machine
 BENCHES = {
     "cache-teacher": "studies.benches.cache_teacher",
     "faults": "studies.benches.faults",
+    "pillar-profile": "studies.benches.pillar_profile",
     "scale": "studies.benches.scale",
     "size": "studies.benches.size",
     "stream": "studies.benches.stream",
