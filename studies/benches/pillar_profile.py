@@ -48,8 +48,8 @@ def run(
     work: Path, console: Console, *, rounds: int = 5, threads: int = 1, preset: str = PRESET, cloud: str = ""
 ) -> dict[str, Any]:
     """For fp32 and bf16, and for both again with freed memory kept (`kept`): share of the operators' own time in
-    MULTIPLIES, processor milliseconds of one pass, and the operators that take most, in per cent. cloud: a .bin or .npy file in
-    place of a simulated frame. A process that keeps freed memory already tells both alike."""
+    MULTIPLIES, processor milliseconds of one pass, and the operators that take most, in per cent. cloud: a .bin or .npy
+    file in place of a simulated frame. A process that keeps freed memory already tells both alike."""
     torch.set_num_threads(threads)
     points, about = read_cloud(CloudSource(file=Path(cloud) if cloud else None, sweeps=SWEEPS))
     torch.manual_seed(0)
