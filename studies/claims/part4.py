@@ -1,4 +1,5 @@
-"""Part 4: every tiny preset learns four frames by heart, and learns from a train split what holds on val."""
+"""Part 4: every tiny preset learns four frames by heart, and learns from a train split what holds on val; what a
+full-size forward pass spends its time on."""
 
 from __future__ import annotations
 
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from cache.files import write_json
+from studies.benches.registry import run_bench
 from studies.claims.claim import Claim, expect
 from studies.demo import DemoWorld
 from studies.overfit import overfit
@@ -27,7 +30,8 @@ OVERFIT_LIMIT_S, LEARN_LIMIT_S = 3600, 5400
 
 @dataclass(frozen=True)
 class Trial:
-    """How a preset is trained: [train] of both trainings, keys laid over its [model], and LiDAR depth labels."""
+    """How a preset is trained: [train] of both trainings, keys laid over its [model], and whether there are LiDAR depth
+    labels."""
 
     overfit: Mapping[str, Any]
     learn: Mapping[str, Any]
@@ -36,7 +40,7 @@ class Trial:
 
 
 _CENTRE = Trial({"steps": 200, "lr": 3e-3}, {"steps": 250, "lr": 3e-3})
-_CAMERA = Trial({"steps": 400, "lr": 4e-3}, {"steps": 500, "lr": 4e-3})
+_CAMERA = Trial({"steps": 300, "lr": 4e-3}, {"steps": 500, "lr": 4e-3})
 _QUERIES = Trial({"steps": 400, "lr": 2e-3}, {"steps": 600, "lr": 2e-3}, {"transformer": {"encoder_layers": 0}})
 TRIALS = {
     "centerpoint-pillar-tiny": _CENTRE,
@@ -100,6 +104,14 @@ def learns_what_holds_on_val(preset: str, work: Path) -> str:
     return expect(result.held, found, "mAP at least twice the shuffled and more than the untrained")
 
 
+def the_pillar_pass_multiplies(work: Path) -> str:
+    """The share of a full-size pillar forward pass, batch 1, that convolutions and matrix products take on a CPU."""
+    figures = run_bench("pillar-profile", work / "bench", Console(stderr=True), {})
+    kept = figures.get("kept", figures)
+    found = f"{kept['fp32']['share']:.1%} of the time in fp32, {kept['bf16']['share']:.1%} in bf16; {figures['cloud']}"
+    return expect(kept["fp32"]["share"] >= 0.8, found, "80 % in fp32")
+
+
 CLAIMS = (
     *(
         Claim(4, f"overfit-{preset}", OVERFIT_LIMIT_S, functools.partial(learns_four_frames_by_heart, preset))
@@ -109,4 +121,5 @@ CLAIMS = (
         Claim(4, f"learn-{preset}", LEARN_LIMIT_S, functools.partial(learns_what_holds_on_val, preset))
         for preset in TRIALS
     ),
+    Claim(4, "pillar-profile", 900, the_pillar_pass_multiplies),
 )
