@@ -27,7 +27,8 @@ from models.detector import Batch, Detector
 from studies.scoring import score
 from trainer.augment import no_augment
 from trainer.batches import BatchBuilder
-from trainer.loop import Training, make_training, train_step
+from trainer.checkpoint import Training
+from trainer.loop import make_training, train_step
 from trainer.optimiser import lr_at, set_lr
 from trainer.plan import make_plan, training_needs
 from trainer.predict import predict

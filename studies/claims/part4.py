@@ -40,14 +40,14 @@ class Trial:
 
 
 _CENTRE = Trial({"steps": 200, "lr": 3e-3}, {"steps": 250, "lr": 3e-3})
-_CAMERA = Trial({"steps": 300, "lr": 4e-3}, {"steps": 500, "lr": 4e-3})
+_CAMERA = Trial({"steps": 300, "lr": 4e-3}, {"steps": 400, "lr": 4e-3})
 _QUERIES = Trial({"steps": 400, "lr": 2e-3}, {"steps": 600, "lr": 2e-3}, {"transformer": {"encoder_layers": 0}})
 TRIALS = {
     "centerpoint-pillar-tiny": _CENTRE,
     "centerpoint-voxel-tiny": _CENTRE,
     "cp-pillar-tiny-v0.8": _CENTRE,
     "cp-voxel-tiny-s": _CENTRE,
-    "cp-voxel-tiny-xxs": _CENTRE,
+    "cp-voxel-tiny-xxs": Trial({"steps": 250, "lr": 4e-3}, {"steps": 250, "lr": 4e-3}),
     "object-dgcnn-tiny": _QUERIES,
     "lift-splat-tiny": _CAMERA,
     "bevdepth-tiny": _CAMERA,
