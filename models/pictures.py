@@ -36,7 +36,8 @@ cv2.setNumThreads(1)  # a loader has threads of its own; OpenCV's would fight to
 class ImageAugment:
     """What is done to one camera's image beyond the test-time geometry: nothing, by default.
 
-    resize: relative to the test-time factor; crop_x: 0 (left) .. 1 (right); the others as they say.
+    resize: relative to the test-time factor; crop_x: 0 (left) .. 1 (right); rotation_rad: about the middle of the
+    input, counter-clockwise as one looks at it, after the flip (BEVDet's order); the others as they say.
     """
 
     resize: float = 1.0
@@ -44,14 +45,17 @@ class ImageAugment:
     flip: bool = False
     brightness: float = 1.0
     contrast: float = 1.0
+    rotation_rad: float = 0.0
 
 
 @dataclass(frozen=True)
 class PictureGeometry:
     """Stored image (width, height) -> decoded at 1/reduction -> resized (w, h) -> window of `size` at `crop` ->
-    flipped.
+    flipped -> turned by rotation_rad about its middle.
 
-    All whole pixels, so `affine` is exact. A crop may begin outside the resized image; what is not covered is black.
+    All whole pixels but the turn, so `affine` is exact. A crop may begin outside the resized image; what is not covered
+    is black. A turned window shows what lies beside the straight one, where the release has black corners: there a
+    LiDAR label would have no picture.
     """
 
     stored: tuple[int, int]
@@ -60,6 +64,7 @@ class PictureGeometry:
     crop: tuple[int, int]
     size: tuple[int, int]
     flip: bool
+    rotation_rad: float = 0.0
 
     @property
     def decoded(self) -> tuple[int, int]:
@@ -78,6 +83,23 @@ class PictureGeometry:
         if self.flip:
             out[0] *= -1
             out[0, 2] += self.size[0]
+        return self._turned(out)
+
+    def window(self) -> np.ndarray:
+        """(2, 3) float64: pixels of the resized image -> of the input, both with edges at whole numbers."""
+        out = np.array([[1.0, 0.0, -self.crop[0]], [0.0, 1.0, -self.crop[1]]])
+        if self.flip:
+            out[0] = [-1.0, 0.0, self.size[0] + self.crop[0]]
+        return self._turned(out)
+
+    def _turned(self, affine: np.ndarray) -> np.ndarray:
+        """`affine`, then the turn about the middle of the input; the very same where there is none."""
+        if not self.rotation_rad:
+            return affine
+        c, s = np.cos(self.rotation_rad), np.sin(self.rotation_rad)
+        turn, middle = np.array([[c, s], [-s, c]]), np.array(self.size) / 2  # v points down
+        out = turn @ affine
+        out[:, 2] += middle - turn @ middle
         return out
 
 
@@ -88,7 +110,7 @@ def picture_geometry(stored: tuple[int, int], size: tuple[int, int], augment: Im
     resized = (max(1, round(stored[0] * scale)), max(1, round(stored[1] * scale)))
     reduction = max(k for k in _DECODE if k == 1 or k * scale <= 1)
     crop = (round(augment.crop_x * (resized[0] - size[0])), resized[1] - size[1])
-    return PictureGeometry(stored, reduction, resized, crop, size, augment.flip)
+    return PictureGeometry(stored, reduction, resized, crop, size, augment.flip, augment.rotation_rad)
 
 
 @dataclass(frozen=True)
@@ -145,6 +167,9 @@ def draw_picture(jpeg: bytes, geometry: PictureGeometry, out: np.ndarray, where:
             f"{where}: decodes to {decoded.shape[1]}x{decoded.shape[0]} pixels, its calibration says "
             f"{geometry.decoded[0]}x{geometry.decoded[1]}; cache the frames again"
         )
+    if geometry.rotation_rad:
+        _draw_turned(decoded, geometry, out)
+        return
     (x, y), (width, height) = geometry.crop, geometry.size
     if decoded.shape[1::-1] != geometry.resized:
         shrinks = geometry.resized[0] < decoded.shape[1]
@@ -163,6 +188,17 @@ def draw_picture(jpeg: bytes, geometry: PictureGeometry, out: np.ndarray, where:
     cv2.cvtColor(window, cv2.COLOR_BGR2RGB, dst=out[top : top + window.shape[0], left : left + window.shape[1]])
     if geometry.flip:
         out[:] = cv2.flip(out, 1)
+
+
+def _draw_turned(decoded: np.ndarray, geometry: PictureGeometry, out: np.ndarray) -> None:
+    """The whole picture resized, then crop, flip and turn in one bilinear step; `decoded` BGR, `out` RGB."""
+    if decoded.shape[1::-1] != geometry.resized:
+        shrinks = geometry.resized[0] < decoded.shape[1]
+        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        decoded = cv2.resize(decoded, geometry.resized, interpolation=how)
+    to_input = geometry.window()
+    to_input[:, 2] += to_input[:, :2] @ [0.5, 0.5] - 0.5  # OpenCV counts pixel centres as whole numbers
+    cv2.cvtColor(cv2.warpAffine(decoded, to_input, geometry.size, flags=cv2.INTER_LINEAR), cv2.COLOR_BGR2RGB, dst=out)
 
 
 def _rows_to_skip(decoded: int, resized: int, crop: int) -> tuple[int, int]:

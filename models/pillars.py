@@ -69,7 +69,7 @@ class PillarEncoder(nn.Module):
             highest = F.relu(PillarMax.apply(features, pillar_of, len(pillars)))  # (pillars, C)
         if self.padding:
             highest = torch.where((counts < self.padding)[:, None], torch.maximum(highest, self._padded()), highest)
-        canvas = highest.new_zeros(batch * height * width, self.channels).index_copy(0, pillars, highest)
+        canvas = highest.new_zeros(batch * height * width, self.channels).index_copy_(0, pillars, highest)
         return canvas.view(batch, height, width, self.channels).permute(0, 3, 1, 2)
 
     def _padded(self) -> Tensor:

@@ -104,7 +104,7 @@ class SparseEncoder(nn.Module):
         sample, layer, row, col = x.indices.long().unbind(1)
         cell = ((sample * height + row) * width + col) * self.layers_out + layer
         rows = len(points) * height * width * self.layers_out
-        canvas = x.features.new_zeros(rows, x.features.shape[1]).index_copy(0, cell, x.features)
+        canvas = x.features.new_zeros(rows, x.features.shape[1]).index_copy_(0, cell, x.features)
         canvas = canvas.view(len(points), height, width, self.layers_out, -1).transpose(3, 4)
         return canvas.flatten(3).permute(0, 3, 1, 2)
 

@@ -28,6 +28,7 @@ from cache.plan import ShardPlan
 from cache.shard_writer import ShardWriter, open_shard
 from cache.store import FrameStore
 from models.detector import Detector, DetectorOutput
+from models.freed_memory import keep_freed_memory
 from pipeline.adapters.opening import Opened, open_teacher
 from pipeline.answers import own_code, require_boxes, require_whole
 from pipeline.averaging import Averaged
@@ -100,6 +101,8 @@ def open_once(path: str, digest: str, device: str, teacher: str) -> Opened:
         raise BevcaskError(
             f"{path}: sha256 {found[:16]} on this worker, the client has {digest[:16]}; copy the same file to all nodes"
         )
+    if device == "cpu":
+        keep_freed_memory()
     opened = open_teacher(Path(path), teacher)
     try:
         image_size_of(opened.model)

@@ -1,13 +1,14 @@
 """Augmentation as data: every parameter of a frame is a pure function of (seed, epoch, position in the epoch's list).
 
 A BEV augmentation is one 4x4 matrix A, canonical -> augmented, and boxes, velocities, headings, points and cameras move
-by it exactly. An image augmentation is a resize, a crop and a flip whose 2x3 matrix goes into the intrinsics, and a
-jitter.
+by it exactly. An image augmentation is a resize, a crop, a flip and a turn whose 2x3 matrix goes into the intrinsics,
+and a jitter.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -15,19 +16,24 @@ from pydantic import Field, field_validator
 from models.config import Config
 from models.pictures import ImageAugment
 
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 _AUGMENT = 2  # keeps this stream apart from that of `trainer.order`
 
 
 class BevAugmentConfig(Config):
-    """flip_x, flip_y: probability of mirroring that axis; rotation_deg: drawn from +- this; scale: drawn from a range.
+    """flip_x, flip_y: probability of mirroring that axis; rotation_deg: drawn from +- this; scale: drawn from a range;
+    translation_std_m: of a normal shift along x, y, z.
 
-    BEVDepth's values: 0.5, 0.5, 22.5, [0.95, 1.05].
+    BEVDepth's values: 0.5, 0.5, 22.5, [0.95, 1.05], none; Object-DGCNN's as BEVDistill's teacher: 0.5, 0.5, 22.5,
+    [0.85, 1.15], 0.5 along each.
     """
 
     flip_x: float = Field(default=0.0, ge=0, le=1)
     flip_y: float = Field(default=0.0, ge=0, le=1)
     rotation_deg: float = Field(default=0.0, ge=0, le=180)
     scale: tuple[float, float] = (1.0, 1.0)
+    translation_std_m: tuple[NotNegative, NotNegative, NotNegative] = (0.0, 0.0, 0.0)
 
     @field_validator("scale")
     @classmethod
@@ -37,7 +43,8 @@ class BevAugmentConfig(Config):
 
 class ImageAugmentConfig(Config):
     """resize: range of a factor on the test-time resize (BEVDepth: [0.88, 1.25]); crop_x: whether the crop's horizontal
-    place is drawn, else it is centred; flip: probability; brightness, contrast: factors drawn from 1 +- this.
+    place is drawn, else it is centred; flip: probability; brightness, contrast: factors drawn from 1 +- this;
+    rotation_deg: drawn from +- this (BEVDet and BEVDepth: 5.4).
     """
 
     resize: tuple[float, float] = (1.0, 1.0)
@@ -45,6 +52,7 @@ class ImageAugmentConfig(Config):
     flip: float = Field(default=0.0, ge=0, le=1)
     brightness: float = Field(default=0.0, ge=0, lt=1)
     contrast: float = Field(default=0.0, ge=0, lt=1)
+    rotation_deg: float = Field(default=0.0, ge=0, le=45)
 
     @field_validator("resize")
     @classmethod
@@ -60,18 +68,21 @@ def _positive_range(values: tuple[float, float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class BevAugment:
-    """Turn by rotation_rad about z, scale, then mirror: x' = -x for flip_x, y' = -y for flip_y (BEVDepth's order)."""
+    """Turn by rotation_rad about z, scale, shift by shift_m, then mirror: x' = -x for flip_x, y' = -y for flip_y (the
+    order of BEVDepth and of mmdetection3d)."""
 
     rotation_rad: float = 0.0
     scale: float = 1.0
     flip_x: bool = False
     flip_y: bool = False
+    shift_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def matrix(self) -> np.ndarray:
         """A (4, 4) float64, canonical -> augmented; the identity is exact."""
         c, s = np.cos(self.rotation_rad) * self.scale, np.sin(self.rotation_rad) * self.scale
         out = np.diag([1.0, 1.0, self.scale, 1.0])
         out[:2, :2] = [[c, -s], [s, c]]
+        out[:3, 3] = self.shift_m
         if self.flip_x:
             out[0] *= -1
         if self.flip_y:
@@ -98,17 +109,19 @@ def frame_augment(
     """The parameters of the entry at `position` of an epoch's list. Pure.
 
     Every number is drawn whether its option is on or not, so that turning one option off leaves the others as they
-    were.
+    were; options that came later are drawn after all earlier ones.
     """
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((_AUGMENT, seed, epoch, position))))
     b = generator.random(4)
     per_camera = generator.random((cameras, 5))
+    shift, turns = generator.standard_normal(3), generator.random(cameras)
     return FrameAugment(
         BevAugment(
             rotation_rad=float(np.deg2rad(bev.rotation_deg) * (2 * b[0] - 1)),
             scale=_between(bev.scale, b[1]),
             flip_x=bool(b[2] < bev.flip_x),
             flip_y=bool(b[3] < bev.flip_y),
+            shift_m=_shift(bev.translation_std_m, shift),
         ),
         tuple(
             ImageAugment(
@@ -117,10 +130,16 @@ def frame_augment(
                 flip=bool(u[2] < image.flip),
                 brightness=float(1 + image.brightness * (2 * u[3] - 1)),
                 contrast=float(1 + image.contrast * (2 * u[4] - 1)),
+                rotation_rad=float(np.deg2rad(image.rotation_deg) * (2 * turn - 1)),
             )
-            for u in per_camera
+            for u, turn in zip(per_camera, turns, strict=True)
         ),
     )
+
+
+def _shift(std_m: tuple[float, float, float], drawn: np.ndarray) -> tuple[float, float, float]:
+    x, y, z = (float(std * value) + 0.0 for std, value in zip(std_m, drawn, strict=True))  # no negative zeros
+    return x, y, z
 
 
 def _between(limits: tuple[float, float], u: float) -> float:

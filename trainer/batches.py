@@ -167,11 +167,11 @@ class _Parts:
 
 def move_depth(depth: np.ndarray, affines: np.ndarray, size: tuple[int, int], sample: int) -> np.ndarray:
     """Depth labels (K, 4) camera, u, v, depth_m of the stored images -> (K', 4) float32 image index, u, v, depth_m of
-    the input images; those that left the image are dropped. Depth along the optical axis is not changed by resize and
-    crop."""
+    the input images; those that left the image are dropped. Depth along the optical axis is not changed by what is
+    done to the image."""
     camera = depth[:, 0].astype(np.int64)
-    affine = affines.astype(np.float32)[camera]  # (K, 2, 3), diagonal: there is no image rotation
-    u = affine[:, 0, 0] * depth[:, 1] + affine[:, 0, 2]
-    v = affine[:, 1, 1] * depth[:, 2] + affine[:, 1, 2]
+    affine = affines.astype(np.float32)[camera]  # (K, 2, 3)
+    u = affine[:, 0, 0] * depth[:, 1] + affine[:, 0, 1] * depth[:, 2] + affine[:, 0, 2]
+    v = affine[:, 1, 0] * depth[:, 1] + affine[:, 1, 1] * depth[:, 2] + affine[:, 1, 2]
     inside = (u >= 0) & (u < size[0]) & (v >= 0) & (v < size[1])
     return np.stack([sample * len(affines) + camera, u, v, depth[:, 3]], axis=1)[inside].astype(np.float32)

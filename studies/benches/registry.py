@@ -27,6 +27,7 @@ BENCHES = {
     "evaluate": "studies.benches.evaluate",
     "faults": "studies.benches.faults",
     "order": "studies.benches.order",
+    "pillar-profile": "studies.benches.pillar_profile",
     "scale": "studies.benches.scale",
     "size": "studies.benches.size",
     "stream": "studies.benches.stream",

@@ -13,9 +13,11 @@ from cache.classes import DETECTION_CLASSES
 from cache.errors import DataError
 from cache.grid import BevGrid
 from models.center_head import BRANCHES, SIX_TASKS, CenterHead, CenterHeadConfig, GroupTargets, focal_numerator, smooth
+from models.gaussian import draw_gaussians
 from tests.models.synthetic import boxes_of
 
 GRID = BevGrid(-51.2, 51.2, -51.2, 51.2, 1.6)
+SMALL_GRID = BevGrid(-9.6, 9.6, -9.6, 9.6, 1.6)
 ONE_TASK = (DETECTION_CLASSES,)
 
 
@@ -145,6 +147,68 @@ def test_loss_equals_a_loop_over_objects():
         assert parts[name].normaliser.tolist() == [7]
         weight = 0.25 * (0.2 if name == "vel" else 1)
         assert parts[name].value().item() == pytest.approx(weight * expected / 7, rel=1e-4)
+
+
+def slow_loss(maps, boxes, labels, beta) -> torch.Tensor:
+    """The loss of one frame and one group in float64, object by object and cell by cell, from the paper's formulas."""
+    _, classes, height, width = maps["heatmap"].shape
+    total, count = torch.zeros((), dtype=torch.float64), len(boxes)
+    target = torch.from_numpy(
+        draw_gaussians(
+            boxes.numpy(), labels.numpy(), classes, SMALL_GRID, min_radius=1
+        )  # held to a loop by its own test
+    )
+    for c in range(classes):
+        for row in range(height):
+            for col in range(width):
+                p, wanted = maps["heatmap"][0, c, row, col].sigmoid(), float(target[c, row, col])
+                if wanted == 1:
+                    total = total - (1 - p) ** 2 * p.log() / count
+                else:
+                    total = total - (1 - wanted) ** 4 * p**2 * (1 - p).log() / count
+    for box, label in zip(boxes.double(), labels.tolist(), strict=True):
+        x, y = (box[0] + 9.6) / 1.6, (box[1] + 9.6) / 1.6
+        row, col = int(y), int(x)
+        at = {name: maps[name][0, :, row, col] for name in BRANCHES}
+        rot = torch.stack([box[6].sin(), box[6].cos()])
+        error = (at["center"] - torch.stack([x - col, y - row])).abs().sum() + (at["height"] - box[2]).abs().sum()
+        error = error + (at["dim"] - box[3:6].log()).abs().sum()
+        turned = (at["rot"] - rot).abs().sum()
+        if label == 1:
+            turned = torch.minimum(turned, (at["rot"] + rot).abs().sum())
+        total = total + 0.25 * (error + turned) / count
+        for found, wanted in zip(at["vel"], box[7:9], strict=True):
+            off = (found - wanted).abs()
+            if not bool(wanted.isnan()):
+                off = off**2 / (2 * beta) if bool(off < beta) else off - beta / 2
+                total = total + 0.25 * 0.2 * off / count
+    return total
+
+
+def test_loss_and_gradients_equal_a_loop_in_float64():
+    """Down to every map of the head, with a velocity unknown and a barrier headed the wrong way."""
+    config = CenterHeadConfig(
+        tasks=(("car", "barrier"),), min_radius=1, velocity_smooth=2.0, headless=("barrier",), shared_channels=8
+    )
+    head = CenterHead(8, SMALL_GRID, config)
+    g = torch.Generator().manual_seed(0)
+    boxes, _ = boxes_of(g, 6)
+    boxes[:, 0], boxes[:, 1] = torch.arange(6) * 3.1 - 8, torch.arange(6) * -2.9 + 8
+    boxes[3, 7:9] = float("nan")
+    channels = torch.tensor([0, 1, 1, 0, 1, 0])
+    labels = torch.tensor([DETECTION_CLASSES.index(("car", "barrier")[c]) for c in channels])
+    maps = {name: torch.randn(1, width, *SMALL_GRID.shape, generator=g) for name, width in BRANCHES.items()}
+    maps["heatmap"] = torch.randn(1, 2, *SMALL_GRID.shape, generator=g)
+    fast = {name: value.clone().requires_grad_() for name, value in maps.items()}
+    slow = {name: value.double().requires_grad_() for name, value in maps.items()}
+    found = sum(part.value() for part in head.loss_parts([fast], head.targets([boxes], [labels])).values())
+    expected = slow_loss(slow, boxes, channels, 2.0)
+    found.backward()
+    expected.backward()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    for name in maps:
+        assert fast[name].grad.any()
+        torch.testing.assert_close(fast[name].grad.double(), slow[name].grad, rtol=1e-4, atol=1e-7, msg=name)
 
 
 def test_smooth_errors_equal_torch_and_zero_leaves_l1():

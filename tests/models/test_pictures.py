@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 
 import cv2
 import numpy as np
@@ -18,7 +19,17 @@ CASES = [
         [0.0, 0.5, 1.0],
         [False, True],
     )
+] + [
+    (stored, size, ImageAugment(resize, crop, flip, rotation_rad=turn))
+    for (stored, size), resize, crop, flip, turn in [
+        (((400, 225), (256, 96)), 1.0, 0.5, False, 0.09),
+        (((400, 225), (256, 96)), 1.2, 1.0, True, -0.09),
+        (((1600, 900), (704, 256)), 0.9, 0.0, True, 0.3),
+        (((200, 113), (256, 96)), 1.1, 0.0, False, -1.2),
+    ]
 ]
+
+STRAIGHT = [case for case in CASES if not case[2].rotation_rad]
 
 
 def jpeg(picture: np.ndarray) -> bytes:
@@ -40,7 +51,7 @@ def test_a_spot_lands_where_the_affine_says(
     target = np.array([0.4 * size[0], 0.6 * size[1]])  # choose the spot so that it is seen
     spot = np.linalg.solve(affine[:, :2], target - affine[:, 2])
     y, x = np.mgrid[: stored[1], : stored[0]]
-    radius = 4 / abs(affine[1, 1])
+    radius = 4 / math.hypot(*affine[:, 1])
     light = np.exp(-((x - spot[0]) ** 2 + (y - spot[1]) ** 2) / (2 * (radius / 2) ** 2))
     picture = np.repeat((light * 240).astype(np.uint8)[..., None], 3, axis=2)
     found = render(jpeg(picture), stored, size, augment).astype(np.float64).mean(axis=2)
@@ -85,10 +96,26 @@ def noisy_jpeg(stored: tuple[int, int]) -> bytes:
     return jpeg(cv2.resize(noise, stored, interpolation=cv2.INTER_NEAREST))
 
 
-@pytest.mark.parametrize(("stored", "size", "augment"), CASES[4::6] + CASES[5::12], ids=str)
+@pytest.mark.parametrize(("stored", "size", "augment"), STRAIGHT[4::6] + STRAIGHT[5::12], ids=str)
 def test_drawing_equals_the_obvious_way(stored: tuple[int, int], size: tuple[int, int], augment: ImageAugment) -> None:
     expected = drawn_slowly(noisy_jpeg(stored), stored, size, augment)
     assert np.abs(render(noisy_jpeg(stored), stored, size, augment).astype(int) - expected).max() <= 1
+
+
+def test_a_turned_window_shows_what_lies_beside_the_straight_one() -> None:
+    """Only what the stored image has not is black: by the affine, pixel by pixel."""
+    stored, size, augment = (400, 225), (256, 96), ImageAugment(1.3, 0.5, rotation_rad=0.3)
+    white = jpeg(np.full((225, 400, 3), 255, np.uint8))
+    found = render(white, stored, size, augment)[..., 0]
+    affine = picture_geometry(stored, size, augment).affine()
+    for v in range(0, 96, 5):
+        for u in range(0, 256, 5):
+            x, y = np.linalg.solve(affine[:, :2], np.array([u + 0.5, v + 0.5]) - affine[:, 2])
+            margin = min(x + 0.5, 399.5 - x, y + 0.5, 224.5 - y)
+            if abs(margin) > 1.5:
+                assert (found[v, u] > 250) == (margin > 0), (u, v)
+    assert found[0, 0] > 250 and found[0, -1] > 250  # the release leaves these corners black
+    assert (found[-1] < 5).any()
 
 
 def test_what_the_image_does_not_cover_is_black() -> None:

@@ -58,11 +58,14 @@ def test_random_pairs_equal_the_clipped_polygons():
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0, msg=f"seed {seed}")
 
 
-def test_random_pairs_equal_shapely():
-    first, second = random_boxes(7, 100), random_boxes(8, 100)
+def test_a_thousand_random_pairs_equal_shapely():
+    first, second = random_boxes(7, 1000), random_boxes(8, 1000)
     a, b = ([Polygon(np.asarray(c)) for c in corners(boxes)] for boxes in (first, second))
-    expected = torch.tensor([p.intersection(q).area for p, q in zip(a, b, strict=True)], dtype=torch.float64)
-    torch.testing.assert_close(paired_intersection(first, second), expected, atol=1e-5, rtol=0)
+    shared = torch.tensor([p.intersection(q).area for p, q in zip(a, b, strict=True)], dtype=torch.float64)
+    whole = torch.tensor([p.union(q).area for p, q in zip(a, b, strict=True)], dtype=torch.float64)
+    assert (shared > 0.1).sum() > 200
+    torch.testing.assert_close(paired_iou(first, second), shared / whole, atol=1e-6, rtol=0)
+    torch.testing.assert_close(paired_intersection(first, second), shared, atol=1e-5, rtol=0)
 
 
 BOX = (1.0, 2.0, 4.0, 2.0, 0.0)

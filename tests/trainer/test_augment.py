@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -124,8 +125,24 @@ def test_draws_fill_their_ranges() -> None:
     assert np.mean([d.bev.flip_x == d.bev.flip_y for d in drawn]) == pytest.approx(0.5, abs=0.1)
 
 
+def test_later_options_leave_the_draws_of_earlier_ones_as_they_were() -> None:
+    plain = frame_augment(BEV, IMAGE, 6, 1, 2, 3)
+    bev = BEV.model_copy(update={"translation_std_m": (0.5, 0.5, 0.0)})
+    image = IMAGE.model_copy(update={"rotation_deg": 5.4})
+    full = frame_augment(bev, image, 6, 1, 2, 3)
+    assert dataclasses.replace(full.bev, shift_m=(0.0, 0.0, 0.0)) == plain.bev
+    assert tuple(dataclasses.replace(i, rotation_rad=0.0) for i in full.images) == plain.images
+    assert full.bev.shift_m[0] and full.bev.shift_m[1] and full.bev.shift_m[2] == 0
+    drawn = [frame_augment(bev, image, 6, 0, 0, position) for position in range(300)]
+    assert np.std([d.bev.shift_m[0] for d in drawn]) == pytest.approx(0.5, rel=0.1)
+    turns = np.rad2deg([i.rotation_rad for d in drawn for i in d.images])
+    assert np.abs(turns).max() <= 5.4 and turns.std() == pytest.approx(10.8 / math.sqrt(12), rel=0.05)
+
+
 def test_impossible_ranges_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="scale"):
         parse_config(BevAugmentConfig, {"scale": [1.1, 0.9]}, "here")
+    with pytest.raises(ConfigError, match="translation_std_m"):
+        parse_config(BevAugmentConfig, {"translation_std_m": [0.5, -0.5, 0]}, "here")
     with pytest.raises(ConfigError, match="flip"):
         parse_config(ImageAugmentConfig, {"flip": 1.5}, "here")

@@ -24,8 +24,8 @@ from trainer.augment import (
 from trainer.batches import BatchBuilder, Needs, model_needs
 from trainer.said_reader import SaidReader, Wanted
 
-BEV = BevAugmentConfig(flip_x=0.5, flip_y=0.5, rotation_deg=40, scale=(0.9, 1.1))
-IMAGE = ImageAugmentConfig(resize=(0.8, 1.3), crop_x=True, flip=0.5, brightness=0.2, contrast=0.2)
+BEV = BevAugmentConfig(flip_x=0.5, flip_y=0.5, rotation_deg=40, scale=(0.9, 1.1), translation_std_m=(0.5, 0.5, 0.2))
+IMAGE = ImageAugmentConfig(resize=(0.8, 1.3), crop_x=True, flip=0.5, brightness=0.2, contrast=0.2, rotation_deg=5.4)
 SIZE = (64, 32)
 
 
