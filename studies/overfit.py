@@ -30,7 +30,7 @@ from trainer.batches import BatchBuilder
 from trainer.checkpoint import Training
 from trainer.loop import make_training, train_step
 from trainer.optimiser import lr_at, set_lr
-from trainer.plan import make_plan, training_needs
+from trainer.plan import Plan, make_plan, training_needs
 from trainer.predict import predict
 from trainer.recipe import Recipe
 
@@ -67,7 +67,7 @@ def overfit(recipe: Recipe, cache: str, rows: Sequence[int] | None = None) -> Ov
     builder = BatchBuilder(store, training_needs(model, recipe))
     batch, _ = builder.build(rows, [no_augment(len(CAMERA_CHANNELS))] * len(rows))
     start = time.monotonic()
-    loss = _learn(training, batch, recipe, plan.steps)
+    loss = _learn(training, batch, plan)
     seconds = time.monotonic() - start
     settle_norms(training.model, batch)
     metrics = score(store, rows, predict(model, store, rows, batch=len(rows), progress=_silent))
@@ -87,12 +87,12 @@ def overfit(recipe: Recipe, cache: str, rows: Sequence[int] | None = None) -> Ov
     )
 
 
-def _learn(training: Training, batch: Batch, recipe: Recipe, steps: int) -> float:
+def _learn(training: Training, batch: Batch, plan: Plan) -> float:
     """All steps on one batch; the last loss."""
     loss = float("nan")
-    for step in range(steps):
-        set_lr(training.optimiser, lr_at(step, steps, recipe.train))
-        loss = train_step(training, batch, None, recipe, step)["loss"]
+    for step in range(plan.steps):
+        set_lr(training.optimiser, lr_at(step, plan.steps, plan.recipe.train))
+        loss = train_step(training, batch, None, plan, step)["loss"]
     return loss
 
 
