@@ -10,7 +10,8 @@ import hashlib
 import struct
 from collections.abc import Iterable
 
-from trainer.augment import FrameAugment
+from models.pictures import ImageAugment
+from trainer.augment import BevAugment, FrameAugment
 
 FRAME_BYTES = 16
 
@@ -21,16 +22,11 @@ def frame_digest(token: str, augment: FrameAugment, inputs: Iterable[bytes | mem
     inputs: contiguous buffers, such as `memoryview(array)`; only bytes and their number are looked at.
     """
     digest = hashlib.blake2b(digest_size=FRAME_BYTES)
-    bev = augment.bev
     _add(digest, token.encode())
-    _add(digest, struct.pack("<dd??", bev.rotation_rad, bev.scale, bev.flip_x, bev.flip_y))
-    for image in augment.images:
-        _add(
-            digest,
-            struct.pack("<dd?dd", image.resize, image.crop_x, image.flip, image.brightness, image.contrast),
-        )
-    for part in inputs:
-        _add(digest, part)
+    for part in (augment.bev, *augment.images):
+        _add(digest, _numbers(part))
+    for buffer in inputs:
+        _add(digest, buffer)
     return digest.digest()
 
 
@@ -42,6 +38,14 @@ def step_digest(frames: Iterable[bytes]) -> str:
             raise ValueError(f"a frame's digest of {len(frame)} bytes, expected {FRAME_BYTES}")
         digest.update(frame)
     return digest.hexdigest()
+
+
+def _numbers(parameters: BevAugment | ImageAugment) -> bytes:
+    """Every field's value in order, as float64, which all of them fit: floats, flags and tuples of floats."""
+    values: list[float] = []
+    for value in vars(parameters).values():
+        values += value if isinstance(value, tuple) else (value,)
+    return struct.pack(f"<{len(values)}d", *values)
 
 
 def _add(digest: hashlib.blake2b, part: bytes | memoryview) -> None:
