@@ -23,8 +23,9 @@ def frame_digest(token: str, augment: FrameAugment, inputs: Iterable[bytes | mem
     """
     digest = hashlib.blake2b(digest_size=FRAME_BYTES)
     _add(digest, token.encode())
-    for part in (augment.bev, *augment.images):
-        _add(digest, _numbers(part))
+    _add(digest, _numbers(augment.bev))
+    for image in augment.images:
+        _add(digest, _numbers(image))
     for buffer in inputs:
         _add(digest, buffer)
     return digest.digest()
