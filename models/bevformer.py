@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from cache.classes import DETECTION_CLASSES
 from cache.errors import DataError
-from cache.frame import Detections
 from models.bev_history import before, renewed, require_fit
 from models.bevformer_encoder import BevFormerEncoder, BevFormerEncoderConfig
 from models.config import Config, GridConfig
-from models.detector import Batch, BevLevel, DetectorOutput, LossPart, Memory, Past, total_of
+from models.detector import Batch, BevLevel, DetectorOutput, Memory, Past
 from models.fpn import ImagePyramid
 from models.heat_head import HeatHead, HeatHeadConfig
 from models.pillar_views import pillar_points, pillar_views, project_pillars
 from models.query_decoder import Transformer, TransformerConfig
+from models.query_detector import QueryDetector
 from models.query_head import QueryHead, QueryHeadConfig
 from models.resnet import LEVELS, ResNet, ResNetConfig
 
@@ -84,7 +84,7 @@ class BevFormerConfig(Config):
         return width, height
 
 
-class BevFormer(nn.Module):
+class BevFormer(QueryDetector):
     """A `models.detector.Detector` over images.
 
     adaptor: convolution, norm and ReLU that make level "adapted" of the output's `bev`; None without a heat head.
@@ -193,24 +193,6 @@ class BevFormer(nn.Module):
             found, wanted = tuple(batch.memory.bev.shape), (len(batch), self.bev_channels, *self.grid.shape)
             if found != wanted:
                 raise DataError(f"Memory.bev has shape {found}, the model reads {wanted}; it is of another model")
-
-    def loss_parts(self, output: DetectorOutput, batch: Batch) -> dict[str, LossPart]:
-        if output.queries is None:
-            raise DataError("the output holds no queries, which the loss of a detector of queries is of")
-        targets = self.head.targets(batch.boxes, batch.labels, output.bev.device)
-        parts = self.head.loss_parts(output.queries, targets, batch.labelled)
-        if self.heat is not None:
-            parts |= self.heat.loss_parts(output.heads[0]["heatmap"], batch.boxes, batch.labels, batch.labelled)
-        return parts
-
-    def loss(self, output: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
-        return total_of(self.loss_parts(output, batch))
-
-    def decode(self, output: DetectorOutput) -> list[Detections]:
-        """Without suppression. DataError where the output was put together from several, and so holds no queries."""
-        if output.queries is None:
-            raise DataError("the output holds no queries: answers of several views or models do not average to boxes")
-        return self.head.decode(output.queries)
 
 
 @contextlib.contextmanager

@@ -10,17 +10,17 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from cache.classes import DETECTION_CLASSES
 from cache.errors import DataError
-from cache.frame import Detections
 from models.bev_pyramid import BevPyramid, BevPyramidConfig
 from models.config import Config, GridConfig
-from models.detector import Batch, BevLevel, DetectorOutput, LossPart, total_of
+from models.detector import Batch, BevLevel, DetectorOutput
 from models.heat_head import HeatHead, HeatHeadConfig
 from models.pillars import PillarEncoder
 from models.query_decoder import Transformer, TransformerConfig
+from models.query_detector import QueryDetector
 from models.query_head import QueryHead, QueryHeadConfig
 from models.sparse_encoder import SparseEncoder, SparseEncoderConfig
 from models.voxel_features import VoxelFeatures
@@ -103,7 +103,7 @@ class ObjectDgcnnVoxelConfig(Config):
         return self.voxels.model_copy(update={"cell_m": self.voxels.cell_m * self.sparse.stride})
 
 
-class ObjectDgcnn(nn.Module):
+class ObjectDgcnn(QueryDetector):
     """A `models.detector.Detector` over points.
 
     adaptor: convolution, norm and ReLU that make level "adapted" of the output's `bev`; None without a heat head.
@@ -146,24 +146,6 @@ class ObjectDgcnn(nn.Module):
             levels["adapted"], heatmap = self.heat(maps[0])
             heads.append({"heatmap": heatmap})
         return DetectorOutput(bev=maps[0], heads=heads, levels=levels, queries=queries)
-
-    def loss_parts(self, output: DetectorOutput, batch: Batch) -> dict[str, LossPart]:
-        if output.queries is None:
-            raise DataError("the output holds no queries, which the loss of a detector of queries is of")
-        targets = self.head.targets(batch.boxes, batch.labels, output.bev.device)
-        parts = self.head.loss_parts(output.queries, targets, batch.labelled)
-        if self.heat is not None:
-            parts |= self.heat.loss_parts(output.heads[0]["heatmap"], batch.boxes, batch.labels, batch.labelled)
-        return parts
-
-    def loss(self, output: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
-        return total_of(self.loss_parts(output, batch))
-
-    def decode(self, output: DetectorOutput) -> list[Detections]:
-        """Without suppression. DataError where the output was put together from several, and so holds no queries."""
-        if output.queries is None:
-            raise DataError("the output holds no queries: answers of several views or models do not average to boxes")
-        return self.head.decode(output.queries)
 
 
 def _require_fit(config: ObjectDgcnnPillarConfig | ObjectDgcnnVoxelConfig) -> None:

@@ -30,7 +30,7 @@ from pipeline.frames import FrameOptions, cache_frames
 from pipeline.teacher import SHIPPED_TEACHERS, cache_teacher
 from studies.inspection import foreground_of
 from studies.scoring import score, score_shuffled, teacher_detections
-from studies.simulation import simulate_with_progress
+from studies.simulation import simulate_once
 from studies.training import TrainingJob, loss_curves, train_side_by_side
 from trainer.predict import load_run, predict
 from trainer.recipe import load_recipe
@@ -107,17 +107,7 @@ def run_demo(root: Path, console: Console, world: DemoWorld | None = None, steps
     cache = root / "cache"
 
     stages.start("simulate", f"{world.train_scenes + world.val_scenes} scenes as a nuScenes folder")
-    if not (root / "data").is_dir():
-        simulate_with_progress(
-            root / "data",
-            version=VERSION,
-            train_scenes=world.train_scenes,
-            val_scenes=world.val_scenes,
-            frames=world.frames,
-            sweeps=world.sweeps,
-            seed=world.seed,
-            workers=None,
-        )
+    simulate_once(root / "data", VERSION, world)
     stages.start("frames", "images, calibration, annotations and clouds into the frame store")
     options = FrameOptions(image_scale=world.image_scale, points=True, sweeps=world.sweeps)
     cache_frames(root / "data", VERSION, cache, options=options)

@@ -9,7 +9,7 @@ from pathlib import Path
 from cache.files import read_json, write_json
 from pipeline.frames import FrameOptions, cache_frames
 from studies.demo import VERSION, DemoWorld
-from studies.simulation import simulate_with_progress
+from studies.simulation import simulate_once
 
 
 def simulated_cache(folder: Path, world: DemoWorld) -> Path:
@@ -19,17 +19,7 @@ def simulated_cache(folder: Path, world: DemoWorld) -> Path:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(settings, asdict(world))
-    if not (folder / "data").is_dir():
-        simulate_with_progress(
-            folder / "data",
-            version=VERSION,
-            train_scenes=world.train_scenes,
-            val_scenes=world.val_scenes,
-            frames=world.frames,
-            sweeps=world.sweeps,
-            seed=world.seed,
-            workers=None,
-        )
+    simulate_once(folder / "data", VERSION, world)
     options = FrameOptions(image_scale=world.image_scale, points=True, sweeps=world.sweeps)
     cache_frames(folder / "data", VERSION, folder / "cache", options=options)
     return folder / "cache"

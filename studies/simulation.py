@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 from pipeline.progress import FrameProgress
 from pipeline.simulator import simulate
@@ -36,6 +37,36 @@ def simulate_with_progress(
             between_images=between_images,
             workers=workers,
             progress=progress,
+        )
+
+
+class World(Protocol):
+    """How large a simulated world is: scenes per split, key frames a scene, LiDAR sweeps before each."""
+
+    @property
+    def train_scenes(self) -> int: ...
+    @property
+    def val_scenes(self) -> int: ...
+    @property
+    def frames(self) -> int: ...
+    @property
+    def sweeps(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def simulate_once(out: Path, version: str, world: World) -> None:
+    """Writes `world` at `out`; a folder that is there is taken for it."""
+    if not out.is_dir():
+        simulate_with_progress(
+            out,
+            version=version,
+            train_scenes=world.train_scenes,
+            val_scenes=world.val_scenes,
+            frames=world.frames,
+            sweeps=world.sweeps,
+            seed=world.seed,
+            workers=None,
         )
 
 

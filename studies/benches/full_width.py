@@ -27,7 +27,7 @@ from pipeline.engine import default_workers
 from pipeline.frames import FrameOptions, cache_frames
 from studies.demo import VERSION, DemoWorld
 from studies.scoring import score, score_shuffled
-from studies.simulation import simulate_with_progress
+from studies.simulation import simulate_once
 from studies.training import TrainingJob, train_side_by_side
 from trainer.metrics import read_metrics
 from trainer.predict import load_run, predict
@@ -48,16 +48,7 @@ def prepare(work: Path, console: Console, world: DemoWorld, teacher_steps: int |
     options = FrameOptions(image_scale=world.image_scale, points=True, sweeps=world.sweeps)
     if not (work / "data").is_dir():
         console.print(f"simulating {world.train_scenes + world.val_scenes} scenes of {world.frames} frames")
-        simulate_with_progress(
-            work / "data",
-            version=VERSION,
-            train_scenes=world.train_scenes,
-            val_scenes=world.val_scenes,
-            frames=world.frames,
-            sweeps=world.sweeps,
-            seed=world.seed,
-            workers=None,
-        )
+    simulate_once(work / "data", VERSION, world)
     cache_frames(work / "data", VERSION, work / "cache", options=options)
     _busy_frames(work, options)
     run = work / "teacher"

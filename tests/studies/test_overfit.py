@@ -48,7 +48,7 @@ def test_a_simulated_cache_is_kept_for_its_world_and_made_anew_for_another(
         made.append(seed)
         out.mkdir()
 
-    monkeypatch.setattr(simulated_cache, "simulate_with_progress", simulate)
+    monkeypatch.setattr("studies.simulation.simulate_with_progress", simulate)
     monkeypatch.setattr(
         simulated_cache, "cache_frames", lambda data, version, cache, options: cache.mkdir(exist_ok=True)
     )
