@@ -13,24 +13,18 @@ released code; its feature terms are `lgkd_feature` with other selectors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import nn
 
 from cache.errors import ConfigError
-from cache.store import TeacherStore
 from models.center_head import BRANCHES
 from models.config import Config
 from models.detector import Batch, Detector, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
 from trainer.terms.head_cells import heads_at_cells
 from trainer.terms.lgkd_response import smooth_error
-from trainer.terms.store_facts import column_name, map_fields, require_same_groups
-from trainer.terms.student import head_classes
-from trainer.terms.term import TermNeeds
+from trainer.terms.response_term import ResponseTerm
 
 POSITIVE, SURE = 0.3, 0.1  # released thresholds of p and h
 
@@ -52,14 +46,11 @@ class CrkdResponseOptions(Config):
         return tuple(BRANCHES) if self.regression else ()
 
 
-class CrkdResponse(nn.Module):
+class CrkdResponse(ResponseTerm):
     """A `trainer.terms.term.Term` with the parts `<name>.heat` and `<name>.box`, one group per task group."""
 
     def __init__(self, name: str, weight: float, options: CrkdResponseOptions, model: Detector) -> None:
-        super().__init__()
-        self.name, self.weight, self.options, self.grid = name, weight, options, model.grid
-        self.needs, self.column = needs_of(options), column_name(options.selector)
-        self.groups = head_classes(name, model).names
+        super().__init__(name, weight, options, model)
         self.task_weights = options.task_weights or (1.0,) * len(self.groups)
         if len(self.task_weights) != len(self.groups):
             raise ConfigError(
@@ -67,23 +58,8 @@ class CrkdResponse(nn.Module):
                 "student; give one each, or none"
             )
 
-    @classmethod
-    def build(
-        cls,
-        name: str,
-        weight: float,
-        options: CrkdResponseOptions,
-        model: Detector,
-        teacher: TeacherStore,
-        teacher_rows: Sequence[int],
-    ) -> CrkdResponse:
-        """The term for a student. ConfigError where raw maps of other task groups would be compared."""
-        if options.regression:
-            require_same_groups(name, teacher, model)
-        return cls(name, weight, options, model)
-
     def forward(self, output: DetectorOutput, batch: Batch, said: TeacherSaid) -> dict[str, LossPart]:
-        options = self.options
+        options: CrkdResponseOptions = self.options
         heat, positives, box, sureness = [], [], [], []
         with torch.autocast(output.bev.device.type, enabled=False):
             at = heads_at_cells(output, batch, said, self.column, self.grid, self.groups, options.branches)
@@ -102,9 +78,3 @@ class CrkdResponse(nn.Module):
             box_part = LossPart(torch.stack(box), torch.stack(sureness), self.weight * options.box_weight)
             parts[f"{self.name}.box"] = box_part
         return parts
-
-
-def needs_of(options: CrkdResponseOptions) -> TermNeeds:
-    """What the term reads under these options."""
-    fields = (*map_fields(), "logits", *(("regression",) if options.regression else ()))
-    return TermNeeds(fields, (options.selector,), ("heads",), any_grid=True)

@@ -18,23 +18,20 @@ the release averages or sums its KL over classes was not verified; here the clas
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import Tensor
 
-from cache.store import TeacherStore
 from models.center_head import BRANCHES
 from models.config import Config
-from models.detector import Batch, Detector, DetectorOutput, LossPart
+from models.detector import Batch, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
 from trainer.terms.head_cells import heads_at_cells
-from trainer.terms.store_facts import column_name, map_fields, require_same_groups
-from trainer.terms.student import head_classes
-from trainer.terms.term import TermNeeds
+from trainer.terms.response_term import ResponseTerm
 
 CLASS_WEIGHT = 0.25  # released
 
@@ -59,38 +56,11 @@ class LgkdResponseOptions(Config):
         return branches
 
 
-class LgkdResponse(nn.Module):
+class LgkdResponse(ResponseTerm):
     """A `trainer.terms.term.Term`; its parts `<name>.class` and `<name>.box` have one group per task group."""
 
-    def __init__(
-        self,
-        name: str,
-        weight: float,
-        options: LgkdResponseOptions,
-        model: Detector,
-    ) -> None:
-        super().__init__()
-        self.name, self.weight, self.options, self.grid = name, weight, options, model.grid
-        self.needs, self.column = needs_of(options), column_name(options.selector)
-        self.groups = head_classes(name, model).names
-
-    @classmethod
-    def build(
-        cls,
-        name: str,
-        weight: float,
-        options: LgkdResponseOptions,
-        model: Detector,
-        teacher: TeacherStore,
-        teacher_rows: Sequence[int],
-    ) -> LgkdResponse:
-        """The term for a student. ConfigError where its task groups are not the teacher's and a branch is compared."""
-        if options.branches:
-            require_same_groups(name, teacher, model)
-        return cls(name, weight, options, model)
-
     def forward(self, output: DetectorOutput, batch: Batch, said: TeacherSaid) -> dict[str, LossPart]:
-        options = self.options
+        options: LgkdResponseOptions = self.options
         with torch.autocast(output.bev.device.type, enabled=False):
             at = heads_at_cells(output, batch, said, self.column, self.grid, self.groups, options.branches)
             classes, boxes = [], []
@@ -122,9 +92,3 @@ def divergence(teacher: Tensor, student: Tensor, form: str, temperature: float) 
     yes = t.sigmoid() * (F.logsigmoid(t) - F.logsigmoid(s))
     no = (-t).sigmoid() * (F.logsigmoid(-t) - F.logsigmoid(-s))
     return (yes + no).sum(dim=1)
-
-
-def needs_of(options: LgkdResponseOptions) -> TermNeeds:
-    """What the term reads under these options."""
-    fields = (*map_fields(), "logits", *(("regression",) if options.branches else ()))
-    return TermNeeds(fields, (options.selector,), ("heads",), any_grid=True)

@@ -18,6 +18,7 @@ from trainer.terms import (
     lgkd_response,
     monodistill,
     relabel,
+    response_term,
     set2set,
     sparsekd_logits,
     sparsekd_regression,
@@ -73,7 +74,7 @@ TERMS: dict[str, TermKind] = {
     "lgkd_feature": TermKind(lgkd_feature.LgkdFeatureOptions, lgkd_feature.needs_of, lgkd_feature.LgkdFeature.build),
     "lgkd_depth": TermKind(lgkd_depth.LgkdDepthOptions, lgkd_depth.needs_of, lgkd_depth.LgkdDepth.build),
     "lgkd_response": TermKind(
-        lgkd_response.LgkdResponseOptions, lgkd_response.needs_of, lgkd_response.LgkdResponse.build
+        lgkd_response.LgkdResponseOptions, response_term.needs_of, lgkd_response.LgkdResponse.build
     ),
     "distillbev": TermKind(distillbev.DistillBevOptions, distillbev.needs_of, distillbev.DistillBev.build),
     "unidistill_feature": TermKind(
@@ -82,12 +83,12 @@ TERMS: dict[str, TermKind] = {
     "unidistill_relation": TermKind(unidistill.PointOptions, unidistill.needs_of, unidistill.UniDistillRelation.build),
     "unidistill_response": TermKind(
         unidistill_response.UniDistillResponseOptions,
-        unidistill_response.needs_of,
+        response_term.needs_of,
         unidistill_response.UniDistillResponse.build,
     ),
     "tigbev_inner": TermKind(tigbev.TigBevOptions, tigbev.needs_of, tigbev.TigBevInner.build),
     "crkd_response": TermKind(
-        crkd_response.CrkdResponseOptions, crkd_response.needs_of, crkd_response.CrkdResponse.build
+        crkd_response.CrkdResponseOptions, response_term.needs_of, crkd_response.CrkdResponse.build
     ),
 }
 

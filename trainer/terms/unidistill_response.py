@@ -11,21 +11,15 @@ released code, whose IoU channel our heads do not have.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from pydantic import Field
-from torch import nn
 
-from cache.store import TeacherStore
 from models.center_head import BRANCHES
 from models.config import Config
-from models.detector import Batch, Detector, DetectorOutput, LossPart
+from models.detector import Batch, DetectorOutput, LossPart
 from trainer.said import TeacherSaid
 from trainer.terms.head_cells import heads_at_cells
-from trainer.terms.store_facts import column_name, map_fields, require_same_groups
-from trainer.terms.student import head_classes
-from trainer.terms.term import TermNeeds
+from trainer.terms.response_term import ResponseTerm
 
 
 class UniDistillResponseOptions(Config):
@@ -42,32 +36,11 @@ class UniDistillResponseOptions(Config):
         return tuple(BRANCHES) if self.regression else ()
 
 
-class UniDistillResponse(nn.Module):
+class UniDistillResponse(ResponseTerm):
     """A `trainer.terms.term.Term` with the parts `<name>.heat` and `<name>.box`."""
 
-    def __init__(self, name: str, weight: float, options: UniDistillResponseOptions, model: Detector) -> None:
-        super().__init__()
-        self.name, self.weight, self.options, self.grid = name, weight, options, model.grid
-        self.needs, self.column = needs_of(options), column_name(options.selector)
-        self.groups = head_classes(name, model).names
-
-    @classmethod
-    def build(
-        cls,
-        name: str,
-        weight: float,
-        options: UniDistillResponseOptions,
-        model: Detector,
-        teacher: TeacherStore,
-        teacher_rows: Sequence[int],
-    ) -> UniDistillResponse:
-        """The term for a student. ConfigError where raw maps of other task groups would be compared."""
-        if options.regression:
-            require_same_groups(name, teacher, model)
-        return cls(name, weight, options, model)
-
     def forward(self, output: DetectorOutput, batch: Batch, said: TeacherSaid) -> dict[str, LossPart]:
-        options = self.options
+        options: UniDistillResponseOptions = self.options
         with torch.autocast(output.bev.device.type, enabled=False):
             at = heads_at_cells(output, batch, said, self.column, self.grid, self.groups, options.branches)
             mass = at.weights.sum()[None]
@@ -82,9 +55,3 @@ class UniDistillResponse(nn.Module):
                 box = (at.weights * (raw[0] - raw[1]).abs().mean(dim=1)).sum()
                 parts[f"{self.name}.box"] = LossPart(box[None], mass, self.weight * options.box_weight)
         return parts
-
-
-def needs_of(options: UniDistillResponseOptions) -> TermNeeds:
-    """What the term reads under these options."""
-    fields = (*map_fields(), "logits", *(("regression",) if options.regression else ()))
-    return TermNeeds(fields, (options.selector,), ("heads",), any_grid=True)

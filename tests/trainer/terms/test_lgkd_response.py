@@ -29,8 +29,9 @@ from tests.trainer.terms.lgkd_builders import (
 )
 from tests.trainer.terms.slow_pieces import AUGMENTS, centre_of, gradients, moved_point, on_grid, slow_at, total
 from trainer.augment import BevAugment, move_boxes
-from trainer.terms.lgkd_response import LgkdResponse, LgkdResponseOptions, needs_of
+from trainer.terms.lgkd_response import LgkdResponse, LgkdResponseOptions
 from trainer.terms.moved_regression import moved_branch
+from trainer.terms.response_term import needs_of
 
 
 def a_term(world: World, **options: Any) -> LgkdResponse:
