@@ -24,14 +24,12 @@ from evaluation.box_arrays import (
     submission_arrays,
     truth_arrays,
 )
-from evaluation.matching import match
 from evaluation.metric_config import CVPR_2019, MetricConfig
-from evaluation.metric_filters import ego_distance, filtered
 from evaluation.metrics import TP_ERRORS, UNDEFINED_ERRORS, FilterCounts, Metrics
+from evaluation.portion import match_portion
 from evaluation.recall_curves import average_precision, mean_error, recall_curve
 from evaluation.submission import limited, require_same_tokens
 from evaluation.subsets import EVERYTHING, Subset
-from evaluation.tp_errors import match_errors
 
 PORTION = 256  # frames that are matched at once: their candidate pairs fit a core's cache
 
@@ -94,22 +92,12 @@ class ArrayMetric:
                 raise DataError(f"the metric: sample {token} {known}; every sample of the split comes once")
             del self._waiting[token]
         place = np.array([self._place[token] for token in tokens], np.int32)
-        truth, predicted = self._of_subset(truth, places, True), self._of_subset(predicted, places, False)
-        truth, counts = filtered(truth, places, self.config)
-        self._counts[0] += _row(counts)
-        predicted, counts = filtered(predicted, places, self.config)
-        self._counts[1] += _row(counts)
-        self._objects += np.bincount(truth.class_ids, minlength=len(DETECTION_CLASSES))
-        taken, distance = match(truth, predicted, self.config.dist_ths)
-        at = self.config.dist_ths.index(self.config.dist_th_tp)
-        hit = np.nonzero(taken[at] >= 0)[0]
-        ours, theirs = predicted.take(hit), truth.take(taken[at, hit])
-        errors = match_errors(
-            theirs.boxes, ours.boxes, distance[at, hit], ours.class_ids, theirs.attribute_ids, ours.attribute_ids
-        )
-        class_ids = predicted.class_ids.astype(np.int8)
+        found = match_portion(truth, predicted, places, self.config, self.subset)
+        self._counts += [_row(found.truth_counts), _row(found.predicted_counts)]
+        self._objects += np.bincount(found.truth.class_ids, minlength=len(DETECTION_CLASSES))
+        class_ids, hits = found.predicted.class_ids.astype(np.int8), (found.taken >= 0).T.copy()
         self._portions.append(
-            _Matched(place[predicted.frame], class_ids, predicted.scores, (taken >= 0).T.copy(), errors)
+            _Matched(place[found.predicted.frame], class_ids, found.predicted.scores, hits, found.errors)
         )
 
     def result(self) -> Metrics:
@@ -117,13 +105,6 @@ class ArrayMetric:
         if self._waiting:
             require_same_tokens("predictions so far", self._place.keys() - self._waiting, "the split", [*self._place])
         return _figures(self._joined(), self._objects, self._counts, self.config, self.subset)
-
-    def _of_subset(self, boxes: BoxArrays, places: Places, truth: bool) -> BoxArrays:
-        if not self.subset.chooses_boxes:
-            return boxes
-        return boxes.take(
-            self.subset.boxes(ego_distance(boxes, places), boxes.class_ids, boxes.visibility if truth else None)
-        )
 
     def _joined(self) -> _Matched:
         """All portions as one, in the order of the split."""
@@ -216,10 +197,10 @@ def _figures(
             else mean_error(curves[at], errors[:, column], at_scores, config.min_recall)
             for column, key in enumerate(TP_ERRORS)
         }
-    return _summed(ap, tp_errors, counts, config)
+    return summed(ap, tp_errors, counts, config)
 
 
-def _summed(
+def summed(
     ap: Mapping[str, Mapping[float, float]],
     tp_errors: Mapping[str, Mapping[str, float]],
     counts: np.ndarray,
