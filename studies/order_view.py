@@ -24,9 +24,11 @@ from trainer.augment import frame_augment
 from trainer.batches import Needs
 from trainer.epoch_order import Frames, OrderConfig
 from trainer.partition import worker_of
-from trainer.plan import make_plan, said_reader, training_needs
+from trainer.past import Pasts
+from trainer.plan import make_plan, pasts_of, said_reader, training_needs
 from trainer.recipe import Recipe
 from trainer.run_order import RankStep, RunOrder
+from trainer.scene_windows import ABSENT
 from trainer.step_digest import frame_digest, step_digest
 
 
@@ -55,8 +57,11 @@ class _Read:
     fields: list[str]
 
     def of(self, position: int) -> list[dict[str, Any]]:
+        """What is read of the frame at a position of the order, as `of_row` tells it."""
+        return self.of_row(self.rows[position])
+
+    def of_row(self, row: int) -> list[dict[str, Any]]:
         """One entry a file: where the frame's first byte that is read lies, where the last ends, how many in all."""
-        row = self.rows[position]
         spans: dict[str, tuple[int, int, int]] = {}
         for place, spec in enumerate(self.store.manifest.fields):
             if spec.name in self.fields and (length := int(self.store.index.length[row, place])):
@@ -79,6 +84,19 @@ class _Run:
     reads: list[_Read]
     order: RunOrder
     recipe: Recipe | None
+    pasts: Pasts | None = None
+
+    def past_reads(self, epoch: int, entry: int, key: int) -> list[dict[str, Any]]:
+        """What is read of the earlier moments that a temporal student is shown with the entry."""
+        if self.pasts is None:
+            return []
+        images = _Read("frames", self.frames, [], ["frame", *(channel.lower() for channel in CAMERA_CHANNELS)])
+        return [
+            {**read, "past": self.frames.token(row)}
+            for row in self.pasts.of(entry, epoch, key)
+            if row != ABSENT
+            for read in images.of_row(row)
+        ]
 
     @property
     def steps(self) -> float:
@@ -179,7 +197,8 @@ def _run_of(cache: str | Path, asked: OrderQuestion) -> _Run:
     if asked.recipe is not None:
         recipe = asked.recipe
         plan = make_plan(recipe, cache)
-        needs = training_needs(build_detector(recipe.model), recipe)
+        model = build_detector(recipe.model)
+        needs = training_needs(model, recipe)
         reads = [_Read("frames", plan.frames, plan.rows, _fields_of(needs))]
         if plan.teacher is not None:
             reader = said_reader(plan)
@@ -187,7 +206,7 @@ def _run_of(cache: str | Path, asked: OrderQuestion) -> _Run:
             reads.append(_Read(f"teachers/{recipe.data.teacher}", plan.teacher, plan.teacher_rows, names))
         frames = Frames.of(plan.frames, plan.rows, plan.labelled, plan.drawn, plan.manifests())
         order = RunOrder(frames, config, recipe.train.seed, asked.batch or recipe.train.batch)
-        return _Run(plan.frames, plan.rows, reads, order, recipe)
+        return _Run(plan.frames, plan.rows, reads, order, recipe, pasts_of(plan, model))
     if asked.batch is None:
         raise ConfigError("--recipe or --batch is missing; say whose order, or how many frames a step takes")
     store = FrameStore(frames_place(cache))
@@ -209,9 +228,9 @@ def _fields_of(needs: Needs) -> list[str]:
 
 def _rank(run: _Run, part: RankStep, rank: int, workers: int) -> dict[str, Any]:
     frames = []
-    for entry, weight in zip(part.entries.tolist(), part.weight.tolist(), strict=True):
+    for entry, key, weight in zip(part.entries.tolist(), part.keys.tolist(), part.weight.tolist(), strict=True):
         row = run.rows[entry]
-        reads = [read for source in run.reads for read in source.of(entry)]
+        reads = [read for source in run.reads for read in source.of(entry)] + run.past_reads(part.epoch, entry, key)
         frames.append(
             {"token": run.frames.token(row), "scene": run.frames.scene_of(row), "weight": weight, "reads": reads}
         )

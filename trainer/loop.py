@@ -31,7 +31,7 @@ from trainer.loader import Loader
 from trainer.metrics import MetricsLog
 from trainer.optimiser import Average, lr_at, make_optimiser, set_lr
 from trainer.order import step_entries, steps_per_epoch
-from trainer.plan import Plan, make_plan, require_use_of_unlabelled, said_reader, training_needs
+from trainer.plan import Plan, make_plan, pasts_of, require_use_of_unlabelled, said_reader, training_needs
 from trainer.progress import StepBar, StepListener, StepReport
 from trainer.recipe import Recipe
 from trainer.said import TeacherSaid
@@ -189,7 +189,8 @@ def _run_steps(
     Returns the figures of `TrainResult`."""
     config, data = plan.recipe.train, plan.recipe.data
     builder = BatchBuilder(plan.frames, training_needs(cast(Detector, training.model), plan.recipe), said_reader(plan))
-    builder.require(plan.rows[: plan.labelled], plan.rows[plan.labelled :])
+    pasts = pasts_of(plan, cast(Detector, training.model))
+    builder.require(plan.rows[: plan.labelled], plan.rows[plan.labelled :], pasts.rows() if pasts else ())
 
     def build(job: tuple[int, list[int]]) -> tuple[Batch, TeacherSaid | None]:
         epoch, entries = job
@@ -200,7 +201,8 @@ def _run_steps(
             for entry in entries
         ]
         teacher_rows = [plan.teacher_rows[entry] for entry in entries] if plan.teacher_rows else []
-        return builder.build([plan.rows[entry] for entry in entries], augments, teacher_rows)
+        past = [pasts.of(entry, epoch, entry) for entry in entries] if pasts else []
+        return builder.build([plan.rows[entry] for entry in entries], augments, teacher_rows, past)
 
     per_epoch = steps_per_epoch(plan.epoch_frames, config.batch)
     unlabelled = plan.unlabelled_before(first_step)

@@ -18,8 +18,9 @@ from cache.layout import frames_place, teacher_place
 from cache.same_frames import require_same_frames
 from cache.store import FrameStore, TeacherStore
 from models.detector import Detector
-from trainer.batches import Needs, model_needs
+from trainer.batches import Needs, model_needs, moments_before
 from trainer.order import epoch_list, steps_per_epoch
+from trainer.past import Pasts
 from trainer.recipe import Recipe
 from trainer.said_reader import SaidReader, Wanted
 from trainer.terms import needs_by_term, skipped_on
@@ -97,6 +98,14 @@ def training_needs(model: Detector, recipe: Recipe) -> Needs:
     base = model_needs(model)
     depth = base.image_size is not None and recipe.data.depth
     return Needs(points=base.points, image_size=base.image_size, depth=depth, labels=True)
+
+
+def pasts_of(plan: Plan, model: Detector) -> Pasts | None:
+    """The earlier moments of the run's frames; None where `model` is of single frames."""
+    length, data = moments_before(model), plan.recipe.data
+    if not length:
+        return None
+    return Pasts(plan.frames, data.split, plan.rows, length, data.past, plan.recipe.train.seed)
 
 
 def said_reader(plan: Plan) -> SaidReader | None:

@@ -21,6 +21,7 @@ from models.build import resolve_config
 from models.config import Config, parse_config
 from trainer.augment import BevAugmentConfig, ImageAugmentConfig
 from trainer.inherit import Scheme
+from trainer.past import PastConfig
 from trainer.terms import RELABELS, Schedule, Spec, needs_by_term, parse_options
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -29,7 +30,7 @@ RECIPES = Path(__file__).parent / "recipes"
 class DataConfig(Config):
     """split: of the frame store; teacher: name of a teacher store, "" for none; depth: LiDAR depth labels for camera
     models; unlabelled_per_labelled: unlabelled frames in an epoch for each labelled one, drawn anew every epoch (all
-    there are, where that is more); 0: labelled frames only.
+    there are, where that is more); 0: labelled frames only; past: the earlier moments that a temporal model is shown.
     """
 
     split: str = "train"
@@ -38,6 +39,7 @@ class DataConfig(Config):
     unlabelled_per_labelled: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     bev_augmentation: BevAugmentConfig = BevAugmentConfig()
     image_augmentation: ImageAugmentConfig = ImageAugmentConfig()
+    past: PastConfig = PastConfig()
 
 
 class TrainConfig(Config):
@@ -177,6 +179,8 @@ def make_recipe(values: Mapping[str, Any], where: str, name: str) -> Recipe:
         for term in recipe.terms
     )
     _check_terms(recipe, where)
+    if recipe.data.past != PastConfig() and int(model.get("queue", 1)) < 2:
+        raise ConfigError(f"{where}: [data.past] is for temporal models: set [model] queue above 1, or leave it out")
     if terms and not recipe.data.teacher:
         raise ConfigError(f"{where}: term {terms[0].name} needs a teacher store; set [data] teacher to its name")
     return recipe.model_copy(update={"model": model, "terms": terms})

@@ -15,6 +15,7 @@ from cache.roots import Root
 from cache.store import FrameStore
 from models.build import build_detector
 from studies.order_view import OrderQuestion, order_tables, order_view
+from tests.trainer.drives import write_drives
 from tests.trainer.synthetic import TINY_STUDENT, write_frames, write_teacher
 from trainer.augment import frame_augment
 from trainer.batches import BatchBuilder
@@ -100,6 +101,23 @@ def test_files_and_bytes_are_those_that_building_the_batch_reads(
         told = {f"{Path(read['store']).name}/{read['file']}": (read["from"], read["to"]) for read in frame["reads"]}
         assert told == spans
         assert all(0 < read["bytes"] <= read["to"] - read["from"] for read in frame["reads"])
+
+
+def test_what_is_read_of_the_past_of_a_temporal_student_is_told(tmp_path: Path) -> None:
+    write_drives(tmp_path, (3, 2))
+    model = {"preset": "bevformer-demo", "image_size": [64, 32], "queue": 3}
+    data = {"depth": False, "past": {"skipped": 0}}
+    values = {"model": model, "data": data, "train": {"epochs": 1, "batch": 5, "lr": 1e-3}}
+    view = order_view(tmp_path, OrderQuestion(recipe=make_recipe(values, "test", "windows")))
+    past = {f["token"]: [r["past"] for r in f["reads"] if "past" in r] for f in frames_of(view)}
+    tokens = {(s, m): f"{100 * s + m:032x}" for s in range(2) for m in range(3)}
+    assert past == {
+        tokens[0, 0]: [],
+        tokens[0, 1]: [tokens[0, 0]],
+        tokens[0, 2]: [tokens[0, 0], tokens[0, 1]],
+        tokens[1, 0]: [],
+        tokens[1, 1]: [tokens[1, 0]],
+    }
 
 
 def test_what_is_read_ahead_is_what_is_read_when_its_step_comes(cache: Path, recipe: Recipe) -> None:

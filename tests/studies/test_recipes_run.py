@@ -14,6 +14,7 @@ from models.build import build_detector, load_weights, save_weights
 from pipeline.frames import FrameOptions, cache_frames
 from pipeline.teacher import SHIPPED_TEACHERS, TeacherOptions, cache_teacher
 from studies.commands.training import train
+from studies.scoring import evaluate_source
 from studies.training import loss_curves, train_run
 from tests.conftest import SIMULATED_VERSION
 from tests.trainer.recipe_lines import cache_line
@@ -95,6 +96,20 @@ def test_a_method_runs_from_its_stores_and_logs_every_part(recipe: str, frames: 
         assert all(math.isfinite(line[part]) and line[part] > 0 for line in lines), part
     assert all(math.isfinite(line["loss"]) and line["gradient_norm"] > 0 for line in lines)
     load_weights(tmp_path / "run" / "model.safetensors")
+
+
+def test_a_temporal_student_trains_and_is_scored(frames: Path, tmp_path: Path) -> None:
+    over = {
+        "model": {**SMALL_BEVFORMER, "heat": {"channels": 16, "hidden": 8}},
+        "data": {"split": "mini_train"},
+        "train": {"steps": 3, "batch": 2, "warmup_steps": 1, "log_every": 1, "ema": 0.0},
+    }
+    summary = train_run("bevformer-t-demo", frames, tmp_path / "run", threads=1, overrides=over)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert summary["steps"] == 3 and all(math.isfinite(line["loss"]) for line in lines)
+    assert load_weights(tmp_path / "run" / "model.safetensors").config["queue"] == 3
+    outcome = evaluate_source(str(frames), run=tmp_path / "run", split="mini_train")
+    assert 0 <= outcome.summary["NDS"] <= 1
 
 
 def test_sparsekd_begins_from_its_teacher_changes_labels_and_says_so(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from models.pictures import ImageAugment, PictureGeometry, picture_geometry
 from trainer.augment import BevAugment, move_boxes, move_points
-from trainer.batches import move_depth
+from trainer.camera_parts import move_depth
 
 STORED, SIZE = (400, 225), (256, 96)
 INTRINSIC = np.array([[310.0, 0.0, 203.0], [0.0, 312.0, 118.0], [0.0, 0.0, 1.0]])

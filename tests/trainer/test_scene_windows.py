@@ -11,11 +11,15 @@ from trainer.scene_windows import ABSENT, scene_windows
 FRAMES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12)), max_size=40)
 
 
-def slow(frames: list[tuple[int, int]], past: int, spacing: int, start: str) -> list[list[int]]:
+def slow(
+    frames: list[tuple[int, int]], past: int, spacing: int, start: str, may: list[bool] | None = None
+) -> list[list[int]]:
     """Frame by frame: those of its scene that came before it, walked back."""
     out = []
     for own, (scene, time) in enumerate(frames):
-        before = sorted((t, i) for i, (s, t) in enumerate(frames) if s == scene and (t, i) < (time, own))
+        before = sorted(
+            (t, i) for i, (s, t) in enumerate(frames) if s == scene and (t, i) < (time, own) and (may is None or may[i])
+        )
         moments = [i for _, i in before[::-1]][spacing - 1 :: spacing][:past][::-1]
         fill = ABSENT if start == "absent" else moments[0] if moments else own
         out.append([fill] * (past - len(moments)) + moments)
@@ -30,6 +34,16 @@ def test_windows_are_those_of_the_slow_reference(
     found = scene_windows(scene, time, past, spacing=spacing, start=start)  # type: ignore[arg-type]
     assert found.shape == (len(frames), past)
     assert found.tolist() == slow(frames, past, spacing, start)
+
+
+@given(FRAMES, st.integers(0, 4), st.integers(1, 3), st.sampled_from(["absent", "repeat"]), st.integers(0, 2**40 - 1))
+def test_some_frames_may_have_a_past_and_be_none(
+    frames: list[tuple[int, int]], past: int, spacing: int, start: str, bits: int
+) -> None:
+    scene, time = (np.array([frame[i] for frame in frames], np.int64) for i in (0, 1))
+    may = [bool(bits >> i & 1) for i in range(len(frames))]
+    found = scene_windows(scene, time, past, spacing=spacing, start=start, may_be_past=np.array(may, bool))  # type: ignore[arg-type]
+    assert found.tolist() == slow(frames, past, spacing, start, may)
 
 
 @given(FRAMES, st.integers(1, 4), st.integers(1, 3), st.sampled_from(["absent", "repeat"]))
