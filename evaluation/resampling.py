@@ -23,7 +23,7 @@ from evaluation.match_table import MatchTable, require_same_frames
 from evaluation.metrics import SUMMARY_KEYS, TP_ERRORS, UNDEFINED_ERRORS
 from evaluation.recall_curves import RECALLS
 
-DRAWS = 400
+DRAWS = 300
 LEVEL = 0.95
 LEAST_SCENES = 2
 
@@ -41,12 +41,13 @@ class Figures:
 @dataclass(frozen=True)
 class _ClassRanking:
     """One class in order of score, best first. scene, scores (n,); hit (T): positions of the matches at each threshold;
-    errors (m, 5) of the matches of the TP errors; objects (S,) by scene."""
+    errors (5, m) of the matches of the TP errors, 0 where not known (5, m); objects (S,) by scene."""
 
     scene: np.ndarray
     scores: np.ndarray
     hit: list[np.ndarray]
     errors: np.ndarray
+    known: np.ndarray
     objects: np.ndarray
 
 
@@ -61,12 +62,12 @@ class SceneMetric:
     def figures(self, times: np.ndarray) -> Figures:
         """times (S,): how often each scene counts, whole numbers of 0 or more. A class whose objects all lie in scenes
         that do not count has AP 0, as the metric has it for a class without objects."""
-        config, at = self.table.config, self.table.tp_column
+        config, at, times = self.table.config, self.table.tp_column, np.asarray(times, np.int64)
         first = round(100 * config.min_recall) + 1
         ap = np.zeros((len(self._rankings), len(config.dist_ths)))
         errors = np.ones((len(self._rankings), len(TP_ERRORS)))
         for row, (name, ranking) in enumerate(zip(self.table.classes, self._rankings, strict=True)):
-            counts = np.asarray(times)[ranking.scene].astype(np.int64)
+            counts = times[ranking.scene]
             upto = np.cumsum(counts)
             objects = int(ranking.objects @ times)
             for column, hit in enumerate(ranking.hit):
@@ -183,11 +184,13 @@ def _ranking(table: MatchTable, name: str) -> _ClassRanking:
     hits = table.hits[rows]
     of_class = table.objects.class_ids == label
     objects = np.bincount(table.scene[table.objects.frame[of_class]], minlength=len(table.scene_names))
+    errors = table.errors[rows[hits[:, table.tp_column]]].T.copy()
     return _ClassRanking(
-        table.scene[table.frame[rows]],
+        table.scene[table.frame[rows]].astype(np.int64),
         table.scores[rows],
         [np.nonzero(column)[0] for column in hits.T],
-        table.errors[rows[hits[:, table.tp_column]]],
+        np.nan_to_num(errors, nan=0.0),
+        ~np.isnan(errors),
         objects,
     )
 
@@ -237,25 +240,30 @@ def _mean_errors(
     last = int(reached[-1]) if len(reached) else 0
     if last < first:
         return np.ones(len(TP_ERRORS))
-    drawn = counts[hit] > 0
-    times, scores, errors = counts[hit][drawn][:, None], ranking.scores[hit[drawn]], ranking.errors[drawn]
-    known = ~np.isnan(errors)
-    sums, numbers = np.cumsum(np.where(known, errors, 0.0) * times, axis=0), np.cumsum(known * times, axis=0)
-    one = np.where(known, errors, 0.0)
-    at_first = _ratio(sums - one * (times - 1), numbers - known * (times - 1))
-    at_last = _ratio(sums, numbers)
+    drawn = np.nonzero(counts[hit])[0]
+    times, scores = counts[hit[drawn]], ranking.scores[hit[drawn]]
+    errors, known = ranking.errors[:, drawn], ranking.known[:, drawn]
+    sums, numbers = np.cumsum(errors * times, axis=1), np.cumsum(known * times, axis=1)
+
+    def mean_to(match: np.ndarray, copies_after: np.ndarray) -> np.ndarray:
+        """(5, Q) running means up to a copy of each match asked for: all of its copies but so many."""
+        return _ratio(
+            sums[:, match] - errors[:, match] * copies_after, numbers[:, match] - known[:, match] * copies_after
+        )
+
     asked = curve_scores[first : last + 1]
-    lower = np.searchsorted(-scores, -asked, side="left")  # the first match whose score is not above
+    # np.interp over the copies in rising score: from the first copy of the match below to the last of the one above
+    lower = np.searchsorted(-scores, -asked, side="left")
     below = lower == len(scores)
     lower = np.minimum(lower, len(scores) - 1)
     upper = np.maximum(lower - 1, 0)
     gap = scores[upper] - scores[lower]
-    share = np.divide(asked - scores[lower], gap, out=np.zeros(len(asked)), where=gap > 0)[:, None]
-    read = (at_last[upper] - at_first[lower]) * share + at_first[lower]
-    read = np.where((lower == 0)[:, None], at_first[0], read)
-    read = np.where(below[:, None], at_last[-1], read)
-    means = read.mean(axis=0)
-    return np.where(numbers[-1] > 0, means, 1.0)  # an error that no match has
+    share = np.divide(asked - scores[lower], gap, out=np.zeros(len(asked)), where=gap > 0)
+    low, high = mean_to(lower, times[lower] - 1), mean_to(upper, np.zeros(len(upper), np.int64))
+    read = (high - low) * share + low
+    read = np.where(lower == 0, low, read)
+    read = np.where(below, mean_to(lower, np.zeros(len(lower), np.int64)), read)
+    return np.where(numbers[:, -1] > 0, read.mean(axis=1), 1.0)  # 1 for an error that no match has
 
 
 def _ratio(sums: np.ndarray, numbers: np.ndarray) -> np.ndarray:
