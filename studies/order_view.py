@@ -193,7 +193,6 @@ def order_tables(view: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def _run_of(cache: str | Path, asked: OrderQuestion) -> _Run:
-    config = parse_config(OrderConfig, dict(asked.options), "--option")
     if asked.recipe is not None:
         recipe = asked.recipe
         plan = make_plan(recipe, cache)
@@ -204,11 +203,12 @@ def _run_of(cache: str | Path, asked: OrderQuestion) -> _Run:
             reader = said_reader(plan)
             names = reader.fields() if reader else []
             reads.append(_Read(f"teachers/{recipe.data.teacher}", plan.teacher, plan.teacher_rows, names))
-        frames = Frames.of(plan.frames, plan.rows, plan.labelled, plan.drawn, plan.manifests())
-        order = RunOrder(frames, config, recipe.train.seed, asked.batch or recipe.train.batch)
+        config = parse_config(OrderConfig, {**recipe.data.order.model_dump(), **asked.options}, "--option")
+        order = RunOrder(plan.run_order.frames, config, recipe.train.seed, asked.batch or recipe.train.batch)
         return _Run(plan.frames, plan.rows, reads, order, recipe, pasts_of(plan, model))
     if asked.batch is None:
         raise ConfigError("--recipe or --batch is missing; say whose order, or how many frames a step takes")
+    config = parse_config(OrderConfig, dict(asked.options), "--option")
     store = FrameStore(frames_place(cache))
     rows = store.split_rows()
     frames = Frames.of(store, rows, len(rows), 0, {"frames": store.manifest.digest})

@@ -28,11 +28,12 @@ from studies.scoring import score
 from trainer.augment import no_augment
 from trainer.batches import BatchBuilder
 from trainer.checkpoint import Training
-from trainer.loop import make_training, train_step
 from trainer.optimiser import lr_at, set_lr
 from trainer.plan import Plan, make_plan, training_needs
 from trainer.predict import predict
 from trainer.recipe import Recipe
+from trainer.setup import make_training
+from trainer.step import train_step
 
 FRAMES = 4
 

@@ -30,7 +30,17 @@ ROOT = Path(__file__).parent.parent
 _POLL_S = 2.0
 # glibc gives large blocks back to the kernel and faults them in again at every step: keeping them saves 5 to 20 %
 _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
-_CURVE_SKIPS = ("step", "epoch", "lr", "frames_per_s", "stall_share", "gradient_norm", "unlabelled_frames", "skipped")
+_CURVE_SKIPS = (
+    "step",
+    "epoch",
+    "lr",
+    "frames_per_s",
+    "stall_share",
+    "gradient_norm",
+    "unlabelled_frames",
+    "skipped",
+    "digest",
+)
 
 
 @dataclass(frozen=True)

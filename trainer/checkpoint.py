@@ -22,8 +22,8 @@ from cache.errors import CorruptError, FingerprintError
 from cache.files import write_bytes
 from models.backbone_weights import BackboneLoad
 from trainer.initialise import Initialisation
+from trainer.objective import Objective
 from trainer.optimiser import Average
-from trainer.terms.relabel import Relabel
 
 FORMAT = "bevcask-checkpoint-1"
 
@@ -32,13 +32,20 @@ FORMAT = "bevcask-checkpoint-1"
 class Training:
     """All that changes in a run."""
 
-    model: nn.Module
-    terms: nn.ModuleDict
+    objective: Objective
     optimiser: torch.optim.Optimizer
     average: Average | None
     backbone: BackboneLoad | None = None  # what the run began from, not part of its state
-    relabels: tuple[Relabel, ...] = ()  # nothing of it changes
     began: Initialisation | None = None  # likewise
+
+    @property
+    def model(self) -> nn.Module:
+        """The student, a `models.detector.Detector`."""
+        return self.objective.model
+
+    @property
+    def terms(self) -> nn.ModuleDict:
+        return self.objective.terms
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return {

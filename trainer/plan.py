@@ -8,6 +8,7 @@ ones. Opening the stores is all that it costs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +20,18 @@ from cache.same_frames import require_same_frames
 from cache.store import FrameStore, TeacherStore
 from models.detector import Detector
 from trainer.batches import Needs, model_needs, moments_before
-from trainer.order import epoch_list, steps_per_epoch
+from trainer.epoch_order import Frames
 from trainer.past import Pasts
 from trainer.recipe import Recipe
+from trainer.run_order import RunOrder
 from trainer.said_reader import SaidReader, Wanted
 from trainer.terms import needs_by_term, skipped_on
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run reads, fixed before its first step: rows of the frame store, the same frames' teacher rows, the
-    length. The first `labelled` rows are annotated; of the others an epoch uses `drawn`.
+    """What a run reads, fixed before its first step: rows of the frame store and the same frames' teacher rows. The
+    first `labelled` rows are annotated; of the others an epoch uses `drawn`.
     """
 
     recipe: Recipe
@@ -37,24 +39,44 @@ class Plan:
     teacher: TeacherStore | None
     rows: list[int]
     teacher_rows: list[int]
-    steps: int
     labelled: int
     drawn: int = 0
+
+    @cached_property
+    def run_order(self) -> RunOrder:
+        """Which entries, positions in `rows`, make up any step, under the recipe's options of the order."""
+        config, frames = self.recipe.train, self.frames
+        return RunOrder(
+            Frames.of(frames, self.rows, self.labelled, self.drawn, self.manifests()),
+            self.recipe.data.order,
+            config.seed,
+            config.batch,
+        )
 
     @property
     def epoch_frames(self) -> int:
         """How long an epoch's list is."""
-        return self.labelled + self.drawn
+        return self.run_order.epoch_frames
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        config = self.recipe.train
+        return config.steps or self.run_order.steps_per_epoch * (config.epochs or 0)
 
     def order(self, epoch: int) -> np.ndarray:
         """An epoch's entries, positions in `rows`, in the order in which they are used."""
-        return epoch_list(self.recipe.train.seed, epoch, self.labelled, len(self.rows) - self.labelled, self.drawn)
+        return self.run_order.epoch(epoch).slice(0, self.epoch_frames)[0]
 
     def unlabelled_before(self, step: int) -> int:
         """How many of the frames of the steps before `step` have no annotations."""
-        batch = self.recipe.train.batch
-        epoch, within = divmod(step, steps_per_epoch(self.epoch_frames, batch))
-        return epoch * self.drawn + int((self.order(epoch)[: within * batch] >= self.labelled).sum())
+        if not self.drawn:
+            return 0
+        order, whole = self.run_order, self.run_order.steps_per_epoch * self.run_order.batch
+        epoch, within = divmod(step, order.steps_per_epoch)
+        ends = [whole if order.dropped else 0] * epoch + [within * order.batch]  # without drop_last an epoch has all
+        counted = [int((order.epoch(e).slice(0, end)[0] >= self.labelled).sum()) for e, end in enumerate(ends) if end]
+        return sum(counted) + (0 if order.dropped else epoch * self.drawn)
 
     def manifests(self) -> dict[str, str]:
         """Digest of every store's manifest that the run reads."""
@@ -88,9 +110,10 @@ def make_plan(recipe: Recipe, cache_root: str | Path) -> Plan:
     if recipe.data.teacher:
         teacher = TeacherStore(teacher_place(cache_root, recipe.data.teacher))
         teacher_rows = require_same_frames(frames, teacher, rows)
-    config = recipe.train
-    steps = config.steps or steps_per_epoch(labelled + drawn, config.batch) * (config.epochs or 0)
-    return Plan(recipe, frames, teacher, rows, teacher_rows, steps, labelled, drawn)
+    plan = Plan(recipe, frames, teacher, rows, teacher_rows, labelled, drawn)
+    if not plan.steps:
+        raise ConfigError(f"recipe {recipe.name}: no step to take; set [train] epochs or steps")
+    return plan
 
 
 def training_needs(model: Detector, recipe: Recipe) -> Needs:

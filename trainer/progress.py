@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from trainer.observer import StepReport
+
 PLAIN_LINE_S = 20.0  # a line this often where there is no terminal
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One finished step: how many are done and in all, its loss and learning rate, frames/s and the share spent waiting
-    for data since the last logged step."""
-
-    done: int
-    total: int
-    loss: float
-    lr: float
-    frames_per_s: float
-    stall_share: float
-
-
-class StepListener(Protocol):
-    """Called after every step."""
-
-    def __call__(self, report: StepReport) -> None: ...
 
 
 class Bar:

@@ -20,6 +20,7 @@ from cache.files import digest_of
 from models.build import resolve_config
 from models.config import Config, parse_config
 from trainer.augment import BevAugmentConfig, ImageAugmentConfig
+from trainer.epoch_order import OrderConfig
 from trainer.inherit import Scheme
 from trainer.past import PastConfig
 from trainer.terms import RELABELS, Schedule, Spec, needs_by_term, parse_options
@@ -30,28 +31,37 @@ RECIPES = Path(__file__).parent / "recipes"
 class DataConfig(Config):
     """split: of the frame store; teacher: name of a teacher store, "" for none; depth: LiDAR depth labels for camera
     models; unlabelled_per_labelled: unlabelled frames in an epoch for each labelled one, drawn anew every epoch (all
-    there are, where that is more); 0: labelled frames only; past: the earlier moments that a temporal model is shown.
+    there are, where that is more); 0: labelled frames only; past: the earlier moments that a temporal model is shown;
+    order: see `trainer.epoch_order`.
     """
 
     split: str = "train"
     teacher: str = ""
     depth: bool = True
     unlabelled_per_labelled: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    order: OrderConfig = OrderConfig()
     bev_augmentation: BevAugmentConfig = BevAugmentConfig()
     image_augmentation: ImageAugmentConfig = ImageAugmentConfig()
     past: PastConfig = PastConfig()
 
 
 class TrainConfig(Config):
-    """epochs or steps: one of the two; batch: frames a step; lr: the peak, reached after warmup_steps (cosine) or at 40
-    % of the run (one_cycle); min_lr_factor: of lr, at the end; clip: gradient norm, 0 for none; ema: decay, 0 for
-    none; backbone_weights: a file for a camera model's ResNet to begin from, read at every start of the run;
-    init_from: a teacher whose weights the student begins with, by init_scheme, where they fit (`trainer.inherit`):
-    `demo`, or a file written by `train`, read at every start of the run, after backbone_weights."""
+    """epochs or steps: one of the two; batch: frames a step, of all ranks together; micro_batch: at most so many of
+    them at a time on a rank, 0 for no limit; lr: the peak, reached after warmup_steps (cosine) or at 40 % of the run
+    (one_cycle); min_lr_factor: of lr, at the end; clip: gradient norm, 0 for none; ema: decay, 0 for none.
+
+    backbone_weights: a file for a camera model's ResNet to begin from, read at every start of the run; init_from: a
+    teacher whose weights the student begins with, by init_scheme, where they fit (`trainer.inherit`): `demo`, or a file
+    written by `train`, read at every start of the run, after backbone_weights.
+
+    validate_every: steps from one validation to the next, 0 for none; digest: what the digests of steps in the log
+    cover, `keys` (tokens and augmentations) or `inputs` as well.
+    """
 
     epochs: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
     batch: int = Field(default=4, ge=1)
+    micro_batch: int = Field(default=0, ge=0)
     lr: float = Field(gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     backbone_lr_factor: float = Field(default=1.0, ge=0)
@@ -67,6 +77,8 @@ class TrainConfig(Config):
     seed: int = Field(default=0, ge=0)
     log_every: int = Field(default=10, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
+    validate_every: int = Field(default=0, ge=0)
+    digest: Literal["keys", "inputs"] = "keys"
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:

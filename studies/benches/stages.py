@@ -30,12 +30,13 @@ from studies.benches.exactness import Agreement, compare
 from trainer.augment import BevAugment, FrameAugment, no_augment
 from trainer.batches import BatchBuilder, Needs
 from trainer.checkpoint import Training, restore
-from trainer.loop import CHECKPOINT, make_training, train
+from trainer.loop import CHECKPOINT, train
+from trainer.observer import StepReport
 from trainer.plan import make_plan, training_needs
-from trainer.progress import StepReport
 from trainer.recipe import Recipe
 from trainer.said import TeacherCells
 from trainer.said_reader import SaidReader, Wanted
+from trainer.setup import make_training
 
 AUGMENTED = BevAugment(rotation_rad=0.3, scale=1.03, flip_x=True)
 

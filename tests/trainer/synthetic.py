@@ -212,7 +212,8 @@ def _write(
             for token in shard.tokens:
                 number = int(token, 16)
                 digest = digest_of([token, world])[:16]
-                counts = (0,) * len(DETECTION_CLASSES)
+                labels = rows[number].get("gt_ids", np.zeros((0, 5), np.int32))[:, 0]
+                counts = tuple(np.bincount(labels, minlength=len(DETECTION_CLASSES)).tolist())
                 entry = FrameEntry(token, token_of(900), 1000 + number, int(number in unlabelled), counts, digest)
                 writer.write(entry, rows[number])
     finish(root, plan)

@@ -16,10 +16,13 @@ from models.lift_splat import LiftSplat
 from tests.trainer.conftest import BOXES
 from tests.trainer.synthetic import TINY_STUDENT, TINY_TEACHER, write_frames, write_teacher
 from trainer import checkpoint
-from trainer.loop import CHECKPOINT, WEIGHTS, DivergedError, make_plan, make_training, train
+from trainer.loop import CHECKPOINT, WEIGHTS, train
 from trainer.metrics import read_metrics
-from trainer.progress import StepReport
+from trainer.observer import StepReport
+from trainer.plan import make_plan
 from trainer.recipe import Recipe, make_recipe
+from trainer.setup import make_training
+from trainer.step import DivergedError
 
 TIMES = ("frames_per_s", "stall_share")
 AUGMENTATION = {
@@ -121,7 +124,7 @@ def test_the_run_folder_says_what_was_done(tmp_path: Path, cache: Path) -> None:
     lines = read_metrics(result.metrics)
     assert [line["step"] for line in lines] == [4, 8]
     parts = {"heatmap", "center", "height", "dim", "rot", "vel", "depth", "bevdistill_dense"}
-    assert set(lines[0]) == parts | {"step", "epoch", "lr", "loss", "gradient_norm", *TIMES}
+    assert set(lines[0]) == parts | {"step", "epoch", "lr", "loss", "gradient_norm", "digest", *TIMES}
     assert lines[0]["loss"] == pytest.approx(sum(lines[0][part] for part in parts), rel=1e-5)
     assert result.steps == 8
     assert result.loss == lines[-1]["loss"]

@@ -1,0 +1,119 @@
+"""A rank's part of every step, read and built: from the run's order to batches on the host.
+
+A step is built from its number alone, in any thread, ahead of training; its digests say what it really holds. With
+`micro_batch` the part comes in pieces of at most so many frames, as many on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from cache.frame import CAMERA_CHANNELS
+from models.detector import Batch, Detector
+from trainer.augment import FrameAugment, frame_augment
+from trainer.batch_bytes import frame_buffers
+from trainer.batches import BatchBuilder
+from trainer.cursor import OrderCursor
+from trainer.order_state import OrderState
+from trainer.partition import micro_parts
+from trainer.plan import Plan, pasts_of, said_reader, training_needs
+from trainer.run_order import RankStep
+from trainer.said import TeacherSaid
+from trainer.step_digest import frame_digest
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A micro-batch: what the objective reads, and its weight, 1, or 0 where it only keeps a rank in step."""
+
+    batch: Batch
+    said: TeacherSaid | None
+    weight: float = 1.0
+
+    def to(self, device: torch.device) -> Piece:
+        return Piece(self.batch.to(device), self.said.to(device) if self.said else None, self.weight)
+
+
+@dataclass(frozen=True)
+class FedStep:
+    """A rank's part of a step. pieces: at least one; digests: of its own frames, in order, none of weight 0."""
+
+    part: RankStep
+    pieces: tuple[Piece, ...]
+    digests: tuple[bytes, ...]
+
+    @property
+    def frames(self) -> int:
+        """How many frames of weight 1 it holds."""
+        return len(self.digests)
+
+
+class Feed:
+    """Builds a rank's part of any step. Safe to share between threads.
+
+    Raises StoreError where a frame lacks what the run reads.
+    """
+
+    def __init__(self, plan: Plan, model: Detector, rank: int = 0, world: int = 1) -> None:
+        self._plan, self._rank, self._world = plan, rank, world
+        self._builder = BatchBuilder(plan.frames, training_needs(model, plan.recipe), said_reader(plan))
+        self._pasts = pasts_of(plan, model)
+        past = self._pasts.rows() if self._pasts else ()
+        self._builder.require(plan.rows[: plan.labelled], plan.rows[plan.labelled :], past)
+
+    def steps(self, state: OrderState | None = None) -> OrderCursor:
+        """The rank's steps, from the state on where one is given."""
+        cursor = OrderCursor(self._plan.run_order, self._plan.steps, self._rank, self._world)
+        cursor.reset(state)
+        return cursor
+
+    def tokens(self, step: int) -> list[str]:
+        """Frame tokens of the whole global batch of `step`, in order."""
+        plan = self._plan
+        return [plan.frames.tokens[plan.rows[entry]] for entry in plan.run_order.step(step).entries.tolist()]
+
+    def build(self, part: RankStep) -> FedStep:
+        """The part's batches: what the loader's threads do."""
+        entries, keys = part.entries.tolist(), part.keys.tolist()
+        real = bool(part.weight.any())
+        pieces, digests = [], []
+        for chosen, weight in self._pieces(part, len(entries), real):
+            augments = [self._augment(part.epoch, keys[at]) for at in chosen]
+            batch, said = self._build(part.epoch, [(entries[at], keys[at]) for at in chosen], augments)
+            pieces.append(Piece(batch, said, weight))
+            if weight:
+                digests += self._digests(batch, augments)
+        return FedStep(part, tuple(pieces), tuple(digests))
+
+    def _pieces(self, part: RankStep, size: int, real: bool) -> Iterator[tuple[list[int], float]]:
+        """(places in the rank's part, weight) of each micro-batch; one without frames of its own runs on the first."""
+        micro = self._plan.recipe.train.micro_batch
+        if not micro:
+            yield list(range(size)), float(real)
+            return
+        for piece in micro_parts(part.batch, self._rank, self._world, micro):
+            start = piece.first - part.first
+            yield (list(range(start, start + piece.size)), 1.0) if piece.size else ([0], 0.0)
+
+    def _build(
+        self, epoch: int, entries: list[tuple[int, int]], augments: list[FrameAugment]
+    ) -> tuple[Batch, TeacherSaid | None]:
+        """The batch of (entry, key) pairs."""
+        plan, pasts = self._plan, self._pasts
+        teacher_rows = [plan.teacher_rows[entry] for entry, _ in entries] if plan.teacher_rows else []
+        past = [pasts.of(entry, epoch, key) for entry, key in entries] if pasts else []
+        return self._builder.build([plan.rows[entry] for entry, _ in entries], augments, teacher_rows, past)
+
+    def _augment(self, epoch: int, key: int) -> FrameAugment:
+        data, seed = self._plan.recipe.data, self._plan.recipe.train.seed
+        return frame_augment(data.bev_augmentation, data.image_augmentation, len(CAMERA_CHANNELS), seed, epoch, key)
+
+    def _digests(self, batch: Batch, augments: list[FrameAugment]) -> list[bytes]:
+        inputs = self._plan.recipe.train.digest == "inputs"
+        return [
+            frame_digest(token, augment, frame_buffers(batch, at) if inputs else ())
+            for at, (token, augment) in enumerate(zip(batch.tokens, augments, strict=True))
+        ]
