@@ -6,6 +6,7 @@ global and float64, because the metric's `<` comparisons flip on float32's 1e-4 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,39 @@ class Pose:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Pose:
         return cls(np.asarray(values["translation"], np.float64), np.asarray(values["rotation"], np.float64))
+
+
+@dataclass(frozen=True)
+class Poses:
+    """`Pose`s of F frames, as arrays: translation (F, 3) metres, rotation (F, 4) w, x, y, z; float64."""
+
+    translation: np.ndarray
+    rotation: np.ndarray
+
+    def matrices(self) -> np.ndarray:
+        """(F, 4, 4) float64: `Pose.matrix` of each, to the bit."""
+        w, x, y, z = self.rotation.T
+        norm = w * w + x * x + y * y + z * z
+        if not (norm > 0).all():
+            raise ValueError("quaternion of length 0")
+        s = 2.0 / norm
+        out = np.zeros((len(norm), 4, 4))
+        out[:, 0, 0], out[:, 0, 1], out[:, 0, 2] = 1 - s * (y * y + z * z), s * (x * y - z * w), s * (x * z + y * w)
+        out[:, 1, 0], out[:, 1, 1], out[:, 1, 2] = s * (x * y + z * w), 1 - s * (x * x + z * z), s * (y * z - x * w)
+        out[:, 2, 0], out[:, 2, 1], out[:, 2, 2] = s * (x * z - y * w), s * (y * z + x * w), 1 - s * (x * x + y * y)
+        out[:, :3, 3], out[:, 3, 3] = self.translation, 1.0
+        return out
+
+    @classmethod
+    def of(cls, poses: Sequence[Pose]) -> Poses:
+        """Of poses one by one."""
+        return cls.from_dicts([vars(pose) for pose in poses])
+
+    @classmethod
+    def from_dicts(cls, values: Sequence[dict[str, Any]]) -> Poses:
+        """Of poses as `Pose.to_dict` has them."""
+        translation = np.array([one["translation"] for one in values], np.float64).reshape(-1, 3)
+        return cls(translation, np.array([one["rotation"] for one in values], np.float64).reshape(-1, 4))
 
 
 @dataclass(frozen=True)

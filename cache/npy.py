@@ -47,7 +47,7 @@ def decode_npy_as(data: bytes | memoryview, dtype: str, shape: tuple[int, ...], 
     header = npy_header(dtype, shape)
     start, size = len(header), math.prod(shape)
     kind = np.dtype(dtype)
-    if size and len(data) == start + size * kind.itemsize and data[:start] == header:
+    if (size or len(shape) < 3) and len(data) == start + size * kind.itemsize and data[:start] == header:
         return np.frombuffer(data, kind, size, start).reshape(shape)
     return decode_npy(data, where)
 

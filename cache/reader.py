@@ -6,6 +6,7 @@ to open: the index is memory-mapped.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,14 +16,16 @@ import numpy as np
 
 from cache.codecs import Scratch, content_size
 from cache.errors import CorruptError, StoreError
+from cache.fields import FieldSpec
 from cache.index import FrameIndex
 from cache.local_cache import read_through
-from cache.manifest import MANIFEST, Manifest
+from cache.manifest import MANIFEST, Manifest, StoredFile
+from cache.npy import npy_header
 from cache.plan import FrameEntry
 from cache.roots import open_root
+from cache.spans import spans
 
 _TRIES = 10  # to open a store that others write at the same time
-_GAP = 64 << 10  # bytes read and dropped rather than asked for apart: under a millisecond of any network
 _SCRATCH = Scratch()
 
 
@@ -38,6 +41,7 @@ class Store:
         self.root = read_through(open_root(place))
         self.manifest, self.index = self._opened()
         self._fields = {spec.name: (position, spec) for position, spec in enumerate(self.manifest.fields)}
+        self._letters = self.manifest.letters
         frames = [shard.frames for shard in self.manifest.shards]
         known = not (self.index.shard >= len(frames)).any()
         if not known or np.bincount(self.index.shard, minlength=len(frames)).tolist() != frames:
@@ -154,21 +158,57 @@ class Store:
             return [self.read_bytes(row, field) for field in fields]
         offset, length = self.index.offset[row].tolist(), self.index.length[row].tolist()
         checksum = self.index.crc32c[row].tolist()
-        file = shard.files[0]
-        out: dict[int, bytes] = {}
-        for start, end, members in _spans([(offset[place], length[place], place) for place in places]):
-            try:
-                data = self.root.read_range(file.name, start, end - start) if end <= file.size else b""
-            except FileNotFoundError:
-                data = b""
-            for place in members:
-                part = data[offset[place] - start : offset[place] - start + length[place]]
-                if part and len(part) == length[place] and google_crc32c.value(part) == checksum[place]:
-                    out[place] = part
+        out = self._sound(shard.files[0], [(offset[place], length[place], place) for place in places], checksum)
         return [  # what is not as it should be is read by itself: that tells why, or reads it from elsewhere
             out[place] if place in out else self.read_bytes(row, field)
             for place, field in zip(places, fields, strict=True)
         ]
+
+    def read_bytes_of(self, rows: Sequence[int] | np.ndarray, fields: Sequence[str]) -> list[list[bytes]]:
+        """Several fields' bytes of several frames, [frame][field], each as `read_bytes` gives it. Neighbouring frames
+        come by one ranged read too."""
+        rows, width = np.asarray(rows, np.int64), len(fields)
+        places = [self._fields[field][0] if field in self._fields else -1 for field in fields]
+        if -1 in places:
+            return [[self.read_bytes(int(row), field) for field in fields] for row in rows]
+        columns = (self.index.offset, self.index.length, self.index.crc32c)
+        offset, length, checksum = (column[rows][:, places].ravel().tolist() for column in columns)
+        wanted: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+        for i, number in enumerate(self.index.shard[rows].tolist()):
+            one_file = len(self.manifest.shards[number].files) == 1
+            for j, place in enumerate(places):
+                member = i * width + j
+                where = number, 0 if one_file else place
+                wanted.setdefault(where, []).append((offset[member], length[member], member))
+        out: dict[int, bytes] = {}
+        for (number, place), members in wanted.items():
+            out |= self._sound(self.manifest.shards[number].file_of(place), members, checksum)
+        return [
+            [
+                out[i * width + j] if i * width + j in out else self.read_bytes(int(row), field)
+                for j, field in enumerate(fields)
+            ]
+            for i, row in enumerate(rows)
+        ]
+
+    def _sound(
+        self, file: StoredFile, members: Iterable[tuple[int, int, int]], checksum: Sequence[int]
+    ) -> dict[int, bytes]:
+        """Bytes of members (offset, length, number) of a file by number, without those that are not as they should be;
+        checksum: by number."""
+        out: dict[int, bytes] = {}
+        sizes = {number: (offset, length) for offset, length, number in members}
+        for start, end, numbers in spans(members):
+            try:
+                data = self.root.read_range(file.name, start, end - start) if end <= file.size else b""
+            except FileNotFoundError:
+                data = b""
+            for number in numbers:
+                offset, length = sizes[number]
+                part = data[offset - start : offset - start + length]
+                if part and len(part) == length and google_crc32c.value(part) == checksum[number]:
+                    out[number] = part
+        return out
 
     def read(self, row: int, field: str) -> Any:
         """The decoded field: a read-only array, a dict, or JPEG bytes. Raises as `read_bytes`."""
@@ -188,7 +228,7 @@ class Store:
         first = spec.shape[0]
         if first.isdecimal():
             return np.full(len(rows), int(first), np.int64)
-        return self.index.sizes[rows, self.manifest.letters.index(first)].astype(np.int64)
+        return self.index.sizes[rows, self._letters.index(first)].astype(np.int64)
 
     def read_joined(self, rows: Sequence[int] | np.ndarray, fields: Sequence[str]) -> dict[str, np.ndarray]:
         """Array fields of several frames, each joined along its first axis in the order of `rows`: what np.concatenate
@@ -204,28 +244,39 @@ class Store:
                 raise StoreError(
                     f"{self.root}: field {spec.name} of shape {list(spec.shape)} cannot be joined; use read"
                 )
-        frames = []
-        for row in map(int, rows):
-            parts, sizes = self.read_bytes_many(row, fields), self._sizes(row)
-            for spec, data in zip(specs, parts, strict=True):
+        parts = self.read_bytes_of(rows, fields)
+        for row, found in zip(map(int, rows), parts, strict=True):
+            sizes = self._sizes(row)
+            for spec, data in zip(specs, found, strict=True):
                 if spec.bytes_under(sizes) > content_size(spec.codec, data):  # before memory is taken for it
                     self._decode(row, spec.name, data, sizes)
                     raise CorruptError(f"{self._where(row, spec.name)}: less than the index says; run verify")
-            frames.append((row, parts, sizes))
-        out = {
-            spec.name: np.empty((ends[spec.name][-1] if frames else 0, *map(int, spec.shape[1:])), spec.dtype)
-            for spec in specs
-        }
-        start = dict.fromkeys(fields, 0)
-        for i, (row, parts, sizes) in enumerate(frames):
-            for field, data in zip(fields, parts, strict=True):
-                end = ends[field][i]
-                out[field][start[field] : end] = self._decode(row, field, data, sizes, _SCRATCH)
-                start[field] = end
+        out = {}
+        for number, spec in enumerate(specs):
+            out[spec.name] = self._joined(spec, rows, [found[number] for found in parts], ends[spec.name])
+        return out
+
+    def _joined(
+        self, spec: FieldSpec, rows: Sequence[int] | np.ndarray, parts: Sequence[bytes], ends: Sequence[int]
+    ) -> np.ndarray:
+        """One field of `rows` in one array; ends: where each row's part of the first axis ends."""
+        others = tuple(map(int, spec.shape[1:]))
+        out = np.empty((ends[-1] if len(ends) else 0, *others), spec.dtype)
+        plain = spec.codec == "" and self.manifest.format.name != "zarr"
+        width = math.prod(others) * out.itemsize
+        raw = memoryview(out.reshape(-1).view(np.uint8))
+        start = 0
+        for row, data, end in zip(rows, parts, ends, strict=True):
+            header = npy_header(spec.dtype, (end - start, *others)) if plain else b""
+            if plain and len(data) == len(header) + (end - start) * width and data.startswith(header):
+                raw[start * width : end * width] = memoryview(data)[len(header) :]
+            else:
+                out[start:end] = self._decode(int(row), spec.name, data, self._sizes(int(row)), _SCRATCH)
+            start = end
         return out
 
     def _sizes(self, row: int) -> dict[str, int]:
-        return dict(zip(self.manifest.letters, self.index.sizes[row].tolist(), strict=True))
+        return dict(zip(self._letters, self.index.sizes[row].tolist(), strict=True))
 
     def _decode(self, row: int, field: str, data: bytes, sizes: dict[str, int], scratch: Scratch | None = None) -> Any:
         spec, where = self._fields[field][1], Place(self, row, field)
@@ -256,15 +307,3 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         return self.store._where(self.row, self.field)
-
-
-def _spans(members: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, list[int]]]:
-    """(offset, length, number) -> (start, end, numbers) of the reads that bring them, across gaps of up to _GAP."""
-    out: list[tuple[int, int, list[int]]] = []
-    for offset, length, number in sorted(members):
-        if out and offset <= out[-1][1] + _GAP:
-            start, end, numbers = out[-1]
-            out[-1] = start, max(end, offset + length), [*numbers, number]
-        else:
-            out.append((offset, offset + length, [number]))
-    return out

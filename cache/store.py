@@ -16,7 +16,8 @@ from cache.depth_labels import unpack_depth
 from cache.errors import ConfigError, CorruptError, StoreError
 from cache.field_list import Asked, FieldList
 from cache.fields import FieldSpec
-from cache.frame import Detections, Frame, GroundTruth
+from cache.frame import Detections, Frame, GroundTruth, Poses
+from cache.frame_fields import pose_part
 from cache.further import Further
 from cache.grid import BevGrid
 from cache.reader import Place, Store
@@ -81,6 +82,24 @@ class FrameStore(Store):
         class_ids, attribute_ids, lidar_pts, radar_pts, visibility = np.ascontiguousarray(self.read(row, "gt_ids").T)
         boxes, racks = self.read(row, "gt_boxes"), self.read(row, "racks")
         return GroundTruth(boxes, class_ids, attribute_ids, lidar_pts, radar_pts, visibility, racks)
+
+    def poses_of(self, rows: Sequence[int] | np.ndarray) -> tuple[Poses, Poses]:
+        """ego_to_global and lidar_to_ego of several frames, without parsing what their cameras are."""
+        told = [
+            pose_part(data) or self._decode(int(row), "frame", data, {})
+            for row, (data,) in zip(rows, self.read_bytes_of(rows, ["frame"]), strict=True)
+        ]
+        return Poses.from_dicts([one["ego_to_global"] for one in told]), Poses.from_dicts(
+            [one["lidar_to_ego"] for one in told]
+        )
+
+    def truth_of(self, rows: Sequence[int] | np.ndarray) -> tuple[GroundTruth, np.ndarray, np.ndarray]:
+        """`truth` of several frames one after another, and offsets (len(rows) + 1,) int64 into its boxes and into its
+        racks: frame i has those from offsets[i] to offsets[i + 1]."""
+        read = self.read_joined(rows, ["gt_boxes", "gt_ids", "racks"])
+        truth = GroundTruth(read["gt_boxes"], *np.ascontiguousarray(read["gt_ids"].T), read["racks"])
+        boxes, racks = (np.concatenate([[0], np.cumsum(self.lengths(rows, key))]) for key in ("gt_boxes", "racks"))
+        return truth, boxes, racks
 
     def points(self, row: int) -> np.ndarray:
         """(P, 5) float32 x, y, z, intensity, dt_s of key frame and sweeps, canonical frame."""
@@ -175,6 +194,12 @@ class TeacherStore(Store):
     def detections(self, row: int) -> Detections:
         """The teacher's decoded boxes, canonical frame, scores descending."""
         return Detections(*self.read_many(row, ("boxes", "scores", "labels")))
+
+    def detections_of(self, rows: Sequence[int] | np.ndarray) -> tuple[Detections, np.ndarray]:
+        """`detections` of several frames one after another, and offsets (len(rows) + 1,) int64 as `cells_of`."""
+        read = self.read_joined(rows, ["boxes", "scores", "labels"])
+        offsets = np.concatenate([[0], np.cumsum(self.lengths(rows, "boxes"))])
+        return Detections(read["boxes"], read["scores"], read["labels"]), offsets
 
     def logits(self, row: int) -> np.ndarray:
         """(K, classes) float16: class logits before the sigmoid at the frame's cells, by class id."""

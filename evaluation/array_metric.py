@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,7 @@ class ArrayMetric:
         self._place = {token: number for number, token in enumerate(tokens)}
         self._waiting = dict.fromkeys(tokens)
         self._portions: list[_Matched] = []
+        self._lock = Lock()
         self._objects = np.zeros(len(DETECTION_CLASSES), np.int64)
         self._counts = np.zeros((2, 4), np.int64)
 
@@ -85,20 +87,22 @@ class ArrayMetric:
             self.add_boxes(tokens[part], places_of(frames[part], truth[part]), truth_arrays(truth[part]), boxes)
 
     def add_boxes(self, tokens: Sequence[str], places: Places, truth: BoxArrays, predicted: BoxArrays) -> None:
-        """The same from arrays, whose `frame` counts in `tokens`. A subset's frames are not chosen here: give those."""
-        for token in tokens:
-            if token not in self._waiting:
-                known = "comes a second time" if token in self._place else "is none of the split's"
-                raise DataError(f"the metric: sample {token} {known}; every sample of the split comes once")
-            del self._waiting[token]
+        """The same from arrays, whose `frame` counts in `tokens`. A subset's frames are not chosen here: give those.
+        Threads may add portions at the same time."""
+        with self._lock:
+            for token in tokens:
+                if token not in self._waiting:
+                    known = "comes a second time" if token in self._place else "is none of the split's"
+                    raise DataError(f"the metric: sample {token} {known}; every sample of the split comes once")
+                del self._waiting[token]
         place = np.array([self._place[token] for token in tokens], np.int32)
         found = match_portion(truth, predicted, places, self.config, self.subset)
-        self._counts += [_row(found.truth_counts), _row(found.predicted_counts)]
-        self._objects += np.bincount(found.truth.class_ids, minlength=len(DETECTION_CLASSES))
         class_ids, hits = found.predicted.class_ids.astype(np.int8), (found.taken >= 0).T.copy()
-        self._portions.append(
-            _Matched(place[found.predicted.frame], class_ids, found.predicted.scores, hits, found.errors)
-        )
+        portion = _Matched(place[found.predicted.frame], class_ids, found.predicted.scores, hits, found.errors)
+        with self._lock:
+            self._portions.append(portion)
+            self._objects += np.bincount(found.truth.class_ids, minlength=len(DETECTION_CLASSES))
+            self._counts += [_row(found.truth_counts), _row(found.predicted_counts)]
 
     def result(self) -> Metrics:
         """The figures of all that came. Raises DataError naming samples of the split that did not come."""
@@ -113,7 +117,9 @@ class ArrayMetric:
         none = _Matched(
             empty.astype(np.int32), empty.astype(np.int8), empty, np.zeros((0, thresholds), bool), np.zeros((0, 5))
         )
-        columns = [vars(part).values() for part in (none, *self._portions)]
+        # most portions are runs of the split, so that nothing is left to sort
+        inside = sorted((part for part in self._portions if len(part.frame)), key=lambda part: int(part.frame[0]))
+        columns = [vars(part).values() for part in (none, *inside)]
         joined = _Matched(*(np.concatenate(column) for column in zip(*columns, strict=True)))
         if (np.diff(joined.frame) >= 0).all():
             return joined

@@ -13,7 +13,7 @@ import numpy as np
 
 from cache.classes import ATTRIBUTES, DETECTION_CLASSES
 from cache.frame import Detections, Frame, GroundTruth
-from evaluation.boxes import detections_to_arrays
+from evaluation.boxes import GlobalBoxes, detections_to_arrays
 
 _CLASS_ID = {name: number for number, name in enumerate(DETECTION_CLASSES)}
 _ATTRIBUTE_ID = {"": -1, **{name: number for number, name in enumerate(ATTRIBUTES)}}
@@ -59,19 +59,21 @@ def places_of(frames: Sequence[Frame], truth: Sequence[GroundTruth]) -> Places:
     return Places(ego, np.concatenate([np.zeros((0, 10)), *racks]), np.repeat(np.arange(len(truth)), counts))
 
 
-def truth_arrays(truth: Sequence[GroundTruth]) -> BoxArrays:
-    """The ground truth of frames; points counts LiDAR and radar."""
+def truth_arrays(truth: Sequence[GroundTruth], frame: np.ndarray | None = None) -> BoxArrays:
+    """The ground truth of frames; points counts LiDAR and radar. frame: of each box of a joined record; by default each
+    of `truth` is a frame."""
     if not truth:
         return _no_boxes()
-    counts = [len(one) for one in truth]
+    if frame is None:
+        frame = np.repeat(np.arange(len(truth)), [len(one) for one in truth])
 
     def joined(name: str) -> np.ndarray:
         return np.concatenate([np.asarray(getattr(one, name), np.int64) for one in truth])
 
     return BoxArrays(
-        np.repeat(np.arange(len(truth)), counts),
+        frame,
         np.concatenate([np.asarray(one.boxes_global, np.float64).reshape(-1, 12) for one in truth]),
-        np.full(sum(counts), -1.0),
+        np.full(len(frame), -1.0),
         joined("class_ids"),
         joined("attribute_ids"),
         joined("num_lidar_pts") + joined("num_radar_pts"),
@@ -86,9 +88,13 @@ def detection_arrays(frames: Sequence[Frame], detections: Sequence[Detections]) 
     if not frames:
         return _no_boxes()
     found = detections_to_arrays(frames, detections)
-    which = np.repeat(np.arange(len(frames)), [len(one) for one in detections])
+    return global_arrays(found, np.repeat(np.arange(len(frames)), [len(one) for one in detections]))
+
+
+def global_arrays(found: GlobalBoxes, frame: np.ndarray) -> BoxArrays:
+    """Boxes of a model, already global; frame (N,): of each."""
     unknown = np.full(len(found), -1, np.int64)
-    return BoxArrays(which, found.boxes, found.scores, found.class_ids, found.attribute_ids, unknown, unknown * 0)
+    return BoxArrays(frame, found.boxes, found.scores, found.class_ids, found.attribute_ids, unknown, unknown * 0)
 
 
 def submission_arrays(tokens: Mapping[str, int], results: Mapping[str, Sequence[Mapping[str, Any]]]) -> BoxArrays:

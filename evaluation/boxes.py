@@ -13,7 +13,7 @@ import numpy as np
 
 from cache.classes import ATTRIBUTES, DETECTION_CLASSES
 from cache.errors import DataError
-from cache.frame import Detections, Frame, GroundTruth
+from cache.frame import Detections, Frame, GroundTruth, Poses
 from cache.geometry import boxes_to_lidar
 
 MOVING_SPEED = 0.2  # m/s, the threshold OpenPCDet, mmdetection3d and BEVDepth use alike
@@ -87,31 +87,44 @@ def detections_to_global(frame: Frame, detections: Detections) -> GlobalBoxes:
 
 
 def detections_to_arrays(frames: Sequence[Frame], detections: Sequence[Detections]) -> GlobalBoxes:
-    """`detections_to_global` of many frames at once, one after the other in one set of arrays.
+    """`detections_to_global` of many frames at once, one after the other in one set of arrays."""
+    tokens = [frame.token for frame in frames]
+    joined, counts = _joined(tokens, detections)
+    ego, lidar = (Poses.of([getattr(frame, key) for frame in frames]) for key in ("ego_to_global", "lidar_to_ego"))
+    return joined_to_global(tokens, ego, lidar, joined, counts)
+
+
+def joined_to_global(
+    tokens: Sequence[str], ego_to_global: Poses, lidar_to_ego: Poses, joined: Detections, counts: Sequence[int]
+) -> GlobalBoxes:
+    """`detections_to_global` of F frames whose boxes stand one after the other in `joined`, counts[i] of frame i.
 
     Each box is computed by itself, never as a row of a matrix product, whose sums depend on the rows beside it: so
     that what is scored here and what is exported frame by frame are the same bits.
     """
-    tokens = [frame.token for frame in frames]
-    boxes, scores, labels, counts = _joined_sound(tokens, detections)
-    to_global = np.repeat(np.stack([frame.lidar_to_global() for frame in frames]), counts, axis=0)  # (N, 4, 4)
-    out = np.zeros((len(boxes), 12))
-    out[:, :3] = _turned(to_global, boxes[:, 0], boxes[:, 1], boxes[:, 2]) + to_global[:, :3, 3]
-    out[:, 3:6] = boxes[:, [4, 3, 5]]
-    half = boxes[:, 6] / 2
-    about_z = np.stack([np.cos(half), np.zeros_like(half), np.zeros_like(half), np.sin(half)], axis=-1)
-    ego = np.stack([frame.ego_to_global.rotation for frame in frames])
-    lidar = quaternion_product(ego, np.stack([frame.lidar_to_ego.rotation for frame in frames]))
-    rotation = quaternion_product(np.repeat(lidar, counts, axis=0), about_z)
-    out[:, 6:10] = rotation / np.linalg.norm(rotation, axis=-1, keepdims=True)
-    velocity = np.nan_to_num(boxes[:, 7:9], nan=0.0)
-    out[:, 10:12] = _turned(to_global, velocity[:, 0], velocity[:, 1], np.zeros(len(boxes)))[:, :2]
+    labels = joined.labels.astype(np.int32, copy=False)
+    _require_sound(tokens, counts, joined.boxes_lidar, joined.scores, labels)
+    of = np.repeat(np.arange(len(tokens)), counts)
+    matrix = ego_to_global.matrices() @ lidar_to_ego.matrices()
+    x, y, z, length, width, height, yaw, vx, vy = joined.boxes_lidar.T.astype(np.float64)
+    out = np.empty((len(of), 12))
+    rows = [[matrix[of, i, j] for j in range(4 if i < 2 else 3)] for i in range(3)]
+    for i, row in enumerate(rows):
+        out[:, i] = row[0] * x + row[1] * y + row[2] * z + matrix[of, i, 3]
+    out[:, 3], out[:, 4], out[:, 5] = width, length, height
+    yaw /= 2
+    aw, ax, ay, az = quaternion_product(ego_to_global.rotation, lidar_to_ego.rotation)[of].T
+    bw, bz = np.cos(yaw), np.sin(yaw)  # a turn about z; first that, then lidar to global
+    turn = [aw * bw - az * bz, ax * bw + ay * bz, ay * bw - ax * bz, aw * bz + az * bw]
+    norm = np.sqrt(turn[0] * turn[0] + turn[1] * turn[1] + turn[2] * turn[2] + turn[3] * turn[3])
+    for i, part in enumerate(turn):
+        np.divide(part, norm, out=out[:, 6 + i])
+    for velocity in (vx, vy):
+        velocity[np.isnan(velocity)] = 0.0
+    for i in range(2):
+        out[:, 10 + i] = rows[i][0] * vx + rows[i][1] * vy
+    scores = joined.scores.astype(np.float64)
     return GlobalBoxes(out, scores, labels, attributes_of(labels, np.hypot(out[:, 10], out[:, 11])))
-
-
-def _turned(matrices: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """(N, 3) vectors x, y, z (N,) turned by the rotations of matrices (N, 4, 4)."""
-    return matrices[:, :3, 0] * x[:, None] + matrices[:, :3, 1] * y[:, None] + matrices[:, :3, 2] * z[:, None]
 
 
 def truth_to_canonical(frame: Frame, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray]:
@@ -149,10 +162,8 @@ def submission_boxes(token: str, boxes: GlobalBoxes) -> list[dict[str, object]]:
     ]
 
 
-def _joined_sound(
-    tokens: Sequence[str], detections: Sequence[Detections]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
-    """Boxes (N, 9) float64, scores (N,) float64 and labels (N,) int32 of all frames, and how many of each frame."""
+def _joined(tokens: Sequence[str], detections: Sequence[Detections]) -> tuple[Detections, list[int]]:
+    """The boxes of all frames in one record, and how many of each frame."""
     rows = [np.asarray(one.boxes_lidar).reshape(-1, 9) for one in detections]
     counts = [len(boxes) for boxes in rows]
     for token, count, one in zip(tokens, counts, detections, strict=True):
@@ -161,11 +172,8 @@ def _joined_sound(
                 f"detections of sample {token}: {count} boxes, {len(one.scores)} scores, {len(one.labels)} labels; "
                 "expected as many of each"
             )
-    boxes = np.concatenate(rows).astype(np.float64)
-    scores = np.concatenate([one.scores for one in detections]).astype(np.float64)
-    labels = np.concatenate([one.labels for one in detections]).astype(np.int32)
-    _require_sound(tokens, counts, boxes, scores, labels)
-    return boxes, scores, labels, counts
+    scores, labels = (np.concatenate([getattr(one, key) for one in detections]) for key in ("scores", "labels"))
+    return Detections(np.concatenate(rows), scores, labels), counts
 
 
 def _require_sound(

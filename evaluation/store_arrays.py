@@ -1,0 +1,79 @@
+"""The metric from stores to figures: frames, truth and a teacher's boxes in portions, read, turned and matched at once.
+
+Reads only the members that the metric needs, neighbouring frames by one ranged read, straight into arrays: no record is
+made of any frame. A few threads take portions in turn, so that one reads while another matches; memory is theirs and 20
+bytes a prediction, whatever the split's size.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+
+import numpy as np
+
+from cache.frame import Detections
+from cache.store import FrameStore, TeacherStore
+from evaluation.array_metric import PORTION, ArrayMetric
+from evaluation.box_arrays import Places, global_arrays, truth_arrays
+from evaluation.boxes import joined_to_global
+from evaluation.metric_config import CVPR_2019, MetricConfig
+from evaluation.metrics import Metrics
+from evaluation.submission import limited
+from evaluation.subsets import EVERYTHING, Subset
+
+THREADS = 4  # at most; beyond some four the interpreter's lock is the limit
+
+
+def evaluate_teacher(
+    store: FrameStore,
+    rows: Sequence[int],
+    teacher: TeacherStore,
+    teacher_rows: Sequence[int],
+    *,
+    config: MetricConfig = CVPR_2019,
+    subset: Subset = EVERYTHING,
+) -> Metrics:
+    """`array_metric.evaluate` of what a teacher store says, to the bit. teacher_rows: its rows of the same frames
+    (`cache.same_frames`). Raises DataError naming sample and box where a box is not sound, and what reading raises."""
+    tokens = [store.token(row) for row in rows]
+    metric = ArrayMetric(tokens, config, subset)
+
+    def add(part: slice) -> None:
+        ego, lidar = store.poses_of(rows[part])
+        truth, boxes, racks = store.truth_of(rows[part])
+        said, offsets = teacher.detections_of(teacher_rows[part])
+        count = np.diff(offsets)
+        frames = np.arange(len(count))
+        for i in np.nonzero(count > config.max_boxes_per_sample)[0]:
+            one = slice(offsets[i], offsets[i + 1])
+            crowded = Detections(said.boxes_lidar[one], said.scores[one], said.labels[one])
+            limited(tokens[part][i], crowded, keep_top=False, most=config.max_boxes_per_sample)
+        places = Places(ego.translation, truth.racks_global, np.repeat(frames, np.diff(racks)))
+        predicted = joined_to_global(tokens[part], ego, lidar, said, count)
+        metric.add_boxes(
+            tokens[part],
+            places,
+            truth_arrays([truth], np.repeat(frames, np.diff(boxes))),
+            global_arrays(predicted, np.repeat(frames, count)),
+        )
+
+    in_threads(add, portions(len(rows)))
+    return metric.result()
+
+
+def portions(count: int) -> Iterator[slice]:
+    """Of `count` frames, those that are matched at once."""
+    return (slice(start, start + PORTION) for start in range(0, count, PORTION))
+
+
+def in_threads(work: Callable[[slice], None], parts: Iterator[slice]) -> None:
+    """Does the work for every part, several at a time; the first part that fails ends it."""
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        asked = [pool.submit(work, part) for part in parts]
+        done = wait(asked, return_when=FIRST_EXCEPTION).done
+        pool.shutdown(wait=False, cancel_futures=True)
+    for one in asked:
+        if one in done:
+            one.result()
