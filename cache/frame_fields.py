@@ -121,8 +121,8 @@ def pose_part(data: bytes) -> dict[str, Any] | None:
     """The poses, and what else stands behind the cameras in the bytes of a `frame` field; None where that takes parsing
     all of it. Keys are sorted as we write them, and six cameras are nine tenths of the bytes.
 
-    What follows the last `,"ego_to_global":` parses as the rest of an object only if that key is the outermost object's:
-    inside another one its closing brace would be one too many, and in a string the quotes would be escaped.
+    What follows the last `,"ego_to_global":` parses as the rest of an object only if that key is the outermost
+    object's: inside another one a closing brace would be too many, and in a string the quotes would be escaped.
     """
     start = data.rfind(b',"ego_to_global":')
     if start < 0:

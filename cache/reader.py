@@ -245,12 +245,13 @@ class Store:
                     f"{self.root}: field {spec.name} of shape {list(spec.shape)} cannot be joined; use read"
                 )
         parts = self.read_bytes_of(rows, fields)
-        for row, found in zip(map(int, rows), parts, strict=True):
-            sizes = self._sizes(row)
-            for spec, data in zip(specs, found, strict=True):
-                if spec.bytes_under(sizes) > content_size(spec.codec, data):  # before memory is taken for it
-                    self._decode(row, spec.name, data, sizes)
-                    raise CorruptError(f"{self._where(row, spec.name)}: less than the index says; run verify")
+        for number, spec in enumerate(specs):
+            per_item = math.prod(map(int, spec.shape[1:])) * np.dtype(spec.dtype).itemsize
+            needs = (self.lengths(rows, spec.name) * per_item).tolist()
+            for row, found, size in zip(rows, parts, needs, strict=True):
+                if size > content_size(spec.codec, found[number]):  # before memory is taken for it
+                    self._decode(int(row), spec.name, found[number], self._sizes(int(row)))
+                    raise CorruptError(f"{self._where(int(row), spec.name)}: less than the index says; run verify")
         out = {}
         for number, spec in enumerate(specs):
             out[spec.name] = self._joined(spec, rows, [found[number] for found in parts], ends[spec.name])
@@ -264,7 +265,7 @@ class Store:
         out = np.empty((ends[-1] if len(ends) else 0, *others), spec.dtype)
         plain = spec.codec == "" and self.manifest.format.name != "zarr"
         width = math.prod(others) * out.itemsize
-        raw = memoryview(out.reshape(-1).view(np.uint8))
+        raw = out.reshape(-1).view(np.uint8).data
         start = 0
         for row, data, end in zip(rows, parts, ends, strict=True):
             header = npy_header(spec.dtype, (end - start, *others)) if plain else b""

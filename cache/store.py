@@ -97,7 +97,8 @@ class FrameStore(Store):
         """`truth` of several frames one after another, and offsets (len(rows) + 1,) int64 into its boxes and into its
         racks: frame i has those from offsets[i] to offsets[i + 1]."""
         read = self.read_joined(rows, ["gt_boxes", "gt_ids", "racks"])
-        truth = GroundTruth(read["gt_boxes"], *np.ascontiguousarray(read["gt_ids"].T), read["racks"])
+        class_ids, attribute_ids, lidar_pts, radar_pts, visibility = np.ascontiguousarray(read["gt_ids"].T)
+        truth = GroundTruth(read["gt_boxes"], class_ids, attribute_ids, lidar_pts, radar_pts, visibility, read["racks"])
         boxes, racks = (np.concatenate([[0], np.cumsum(self.lengths(rows, key))]) for key in ("gt_boxes", "racks"))
         return truth, boxes, racks
 

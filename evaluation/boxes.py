@@ -95,7 +95,11 @@ def detections_to_arrays(frames: Sequence[Frame], detections: Sequence[Detection
 
 
 def joined_to_global(
-    tokens: Sequence[str], ego_to_global: Poses, lidar_to_ego: Poses, joined: Detections, counts: Sequence[int]
+    tokens: Sequence[str],
+    ego_to_global: Poses,
+    lidar_to_ego: Poses,
+    joined: Detections,
+    counts: Sequence[int] | np.ndarray,
 ) -> GlobalBoxes:
     """`detections_to_global` of F frames whose boxes stand one after the other in `joined`, counts[i] of frame i.
 
@@ -104,16 +108,19 @@ def joined_to_global(
     """
     labels = joined.labels.astype(np.int32, copy=False)
     _require_sound(tokens, counts, joined.boxes_lidar, joined.scores, labels)
-    of = np.repeat(np.arange(len(tokens)), counts)
     matrix = ego_to_global.matrices() @ lidar_to_ego.matrices()
     x, y, z, length, width, height, yaw, vx, vy = joined.boxes_lidar.T.astype(np.float64)
-    out = np.empty((len(of), 12))
-    rows = [[matrix[of, i, j] for j in range(4 if i < 2 else 3)] for i in range(3)]
+    out = np.empty((len(labels), 12))
+
+    def of_boxes(per_frame: np.ndarray) -> np.ndarray:
+        return np.repeat(per_frame, counts)
+
+    rows = [[of_boxes(matrix[:, i, j]) for j in range(3)] for i in range(3)]
     for i, row in enumerate(rows):
-        out[:, i] = row[0] * x + row[1] * y + row[2] * z + matrix[of, i, 3]
+        out[:, i] = row[0] * x + row[1] * y + row[2] * z + of_boxes(matrix[:, i, 3])
     out[:, 3], out[:, 4], out[:, 5] = width, length, height
     yaw /= 2
-    aw, ax, ay, az = quaternion_product(ego_to_global.rotation, lidar_to_ego.rotation)[of].T
+    aw, ax, ay, az = map(of_boxes, quaternion_product(ego_to_global.rotation, lidar_to_ego.rotation).T)
     bw, bz = np.cos(yaw), np.sin(yaw)  # a turn about z; first that, then lidar to global
     turn = [aw * bw - az * bz, ax * bw + ay * bz, ay * bw - ax * bz, aw * bz + az * bw]
     norm = np.sqrt(turn[0] * turn[0] + turn[1] * turn[1] + turn[2] * turn[2] + turn[3] * turn[3])
@@ -177,8 +184,15 @@ def _joined(tokens: Sequence[str], detections: Sequence[Detections]) -> tuple[De
 
 
 def _require_sound(
-    tokens: Sequence[str], counts: Sequence[int], boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray
+    tokens: Sequence[str], counts: Sequence[int] | np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray
 ) -> None:
+    if (
+        np.isfinite(boxes).all()
+        and np.isfinite(scores).all()
+        and (boxes[:, 3:6] > 0).all()
+        and (not len(labels) or 0 <= labels.min() <= labels.max() < len(DETECTION_CLASSES))
+    ):
+        return
     problems = (
         (~np.isfinite(boxes[:, :7]).all(axis=1), "a position, size or yaw that is not finite"),
         (np.isinf(boxes[:, 7:9]).any(axis=1), "an infinite velocity"),

@@ -58,8 +58,8 @@ def candidates(truth: BoxArrays, predicted: BoxArrays, thresholds: Sequence[floa
     counts = np.searchsorted(truth_key[order], key, side="right") - begin
     who = np.repeat(np.arange(len(predicted)), counts)
     object_ = order[np.repeat(begin - (np.cumsum(counts) - counts), counts) + np.arange(len(who))]
-    apart = predicted.boxes[who, :2] - truth.boxes[object_, :2]
-    distance = np.sqrt(np.square(apart[:, 0]) + np.square(apart[:, 1]))
+    x, y = ((predicted.boxes[:, axis].copy()[who] - truth.boxes[:, axis].copy()[object_]) for axis in (0, 1))
+    distance = np.sqrt(np.square(x) + np.square(y))
     near = np.nonzero(distance < max(thresholds) + _DOUBT_M)[0]
     who, object_, distance = who[near], object_[near], distance[near]
     order = np.lexsort((object_, distance, who))

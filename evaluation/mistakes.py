@@ -30,7 +30,7 @@ def mistakes_in_detections(
     frames: Sequence[Frame], truth: Sequence[GroundTruth], detections: Mapping[str, Detections]
 ) -> list[str]:
     """One sentence for each mistake seen in a model's detections."""
-    chosen = _chosen(len(frames))
+    chosen = looked_at(len(frames))
     some = [frames[i] for i in chosen]
     return _mistakes(some, [truth[i] for i in chosen], detection_arrays(some, [detections[f.token] for f in some]))
 
@@ -39,7 +39,7 @@ def mistakes_in_submission(
     frames: Sequence[Frame], truth: Sequence[GroundTruth], results: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> list[str]:
     """One sentence for each mistake seen in the `results` of a submission."""
-    chosen = _chosen(len(frames))
+    chosen = looked_at(len(frames))
     some = [frames[i] for i in chosen]
     place = {frame.token: number for number, frame in enumerate(some)}
     boxes = submission_arrays(place, {token: results[token] for token in place})
@@ -59,7 +59,8 @@ def mistakes_in_submission(
     return found
 
 
-def _chosen(count: int) -> list[int]:
+def looked_at(count: int) -> list[int]:
+    """Which of `count` frames are looked at; of those alone, all are."""
     return np.unique(np.linspace(0, count - 1, min(count, FRAMES)).astype(int)).tolist()
 
 

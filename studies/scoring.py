@@ -19,10 +19,10 @@ from cache.frame import Detections, Frame, GroundTruth
 from cache.layout import frames_place, teacher_place
 from cache.same_frames import require_same_frames
 from cache.store import FrameStore, TeacherStore
-from evaluation import array_metric
+from evaluation import array_metric, store_arrays
 from evaluation.control import shuffled_over_frames
 from evaluation.metrics import Metrics
-from evaluation.mistakes import mistakes_in_detections, mistakes_in_submission
+from evaluation.mistakes import looked_at, mistakes_in_detections, mistakes_in_submission
 from evaluation.submission import export_submission, load_submission, require_annotations, submission_meta
 from evaluation.subsets import EVERYTHING, Subset
 from evaluation.table import MetricsRow, metrics_table
@@ -138,7 +138,6 @@ def evaluate_source(
     whole = rows = store.key_rows(split)
     if subset != EVERYTHING:
         rows = subset.rows(whole, [store.scene_of(row) for row in whole], store.manifest.scenes)
-    frames = frames_of(store, rows)
     labelled = all(store.is_labelled(row) for row in rows)
     if not labelled and export is None:
         require_annotations([None], f"{store.manifest.identity['dataset_version']} ({split})")
@@ -158,6 +157,7 @@ def evaluate_source(
         if export is not None:
             raise ConfigError("--export writes predictions; a --submission file is already one")
         results = load_submission(submission, [store.tokens[row] for row in whole]).results
+        frames = frames_of(store, rows)
         counted = {frame.token for frame in frames}
         results = {token: boxes for token, boxes in results.items() if token in counted}
         truth = truth_of(store, rows)
@@ -168,6 +168,9 @@ def evaluate_source(
         else:
             metrics = array_metric.evaluate_submission(frames, truth, results, subset=subset)
         name, mistakes = submission.name, mistakes_in_submission(frames, truth, results)
+    elif teacher is not None and export is None and not official:
+        name = teacher
+        metrics, mistakes = _score_teacher(store, rows, teacher_place(cache, teacher), subset)
     else:
         if teacher is not None:
             name, modality = teacher, "lidar"
@@ -179,6 +182,7 @@ def evaluate_source(
             model = load_run(run, trusted)
             name, modality = run.name, model.modality
             detections = predict(model, store, rows)
+        frames = frames_of(store, rows)
         if export is not None:
             meta = submission_meta(camera=modality == "camera", lidar=modality == "lidar")
             export_submission(export, frames, detections, meta)
@@ -191,12 +195,23 @@ def evaluate_source(
         mistakes = mistakes_in_detections(frames, truth, detections)
     counts = metrics.truth_counts
     part = "" if subset == EVERYTHING else f", {escape(str(subset))}"
-    lines.append(
-        f"{split}{part}: {len(frames)} samples, {counts.outside_racks} of {counts.given} annotated boxes count"
-    )
+    lines.append(f"{split}{part}: {len(rows)} samples, {counts.outside_racks} of {counts.given} annotated boxes count")
     lines.append(metrics_table([MetricsRow(name, metrics)]))
     lines += [f"[yellow]{escape(mistake)}[/yellow]" for mistake in mistakes]
-    return Outcome(lines, metrics.summary(), f"./bevcask inspect --cache {cache} --token {frames[0].token}")
+    return Outcome(lines, metrics.summary(), f"./bevcask inspect --cache {cache} --token {store.token(rows[0])}")
+
+
+def _score_teacher(
+    store: FrameStore, rows: Sequence[int], place: str | Path, subset: Subset
+) -> tuple[Metrics, list[str]]:
+    """The metric of a teacher store from arrays alone, and the mistakes seen in some of its frames."""
+    teacher = TeacherStore(place)
+    teacher_rows = require_same_frames(store, teacher, rows)
+    metrics = store_arrays.evaluate_teacher(store, rows, teacher, teacher_rows, subset=subset)
+    some = looked_at(len(rows))
+    seen = [rows[i] for i in some]
+    detections = {store.token(rows[i]): teacher.detections(teacher_rows[i]) for i in some}
+    return metrics, mistakes_in_detections(frames_of(store, seen), truth_of(store, seen), detections)
 
 
 def figures(metrics: Metrics) -> dict[str, Any]:
