@@ -118,11 +118,14 @@ def evaluate_source(
     split: str | None = None,
     export: Path | None = None,
     trusted: str = "",
+    weights: str = "last",
+    processes: int = 1,
     official: bool = False,
     subset: Subset = EVERYTHING,
 ) -> Outcome:
     """Scores exactly one of run, teacher and submission on a split's key frames, and exports the predictions if asked.
-    trusted: the callable that a run's student may be made with.
+    trusted: the callable that a run's student may be made with. weights: of a run, `last` or `best`. processes: that
+    predict a run, of this machine; the figures are the same.
 
     official: by the devkit's own code. subset: on a part of the split, by our code only. What looks like one of the
     classic mistakes is told after the table. Where the split has no annotations nothing is scored: without `export`
@@ -132,6 +135,10 @@ def evaluate_source(
         raise ConfigError("--subset scores a part of the split: leave --official and --export out, they take it whole")
     if sum(source is not None for source in (run, teacher, submission)) != 1:
         raise ConfigError("give exactly one of --run, --teacher and --submission")
+    if run is None and (weights != "last" or processes != 1):
+        raise ConfigError(f"{'--weights' if weights != 'last' else '--nproc'} belongs to --run; leave it out")
+    if weights not in ("last", "best"):
+        raise ConfigError(f"--weights {weights!r}: expected last or best")
     store = FrameStore(frames_place(cache))
     require_detection_classes(store.classes, str(store.root))
     split = choose_split(store, split)
@@ -172,27 +179,35 @@ def evaluate_source(
         name = teacher
         metrics, mistakes = _score_teacher(store, rows, teacher_place(cache, teacher), subset)
     else:
+        detections: dict[str, Detections] | None = None
         if teacher is not None:
             name, modality = teacher, "lidar"
             detections = teacher_detections(store, rows, teacher_place(cache, teacher))
         else:
-            from trainer.predict import load_run, predict  # torch, which no other source needs
+            from studies.run_scoring import detections_of_run, score_run  # torch, which no other source needs
+            from trainer.predict_run import RunModel
 
             assert run is not None
-            model = load_run(run, trusted)
+            source = RunModel(run, "best" if weights == "best" else "last", trusted)
+            model = source.load(0)
             name, modality = run.name, model.modality
-            detections = predict(model, store, rows)
-        frames = frames_of(store, rows)
+            if export is not None or official:
+                detections = detections_of_run(source, model, store, rows, processes=processes)
+            else:
+                scored = score_run(source, model, store, rows, processes=processes, subset=subset)
+                metrics, mistakes = scored.metrics, scored.mistakes
         if export is not None:
+            assert detections is not None
             meta = submission_meta(camera=modality == "camera", lidar=modality == "lidar")
-            export_submission(export, frames, detections, meta)
-            lines.append(f"submission of {len(frames)} samples written to {export}")
+            export_submission(export, frames_of(store, rows), detections, meta)
+            lines.append(f"submission of {len(rows)} samples written to {export}")
         if not labelled:
             lines.append(f"{store.manifest.identity['dataset_version']} has no annotations, so it can't be scored here")
             return Outcome(lines, None, "send the submission to the nuScenes test server")
-        truth = truth_of(store, rows)
-        metrics = _scored(frames, truth, detections, official, subset)
-        mistakes = mistakes_in_detections(frames, truth, detections)
+        if detections is not None:
+            frames, truth = frames_of(store, rows), truth_of(store, rows)
+            metrics = _scored(frames, truth, detections, official, subset)
+            mistakes = mistakes_in_detections(frames, truth, detections)
     counts = metrics.truth_counts
     part = "" if subset == EVERYTHING else f", {escape(str(subset))}"
     lines.append(f"{split}{part}: {len(rows)} samples, {counts.outside_racks} of {counts.given} annotated boxes count")

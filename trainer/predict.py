@@ -1,40 +1,64 @@
-"""A finished model streamed over frames of a store: detections by token, test-time geometry, no augmentation."""
+"""A finished model streamed over frames of a store: test-time geometry, no augmentation, results handed on batch by
+batch.
+
+`stream` yields them, `stream_over_ranks` spreads the work over the ranks of a process group and brings every answer to
+rank 0 as fixed-width arrays, `predict` keeps them all. Memory: a few batches a rank, whatever the number of frames.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Literal, cast
 
 import torch
 from torch import nn
 
 from cache.errors import ConfigError
-from cache.frame import CAMERA_CHANNELS, Detections
+from cache.frame import Detections
 from cache.store import FrameStore
 from models.build import load_weights
-from models.detector import Batch, Detector
-from trainer.augment import no_augment
-from trainer.batches import BatchBuilder, model_needs, moments_before
+from models.detector import Detector
+from trainer.gathering import Ranks, RanksError, gather
 from trainer.loader import Loader
 from trainer.loop import CHECKPOINT, WEIGHTS
-from trainer.past import PastConfig, Pasts
+from trainer.partition import rank_part
+from trainer.predict_work import PastMode, Work, work_of
 from trainer.progress import Bar
-from trainer.scene_memory import SceneMemory, SceneStep, memory_of, scene_steps
+from trainer.scene_memory import SceneMemory
 
-J = TypeVar("J")
+BEST = "best.safetensors"
+ROUND = 4  # batches that a rank predicts between two gatherings
+Precision = Literal["bf16", "fp32"]
+Progress = Callable[[int, int], None]
 
 
-def load_run(run_dir: Path, trusted: str = "") -> Detector:
-    """The model that a run exported, in evaluation mode; trusted: as `models.build.load_weights`. ConfigError where the
-    run has not ended, or is none."""
-    path = run_dir / WEIGHTS
+@dataclass(frozen=True)
+class Portion:
+    """What a model says of a few frames: their rows of the store, and as many detections."""
+
+    rows: list[int]
+    detections: list[Detections]
+
+
+def load_run(run_dir: Path, trusted: str = "", weights: Literal["last", "best"] = "last") -> Detector:
+    """A model of a run, in evaluation mode: the one it ended with, or the best of its validations.
+
+    trusted: as `models.build.load_weights`. ConfigError where the run has not ended, never validated, or is none."""
+    path = run_dir / (WEIGHTS if weights == "last" else BEST)
     if not path.is_file():
+        if weights == "best" and ((run_dir / WEIGHTS).is_file() or (run_dir / CHECKPOINT).is_file()):
+            raise ConfigError(
+                f"{run_dir}: no {BEST} in it: the run has not validated yet, or never does; set [train] "
+                "validate_every in its recipe, or leave out --weights best"
+            )
         if (run_dir / CHECKPOINT).is_file():
-            raise ConfigError(f"{run_dir}: the run has not ended; go on with `train --resume`")
-        raise ConfigError(f"{run_dir}: no {WEIGHTS} in it; give the folder of a finished run")
+            instead = "; or --weights best takes its best validation so far" if (run_dir / BEST).is_file() else ""
+            raise ConfigError(f"{run_dir}: the run has not ended; go on with `train --resume`{instead}")
+        raise ConfigError(f"{run_dir}: no {path.name} in it; give the folder of a finished run")
     return load_weights(path, trusted)
 
 
@@ -44,78 +68,116 @@ def predict(
     rows: Sequence[int],
     *,
     batch: int = 4,
-    precision: Literal["bf16", "fp32"] = "fp32",
-    progress: Callable[[int, int], None] | None = None,
-    past: Literal["memory", "window"] = "memory",
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+    past: PastMode = "memory",
 ) -> dict[str, Detections]:
     """What `model` says of these rows, by frame token, in their order; the model's mode is left as it was.
 
-    progress: called with (frames done, frames in all); None shows a bar. past: of temporal models: `memory` goes
-    through the rows' scenes in time order, a pass a frame; `window` shows each frame its queue - 1 moments before,
-    which costs as many passes more and knows nothing older. Raises StoreError where a field is missing.
+    progress: called with (frames done, frames in all); None shows a bar. past: of temporal models, see
+    `trainer.predict_work`. Raises StoreError where a field is missing.
     """
-    remembers = past == "memory" and moments_before(model) > 0
-    batches: _Batches[Any] = (_scenes if remembers else _windows)(model, store, rows, batch)
-    maps = SceneMemory()
+    work = work_of(model, store, rows, batch, past)
+    found: dict[int, Detections] = {}
+    with contextlib.ExitStack() as stack:
+        listener = progress or _shown(stack.enter_context(Bar("predict", len(rows))))
+        for portion in stream(model, work, range(len(work.units)), precision=precision):
+            found.update(zip(portion.rows, portion.detections, strict=True))
+            listener(len(found), len(rows))
+    return {store.tokens[row]: found[row] for row in rows}
+
+
+def stream(
+    model: Detector, work: Work, units: range, *, precision: Precision = "fp32"
+) -> Generator[Portion, None, None]:
+    """Batch by batch what `model` says of these units of the work; its mode is left as it was.
+
+    Batches are read ahead in a thread. A batch that only leads up to frames asked for gives an empty portion.
+    """
     module = cast(nn.Module, model)
     device = next(module.parameters()).device
-    out: dict[str, Detections] = {}
-    asked = {store.tokens[row] for row in rows}
-    was_training = module.training
+    modes = {part: part.training for part in module.modules()}
+    jobs = [(number, job) for number in units for job in work.units[number]]
+    maps, at = SceneMemory(), -1
     module.eval()
     try:
-        with contextlib.ExitStack() as stack:
-            listener = progress or _shown(stack.enter_context(Bar("predict", len(rows))))
-            loader = stack.enter_context(Loader(batches.jobs, batches.build))
-            stack.enter_context(torch.inference_mode())
-            for ready, step in loader:
-                moved = ready.to(device) if step is None else maps.recall(ready.to(device), step)
-                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                    output = model(moved)
-                if step is not None:
-                    maps.keep(step, output.bev)
-                found = zip(ready.tokens, model.decode(output), strict=True)
-                out.update((token, boxes) for token, boxes in found if token in asked)
-                listener(len(out), len(rows))
+        with Loader(jobs, lambda job: (job[0], work.build(job[1]))) as loader:
+            for number, (ready, rows, step) in loader:
+                if number != at:
+                    maps, at = SceneMemory(), number
+                with torch.inference_mode():
+                    moved = ready.to(device) if step is None else maps.recall(ready.to(device), step)
+                    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                        output = model(moved)
+                    if step is not None:
+                        maps.keep(step, output.bev)
+                    found = model.decode(output)
+                wanted = [True] * len(rows) if step is None else step.wanted
+                kept = [pair for pair, wants in zip(zip(rows, found, strict=True), wanted, strict=True) if wants]
+                yield Portion([row for row, _ in kept], [one for _, one in kept])
     finally:
-        module.train(was_training)
-    return {store.tokens[row]: out[store.tokens[row]] for row in rows}
+        for part, mode in modes.items():
+            part.training = mode
 
 
-@dataclass(frozen=True)
-class _Batches(Generic[J]):
-    """What is built of what; a batch of a scene's moment comes with its step."""
+def stream_over_ranks(
+    model: Detector,
+    store: FrameStore,
+    rows: Sequence[int],
+    deliver: Callable[[Portion], None],
+    ranks: Ranks,
+    *,
+    batch: int = 4,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+) -> None:
+    """Every rank predicts its consecutive part of the rows; rank 0 gets each portion, soon after it was made.
 
-    jobs: Sequence[J]
-    build: Callable[[J], tuple[Batch, SceneStep | None]]
+    All ranks call it, with the same rows. Whole batches (of temporal models: of scenes) are dealt out, so that a
+    frame's batch, and its answer to the last bit, does not depend on the number of ranks. deliver: called on rank 0
+    alone, portions of a rank in order, those of different ranks in turns. An error on one rank, `deliver`'s too, is
+    raised on all of them.
+    """
+    work = work_of(model, store, rows, batch)
+    parts = [rank_part(len(work.units), rank, ranks.world) for rank in range(ranks.world)]
+    own = [range(part.first, part.first + part.size) for part in parts]
+    longest = max(sum(len(work.units[number]) for number in units) for units in own)
+    portions = stream(model, work, own[ranks.rank], precision=precision)
+    failed: Exception | None = None
+    done = 0
+    with contextlib.closing(portions):
+        for _ in range(math.ceil(longest / ROUND)):
+            ready: list[Portion] = []
+            try:
+                if failed is None:
+                    ready = [portion for _, portion in zip(range(ROUND), portions, strict=False)]
+            except Exception as error:
+                failed = error
+            for portion in _gathered(ready, ranks, failed):
+                try:
+                    if failed is None:
+                        deliver(portion)
+                except Exception as error:
+                    failed = error
+                done += len(portion.rows)
+            if progress is not None and ranks.rank == 0:
+                progress(done, len(rows))
+        _gathered([], ranks, failed)
 
 
-def _windows(model: Detector, store: FrameStore, rows: Sequence[int], batch: int) -> _Batches[range]:
-    """The rows in their order, each with the moments before it where `model` is temporal."""
-    builder, augment = BatchBuilder(store, model_needs(model)), no_augment(len(CAMERA_CHANNELS))
-    length = moments_before(model)
-    pasts = Pasts(store, None, rows, length, PastConfig(skipped=0)) if length else None
-    builder.require(rows, past=pasts.rows() if pasts else ())
-
-    def build(job: range) -> tuple[Batch, SceneStep | None]:
-        past = [pasts.of(entry, 0, 0) for entry in job] if pasts else []
-        return builder.build([rows[entry] for entry in job], [augment] * len(job), past=past)[0], None
-
-    return _Batches([range(i, min(i + batch, len(rows))) for i in range(0, len(rows), batch)], build)
-
-
-def _scenes(model: Detector, store: FrameStore, rows: Sequence[int], batch: int) -> _Batches[SceneStep]:
-    """The rows' scenes in time order, several at once."""
-    builder, augment = BatchBuilder(store, model_needs(model)), no_augment(len(CAMERA_CHANNELS))
-    steps = scene_steps(store, rows, batch)
-    builder.require([row for step in steps for row in step.rows])
-
-    def build(step: SceneStep) -> tuple[Batch, SceneStep | None]:
-        built, _ = builder.build(step.rows, [augment] * len(step.rows))
-        return replace(built, memory=memory_of(store, step)), step
-
-    return _Batches(steps, build)
+def _gathered(ready: Sequence[Portion], ranks: Ranks, failed: Exception | None) -> list[Portion]:
+    """The portions of all ranks on rank 0, none on the others; raises where a rank failed."""
+    rows = [row for portion in ready for row in portion.rows]
+    found = [one for portion in ready for one in portion.detections]
+    gathered = gather(ranks, rows, found, failed is not None)
+    if failed is not None:
+        raise failed
+    if gathered.failed:
+        raise RanksError(
+            f"rank {gathered.failed[0]} of {ranks.world} could not predict its frames; what it says itself tells why"
+        )
+    return [Portion(rows, found) for rows, found in gathered.parts if rows]
 
 
-def _shown(bar: Bar) -> Callable[[int, int], None]:
+def _shown(bar: Bar) -> Progress:
     return lambda done, total: bar.update(done, "frames")

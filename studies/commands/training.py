@@ -66,6 +66,8 @@ def train(
     help={
         "cache": "folder of the stores",
         "run": "score a trained run",
+        "weights": "with --run: last (default), the weights it ended with, or best, those of its best validation",
+        "nproc": "with --run: so many processes of this machine predict, each a part of the split (default 1)",
         "callable": "with --run: the package.module:callable that its student is of, which may run here",
         "teacher": "score a teacher store, by name",
         "submission": "score an official submission JSON",
@@ -87,6 +89,8 @@ def evaluate(
     c: Context,
     cache: str | None = None,
     run: str | None = None,
+    weights: str = "last",
+    nproc: str | None = None,
     callable: str | None = None,
     teacher: str | None = None,
     submission: str | None = None,
@@ -126,6 +130,8 @@ def evaluate(
             split=split,
             export=path_of(export),
             trusted=callable or "",
+            weights=weights,
+            processes=whole(nproc, "--nproc", 1) or 1,
             official=official,
             subset=parse_subset(subset or ()),
         )

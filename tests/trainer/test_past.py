@@ -19,7 +19,8 @@ from trainer.batches import BatchBuilder, Needs, moments_before
 from trainer.loop import train
 from trainer.metrics import read_metrics
 from trainer.past import PastConfig, Pasts, past_draw
-from trainer.predict import predict
+from trainer.predict import Portion, predict, stream
+from trainer.predict_work import work_of
 from trainer.recipe import make_recipe
 from trainer.scene_memory import scene_steps
 from trainer.scene_windows import ABSENT
@@ -170,6 +171,24 @@ def test_what_memory_says_of_a_frame_depends_on_nothing_else_asked_for(frames: F
     some = predict(model, frames, rows, batch=4, **quiet)
     assert list(some) == [frames.tokens[row] for row in rows]
     assert all(close(some[token], whole[token]) for token in some)
+
+
+def test_scenes_are_dealt_out_whole_and_each_part_says_what_the_whole_says(frames: FrameStore) -> None:
+    model, rows = eager(queue=3), [row_of(frames, 2, 4), row_of(frames, 0, 1), row_of(frames, 1, 0)]
+    work = work_of(model, frames, rows, 1)
+    assert len(work.units) == 3 and [len(unit) for unit in work.units] == [4, 2, 1]  # (2, 1) is no key frame
+    whole = [pair for portion in stream(model, work, range(3)) for pair in said(portion)]
+    parts = [
+        pair for unit in (2, 0, 1) for portion in stream(model, work, range(unit, unit + 1)) for pair in said(portion)
+    ]
+    assert sorted(whole) == sorted(parts) and sorted(row for row, _ in whole) == sorted(rows)
+
+
+def said(portion: Portion) -> list[tuple[int, bytes]]:
+    return [
+        (row, one.boxes_lidar.tobytes() + one.scores.tobytes() + one.labels.tobytes())
+        for row, one in zip(portion.rows, portion.detections, strict=True)
+    ]
 
 
 def recipe(**values: Any) -> Any:
