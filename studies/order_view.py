@@ -199,10 +199,10 @@ def _run_of(cache: str | Path, asked: OrderQuestion) -> _Run:
         model = build_detector(recipe.model)
         needs = training_needs(model, recipe)
         reads = [_Read("frames", plan.frames, plan.rows, _fields_of(needs))]
-        if plan.teacher is not None:
-            reader = said_reader(plan)
-            names = reader.fields() if reader else []
-            reads.append(_Read(f"teachers/{recipe.data.teacher}", plan.teacher, plan.teacher_rows, names))
+        reader = said_reader(plan)
+        for name, teacher in plan.teachers.items():
+            names = reader.fields(name) if reader else []
+            reads.append(_Read(f"teachers/{name}", teacher.store, list(teacher.rows), names))
         config = parse_config(OrderConfig, {**recipe.data.order.model_dump(), **asked.options}, "--option")
         order = RunOrder(plan.run_order.frames, config, recipe.train.seed, asked.batch or recipe.train.batch)
         return _Run(plan.frames, plan.rows, reads, order, recipe, pasts_of(plan, model))

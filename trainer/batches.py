@@ -22,9 +22,9 @@ from cache.store import FrameStore
 from models.detector import Batch, Detector, Past
 from trainer.augment import FrameAugment, move_boxes, move_points
 from trainer.camera_parts import CameraParts
-from trainer.said import TeacherSaid
-from trainer.said_reader import SaidReader
+from trainer.said import TeachersSaid
 from trainer.scene_windows import ABSENT
+from trainer.teachers import TeachersReader
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ def moments_before(model: Detector) -> int:
 
 
 class BatchBuilder:
-    """Builds batches from a frame store and, with a reader of one, a teacher store. Safe to share between threads."""
+    """Builds batches from a frame store and, with a reader of them, teacher stores. Safe to share between threads."""
 
-    def __init__(self, frames: FrameStore, needs: Needs, said: SaidReader | None = None) -> None:
+    def __init__(self, frames: FrameStore, needs: Needs, said: TeachersReader | None = None) -> None:
         self.frames, self.needs, self.said = frames, needs, said
 
     def require(self, rows: Sequence[int], unlabelled: Sequence[int] = (), past: Sequence[int] = ()) -> None:
@@ -78,13 +78,9 @@ class BatchBuilder:
                     raise StoreError(f"{self.frames.root}: frame {self.frames.tokens[row]} has no {field}; {remedy}")
 
     def build(
-        self,
-        rows: Sequence[int],
-        augments: Sequence[FrameAugment],
-        teacher_rows: Sequence[int] = (),
-        past: Sequence[Sequence[int]] = (),
-    ) -> tuple[Batch, TeacherSaid | None]:
-        """The batch of these rows, one augmentation each; teacher_rows: the same frames in the teacher store; past: for
+        self, rows: Sequence[int], augments: Sequence[FrameAugment], past: Sequence[Sequence[int]] = ()
+    ) -> tuple[Batch, TeachersSaid | None]:
+        """The batch of these rows, one augmentation each, and what the teachers said of the same frames; past: for
         every frame the rows of its earlier moments, oldest first, ABSENT where there is none (`trainer.past`)."""
         needs, parts = self.needs, _Parts()
         cameras = CameraParts(len(rows), needs.image_size) if needs.image_size else None
@@ -112,7 +108,7 @@ class BatchBuilder:
             bev_augmentation=torch.from_numpy(np.stack(matrices)),
             history=self._history(rows, augments, matrices, past),
         )
-        return batch, None if self.said is None else self.said.read(teacher_rows, rows, parts.kept)
+        return batch, None if self.said is None else self.said.read(rows, parts.kept)
 
     def _history(
         self,

@@ -21,7 +21,7 @@ from trainer.order_state import OrderState
 from trainer.partition import micro_parts
 from trainer.plan import Plan, pasts_of, said_reader, training_needs
 from trainer.run_order import RankStep
-from trainer.said import TeacherSaid
+from trainer.said import TeachersSaid
 from trainer.step_digest import frame_digest
 
 
@@ -30,7 +30,7 @@ class Piece:
     """A micro-batch: what the objective reads, and its weight, 1, or 0 where it only keeps a rank in step."""
 
     batch: Batch
-    said: TeacherSaid | None
+    said: TeachersSaid | None
     weight: float = 1.0
 
     def to(self, device: torch.device) -> Piece:
@@ -100,12 +100,11 @@ class Feed:
 
     def _build(
         self, epoch: int, entries: list[tuple[int, int]], augments: list[FrameAugment]
-    ) -> tuple[Batch, TeacherSaid | None]:
+    ) -> tuple[Batch, TeachersSaid | None]:
         """The batch of (entry, key) pairs."""
         plan, pasts = self._plan, self._pasts
-        teacher_rows = [plan.teacher_rows[entry] for entry, _ in entries] if plan.teacher_rows else []
         past = [pasts.of(entry, epoch, key) for entry, key in entries] if pasts else []
-        return self._builder.build([plan.rows[entry] for entry, _ in entries], augments, teacher_rows, past)
+        return self._builder.build([plan.rows[entry] for entry, _ in entries], augments, past)
 
     def _augment(self, epoch: int, key: int) -> FrameAugment:
         data, seed = self._plan.recipe.data, self._plan.recipe.train.seed

@@ -1,12 +1,12 @@
-"""What a run minimises, as one module: the student and the terms on it, a batch and what the teacher said in, the parts
-of the loss out.
+"""What a run minimises, as one module: the student and the terms on it, a batch and what the teachers said in, the
+parts of the loss out.
 
 One module, so that a data-parallel wrapper sees every parameter that is trained and every tensor that a loss comes of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -14,37 +14,41 @@ from torch import nn
 
 from models.detector import Batch, Detector, LossPart
 from trainer.recipe import Recipe
-from trainer.said import TeacherSaid
+from trainer.said import TeachersSaid
 from trainer.terms import scheduled
 from trainer.terms.relabel import Relabel
 
 
 class Objective(nn.Module):
-    """model: a `models.detector.Detector`; terms: of the recipe, by name; relabels: what changes labels; steps: of the
-    whole run, for the terms' schedules."""
+    """model: a `models.detector.Detector`; terms: of the recipe, by what they are known as; relabels: what changes
+    labels, likewise; steps: of the whole run, for the terms' schedules."""
 
     def __init__(
-        self, model: nn.Module, terms: nn.ModuleDict, relabels: Sequence[Relabel], recipe: Recipe, steps: int
+        self, model: nn.Module, terms: nn.ModuleDict, relabels: Mapping[str, Relabel], recipe: Recipe, steps: int
     ) -> None:
         super().__init__()
         self.model, self.terms = model, terms
-        self.relabels, self.recipe, self.steps = tuple(relabels), recipe, steps
+        self.relabels, self.recipe, self.steps = dict(relabels), recipe, steps
 
-    def forward(self, batch: Batch, said: TeacherSaid | None, step: int) -> tuple[dict[str, LossPart], dict[str, int]]:
+    def forward(self, batch: Batch, said: TeachersSaid | None, step: int) -> tuple[dict[str, LossPart], dict[str, int]]:
         """The parts of step `step`'s loss on this batch, and what changes of labels counted."""
         model = cast(Detector, self.model)
         bf16 = self.recipe.train.precision == "bf16"
         with torch.autocast(device_of(batch), torch.bfloat16, enabled=bf16):
             output = model(batch)
         labelled, counts = batch, dict[str, int]()
-        for relabel in self.relabels:  # the detection loss alone reads these labels: masks are of the annotated boxes
+        for term in self.recipe.terms:
+            if term.known_as not in self.relabels:
+                continue
             assert said is not None
-            changed = relabel(labelled, said)
+            # the detection loss alone reads these labels: masks are of the annotated boxes
+            changed = self.relabels[term.known_as](labelled, said[self.recipe.teacher_of(term)])
             labelled, counts = changed.batch, {**counts, **changed.counts}
         parts = model.loss_parts(output, labelled)
         for term in self.recipe.terms:
-            if term.name in self.terms:
-                given = self.terms[term.name](output, batch, said)
+            if term.known_as in self.terms:
+                assert said is not None
+                given = self.terms[term.known_as](output, batch, said[self.recipe.teacher_of(term)])
                 parts.update(scheduled(given, term.schedule.factor(step, self.steps)))
         return parts, counts
 

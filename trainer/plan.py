@@ -15,30 +15,28 @@ import numpy as np
 
 from cache.classes import require_detection_classes
 from cache.errors import ConfigError, StoreError
-from cache.layout import frames_place, teacher_place
-from cache.same_frames import require_same_frames
-from cache.store import FrameStore, TeacherStore
+from cache.layout import frames_place
+from cache.store import FrameStore
 from models.detector import Detector
 from trainer.batches import Needs, model_needs, moments_before
 from trainer.epoch_order import Frames
 from trainer.past import Pasts
 from trainer.recipe import Recipe
 from trainer.run_order import RunOrder
-from trainer.said_reader import SaidReader, Wanted
-from trainer.terms import needs_by_term, skipped_on
+from trainer.teachers import TeachersReader, join_teachers
+from trainer.terms import JoinedTeacher, skipped_on
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run reads, fixed before its first step: rows of the frame store and the same frames' teacher rows. The
-    first `labelled` rows are annotated; of the others an epoch uses `drawn`.
+    """What a run reads, fixed before its first step: rows of the frame store, and the same frames in every teacher
+    store by its name. The first `labelled` rows are annotated; of the others an epoch uses `drawn`.
     """
 
     recipe: Recipe
     frames: FrameStore
-    teacher: TeacherStore | None
+    teachers: dict[str, JoinedTeacher]
     rows: list[int]
-    teacher_rows: list[int]
     labelled: int
     drawn: int = 0
 
@@ -80,10 +78,8 @@ class Plan:
 
     def manifests(self) -> dict[str, str]:
         """Digest of every store's manifest that the run reads."""
-        out = {"frames": self.frames.manifest.digest}
-        if self.teacher is not None:
-            out[f"teachers/{self.recipe.data.teacher}"] = self.teacher.manifest.digest
-        return out
+        teachers = {f"teachers/{name}": teacher.store.manifest.digest for name, teacher in self.teachers.items()}
+        return {"frames": self.frames.manifest.digest, **teachers}
 
 
 def make_plan(recipe: Recipe, cache_root: str | Path) -> Plan:
@@ -106,11 +102,7 @@ def make_plan(recipe: Recipe, cache_root: str | Path) -> Plan:
             )
         drawn = min(len(others), max(1, round(recipe.data.unlabelled_per_labelled * labelled)))
         rows += others
-    teacher, teacher_rows = None, []
-    if recipe.data.teacher:
-        teacher = TeacherStore(teacher_place(cache_root, recipe.data.teacher))
-        teacher_rows = require_same_frames(frames, teacher, rows)
-    plan = Plan(recipe, frames, teacher, rows, teacher_rows, labelled, drawn)
+    plan = Plan(recipe, frames, join_teachers(cache_root, recipe.teachers(), frames, rows), rows, labelled, drawn)
     if not plan.steps:
         raise ConfigError(f"recipe {recipe.name}: no step to take; set [train] epochs or steps")
     return plan
@@ -131,12 +123,11 @@ def pasts_of(plan: Plan, model: Detector) -> Pasts | None:
     return Pasts(plan.frames, data.split, plan.rows, length, data.past, plan.recipe.train.seed)
 
 
-def said_reader(plan: Plan) -> SaidReader | None:
-    """The reader of what the run's terms need of the teacher store; None without terms."""
-    if plan.teacher is None or not plan.recipe.terms:
+def said_reader(plan: Plan) -> TeachersReader | None:
+    """The reader of what the run's terms need of the teacher stores; None without terms."""
+    if not plan.recipe.terms:
         return None
-    needs = needs_by_term(plan.recipe.term_specs())
-    return SaidReader(plan.teacher, plan.frames, Wanted.by(needs.values(), plan.teacher))
+    return TeachersReader.of(plan.recipe.term_specs(), plan.frames, plan.rows, plan.teachers)
 
 
 def require_use_of_unlabelled(plan: Plan, model: Detector) -> list[str]:
@@ -145,7 +136,7 @@ def require_use_of_unlabelled(plan: Plan, model: Detector) -> list[str]:
     if not plan.drawn:
         return []
     specs = plan.recipe.term_specs()
-    skipped = skipped_on("unlabelled", specs, model, plan.teacher, plan.teacher_rows) if plan.teacher else {}
+    skipped = skipped_on("unlabelled", specs, model, plan.teachers)
     if len(skipped) == len(specs) and not training_needs(model, plan.recipe).depth:
         reasons = "; ".join(f"term {name} {reason}" for name, reason in skipped.items()) or "the recipe has no term"
         raise ConfigError(

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from cache.errors import ConfigError
 from cache.files import digest_of
@@ -29,10 +29,10 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class DataConfig(Config):
-    """split: of the frame store; teacher: name of a teacher store, "" for none; depth: LiDAR depth labels for camera
-    models; unlabelled_per_labelled: unlabelled frames in an epoch for each labelled one, drawn anew every epoch (all
-    there are, where that is more); 0: labelled frames only; past: the earlier moments that a temporal model is shown;
-    order: see `trainer.epoch_order`.
+    """split: of the frame store; teacher: name of the teacher store of every term that names none itself, "" for none;
+    depth: LiDAR depth labels for camera models; unlabelled_per_labelled: unlabelled frames in an epoch for each
+    labelled one, drawn anew every epoch (all there are, where that is more); 0: labelled frames only; past: the earlier
+    moments that a temporal model is shown; order: see `trainer.epoch_order`.
     """
 
     split: str = "train"
@@ -94,12 +94,29 @@ class TrainConfig(Config):
 
 
 class TermConfig(Config):
-    """One distillation loss of the run. schedule: how its weight rises and falls, see `trainer.terms.schedule`."""
+    """One distillation loss of the run. schedule: how its weight rises and falls, see `trainer.terms.schedule`; key: of
+    a term that stands more than once: log and checkpoints call it NAME_KEY; teacher: the name of its teacher store, ""
+    for that of the data."""
 
     name: str
-    weight: float = Field(default=1.0, ge=0)
+    key: str = Field(default="", pattern="^([a-z0-9][a-z0-9_]{0,31})?$")
+    teacher: str = ""
+    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     schedule: Schedule = Schedule()
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def known_as(self) -> str:
+        """What log, checkpoints and errors call it. No key can make it the name of another term or of a part of a
+        detector's loss, since it begins with its own."""
+        return f"{self.name}_{self.key}" if self.key else self.name
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the two keys where they are not set: recipes from before them keep their digest, and their
+        checkpoints can be resumed."""
+        values: dict[str, Any] = serialise(self)
+        return {key: value for key, value in values.items() if value or key not in ("key", "teacher")}
 
 
 class Recipe(Config):
@@ -111,16 +128,17 @@ class Recipe(Config):
     train: TrainConfig
     terms: tuple[TermConfig, ...] = ()
 
-    @model_validator(mode="after")
-    def _terms_once(self) -> Recipe:
-        names = [term.name for term in self.terms]
-        if len(set(names)) != len(names):
-            raise ValueError(f"each term may stand once, found {names}")
-        return self
-
     def term_specs(self) -> list[Spec]:
-        """Name, weight and options of every term."""
-        return [(term.name, term.weight, term.options) for term in self.terms]
+        """Every term, its teacher named."""
+        return [Spec(term.name, term.weight, term.options, term.known_as, self.teacher_of(term)) for term in self.terms]
+
+    def teacher_of(self, term: TermConfig) -> str:
+        """The name of the store that a term reads, "" where the recipe names none."""
+        return term.teacher or self.data.teacher
+
+    def teachers(self) -> list[str]:
+        """Names of all teacher stores of the run, each once."""
+        return list(dict.fromkeys(filter(None, [self.data.teacher, *map(self.teacher_of, self.terms)])))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for `recipe.json`."""
@@ -193,17 +211,27 @@ def make_recipe(values: Mapping[str, Any], where: str, name: str) -> Recipe:
     _check_terms(recipe, where)
     if recipe.data.past != PastConfig() and int(model.get("queue", 1)) < 2:
         raise ConfigError(f"{where}: [data.past] is for temporal models: set [model] queue above 1, or leave it out")
-    if terms and not recipe.data.teacher:
-        raise ConfigError(f"{where}: term {terms[0].name} needs a teacher store; set [data] teacher to its name")
+    if lacking := [term.known_as for term in terms if not recipe.teacher_of(term)]:
+        raise ConfigError(
+            f"{where}: term {lacking[0]} needs a teacher store; set [data] teacher, or the term's own, to its name"
+        )
     return recipe.model_copy(update={"model": model, "terms": terms})
 
 
 def _check_terms(recipe: Recipe, where: str) -> None:
-    """ConfigError for a weight or schedule where nothing is weighed, and for a term that augmentation contradicts."""
+    """ConfigError for terms that cannot be told apart, for a weight or schedule where nothing is weighed, and for a
+    term that augmentation contradicts."""
+    names = [term.known_as for term in recipe.terms]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"{where}: term {name} stands {names.count(name)} times in {', '.join(names)}; give all but one a key "
+                'of their own, such as key = "far"'
+            )
     for term in recipe.terms:
         if term.name in RELABELS and (term.weight, term.schedule) != (1.0, Schedule()):
             raise ConfigError(
-                f"{where}: term {term.name} changes labels and adds no loss: leave out its weight and schedule"
+                f"{where}: term {term.known_as} changes labels and adds no loss: leave out its weight and schedule"
             )
     needs = needs_by_term(recipe.term_specs())
     for name, need in needs.items():

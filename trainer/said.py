@@ -110,3 +110,17 @@ class TeacherSaid:
 
         moved = {f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "grid"}
         return dataclasses.replace(self, **moved)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class TeachersSaid:
+    """What each teacher of a run said of the same batch, by the name of its store."""
+
+    by_name: Mapping[str, TeacherSaid]
+
+    def __getitem__(self, name: str) -> TeacherSaid:
+        return self.by_name[name]
+
+    def to(self, device: torch.device | str) -> TeachersSaid:
+        """The same with every tensor on `device`."""
+        return TeachersSaid({name: said.to(device) for name, said in self.by_name.items()})

@@ -26,7 +26,7 @@ def make_training(plan: Plan, device: torch.device) -> Training:
     backbone = load_backbone(model, Path(config.backbone_weights)) if config.backbone_weights else None
     began = begin_from(model, config.init_from, config.init_scheme) if config.init_from else None
     specs = plan.recipe.term_specs()
-    terms = build_terms(specs, model, plan.teacher, plan.teacher_rows).to(device)
+    terms = build_terms(specs, model, plan.teachers).to(device)
     module = cast(nn.Module, model).to(device)
     objective = Objective(module, terms, build_relabels(specs), plan.recipe, plan.steps).train()
     average = Average(module, config.ema) if config.ema else None

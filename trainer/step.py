@@ -9,14 +9,14 @@ from cache.errors import BevcaskError
 from models.detector import Batch, total_of
 from trainer.checkpoint import Training
 from trainer.plan import Plan
-from trainer.said import TeacherSaid
+from trainer.said import TeachersSaid
 
 
 class DivergedError(BevcaskError):
     """A loss or gradient is no longer finite."""
 
 
-def train_step(training: Training, batch: Batch, said: TeacherSaid | None, plan: Plan, step: int) -> dict[str, float]:
+def train_step(training: Training, batch: Batch, said: TeachersSaid | None, plan: Plan, step: int) -> dict[str, float]:
     """One optimiser step. Returns the total loss, every weighted part, the gradient's norm before clipping, and what
     changes of labels counted.
 

@@ -37,6 +37,7 @@ from trainer.recipe import Recipe
 from trainer.said import TeacherCells
 from trainer.said_reader import SaidReader, Wanted
 from trainer.setup import make_training
+from trainer.teachers import TeachersReader, rows_by_frame
 
 AUGMENTED = BevAugment(rotation_rad=0.3, scale=1.03, flip_x=True)
 
@@ -180,8 +181,9 @@ def stored_cells(
     frames: FrameStore, teacher: TeacherStore, rows: Sequence[int], augments: Sequence[FrameAugment]
 ) -> TeacherCells:
     """What the store gives training for these rows of the frame store."""
-    builder = BatchBuilder(frames, Needs(), SaidReader(teacher, frames, Wanted(cells=True)))
-    said = builder.build(rows, augments, require_same_frames(frames, teacher, rows))[1]
-    cells = said.cells if said is not None else None
+    there = rows_by_frame(len(frames), rows, require_same_frames(frames, teacher, rows))
+    reader = TeachersReader({"": SaidReader(teacher, frames, Wanted(cells=True))}, {"": there})
+    said = BatchBuilder(frames, Needs(), reader).build(rows, augments)[1]
+    cells = said[""].cells if said is not None else None
     assert cells is not None
     return cells

@@ -81,7 +81,7 @@ def test_files_and_bytes_are_those_that_building_the_batch_reads(
     plan = make_plan(recipe, cache)
     builder = BatchBuilder(plan.frames, training_needs(build_detector(recipe.model), recipe), said_reader(plan))
     seen: list[tuple[str, int, int]] = []
-    for root in (plan.frames.root, plan.teacher.root if plan.teacher else plan.frames.root):
+    for root in (plan.frames.root, *(teacher.store.root for teacher in plan.teachers.values())):
         real = type(root).read_range
 
         def read_range(self: Root, name: str, start: int, length: int, real: Any = real) -> bytes:
@@ -93,7 +93,7 @@ def test_files_and_bytes_are_those_that_building_the_batch_reads(
         row = plan.frames.row_of(frame["token"])
         augment = frame_augment(recipe.data.bev_augmentation, recipe.data.image_augmentation, 6, 0, 0, 0)
         seen.clear()
-        builder.build([row], [augment], [plan.teacher_rows[plan.rows.index(row)]])
+        builder.build([row], [augment])
         spans: dict[str, tuple[int, int]] = {}
         for file, start, stop in seen:
             low, high = spans.get(file, (start, stop))

@@ -23,6 +23,7 @@ from trainer.augment import (
 )
 from trainer.batches import BatchBuilder, Needs, model_needs
 from trainer.said_reader import SaidReader, Wanted
+from trainer.teachers import TeachersReader
 
 BEV = BevAugmentConfig(flip_x=0.5, flip_y=0.5, rotation_deg=40, scale=(0.9, 1.1), translation_std_m=(0.5, 0.5, 0.2))
 IMAGE = ImageAugmentConfig(resize=(0.8, 1.3), crop_x=True, flip=0.5, brightness=0.2, contrast=0.2, rotation_deg=5.4)
@@ -114,8 +115,9 @@ def test_only_what_is_needed_is_there(frames: FrameStore) -> None:
 def test_teacher_cells_are_those_of_the_frames_in_order(cache: Path, frames: FrameStore) -> None:
     teacher = TeacherStore(cache / "teachers" / "demo")
     reader = SaidReader(teacher, frames, Wanted(cells=True))
-    _, said = BatchBuilder(frames, Needs(points=True), reader).build([2, 1, 0], augments([2, 1, 0]), [2, 1, 0])
-    cells = said.cells
+    both = TeachersReader({"demo": reader}, {"demo": np.arange(len(frames))})
+    _, said = BatchBuilder(frames, Needs(points=True), both).build([2, 1, 0], augments([2, 1, 0]))
+    cells = said["demo"].cells
     assert cells.selectors == ("gaussian", "dense")
     samples = cells.samples()
     for b, row in enumerate((2, 1, 0)):

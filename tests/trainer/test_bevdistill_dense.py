@@ -22,7 +22,7 @@ from tests.trainer.synthetic import GRID as STORE_GRID
 from tests.trainer.synthetic import TINY_STUDENT, write_frames, write_teacher
 from trainer.augment import BevAugment
 from trainer.said import TeacherCells, TeacherSaid
-from trainer.terms import build_terms
+from trainer.terms import JoinedTeacher, Spec, build_terms
 from trainer.terms.bevdistill_dense import BevDistillDense, BevDistillDenseOptions, channel_statistics
 
 GRID = BevGrid(-8.0, 8.0, -6.0, 6.0, 0.8)
@@ -248,7 +248,7 @@ def test_a_store_without_the_selector_is_refused_with_the_remedy(tmp_path: Path)
     write_teacher(tmp_path, frames=2, coverage="dense")
     model, teacher = build_detector(TINY_STUDENT), TeacherStore(tmp_path / "teachers" / "demo")
     with pytest.raises(StoreError, match=r"gaussian, the store covers dense; .*'dense\+gaussian\(dilate=1\)'"):
-        build_terms([("bevdistill_dense", 1.0, {})], model, teacher, [0, 1])
+        build_terms([Spec("bevdistill_dense")], model, {"": JoinedTeacher(teacher, [0, 1])})
 
 
 def test_a_store_on_another_grid_is_refused_with_both_grids(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_a_store_on_another_grid_is_refused_with_both_grids(tmp_path: Path) -> N
     write_teacher(tmp_path, frames=2, grid=other)
     model, teacher = build_detector(TINY_STUDENT), TeacherStore(tmp_path / "teachers" / "demo")
     with pytest.raises(ConfigError, match=r"cell 3\.2 m.*cell 6\.4 m"):
-        build_terms([("bevdistill_dense", 1.0, {})], model, teacher, [0, 1])
+        build_terms([Spec("bevdistill_dense")], model, {"": JoinedTeacher(teacher, [0, 1])})
 
 
 def test_a_teacher_that_marked_nothing_is_refused(tmp_path: Path) -> None:
@@ -270,13 +270,13 @@ def test_a_teacher_that_marked_nothing_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_term_and_an_unknown_option_are_refused_by_name(cache: Path) -> None:
     model, teacher = build_detector(TINY_STUDENT), TeacherStore(cache / "teachers" / "demo")
     with pytest.raises(ConfigError, match=r"'magic'.*bevdistill_dense"):
-        build_terms([("magic", 1.0, {})], model, teacher, [0])
+        build_terms([Spec("magic")], model, {"": JoinedTeacher(teacher, [0])})
     with pytest.raises(
         ConfigError, match=r"'masks'.*adaptor, distance, mask, normaliser, reduce, selector, standardise"
     ):
-        build_terms([("bevdistill_dense", 1.0, {"masks": "gt"})], model, teacher, [0])
+        build_terms([Spec("bevdistill_dense", 1.0, {"masks": "gt"})], model, {"": JoinedTeacher(teacher, [0])})
     with pytest.raises(ConfigError, match=r"set \[data\] teacher"):
-        build_terms([("bevdistill_dense", 1.0, {})], model, None, [0])
+        build_terms([Spec("bevdistill_dense")], model, {})
 
 
 def test_stores_of_the_tests_have_frames_with_and_without_objects(cache: Path) -> None:

@@ -195,16 +195,56 @@ def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
         load_recipe("demo-studnet")
 
 
-def test_a_term_may_stand_once() -> None:
-    term: dict[str, Any] = {"name": "bevdistill_dense"}
-    with pytest.raises(ConfigError, match="each term may stand once"):
-        make_recipe(
-            {
-                "model": {"preset": "lift-splat-tiny"},
-                "train": {"steps": 1, "lr": 1},
-                "data": {"teacher": "t"},
-                "terms": [term, term],
-            },
-            "here",
-            "x",
-        )
+def recipe_of_terms(*terms: dict[str, Any], teacher: str = "t") -> Recipe:
+    values = {
+        "model": {"preset": "lift-splat-tiny"},
+        "train": {"steps": 1, "lr": 1},
+        "data": {"teacher": teacher},
+        "terms": terms,
+    }
+    return make_recipe(values, "here", "x")
+
+
+def test_a_term_stands_once_unless_it_has_keys() -> None:
+    term: dict[str, Any] = {"name": "fitnet"}
+    with pytest.raises(ConfigError, match=r"term fitnet stands 2 times in fitnet, fitnet; give all but one a key"):
+        recipe_of_terms(term, term)
+    with pytest.raises(ConfigError, match=r"term fitnet_far stands 2 times in fitnet_far, uvtr, fitnet_far"):
+        recipe_of_terms({**term, "key": "far"}, {"name": "uvtr"}, {**term, "key": "far"})
+    specs = recipe_of_terms(term, {**term, "key": "far", "teacher": "b"}).term_specs()
+    assert [(spec.name, spec.known_as, spec.teacher) for spec in specs] == [
+        ("fitnet", "fitnet", "t"),
+        ("fitnet", "fitnet_far", "b"),
+    ]
+
+
+@pytest.mark.parametrize("key", ["Far", "a.b", "a/b", "-", "x" * 33])
+def test_a_key_that_is_no_plain_word_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"key 'terms\.0\.key': String should match pattern.*found"):
+        recipe_of_terms({"name": "fitnet", "key": key})
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_weight_is_a_finite_number_from_0_on(weight: float) -> None:
+    with pytest.raises(ConfigError, match=r"key 'terms\.0\.weight': Input should be .*found"):
+        recipe_of_terms({"name": "fitnet", "weight": weight})
+
+
+def test_every_term_has_a_teacher_of_its_own_or_that_of_the_data() -> None:
+    both = recipe_of_terms({"name": "fitnet", "teacher": "b"}, {"name": "uvtr"}, {"name": "fg", "teacher": "b"})
+    assert both.teachers() == ["t", "b"]
+    assert recipe_of_terms({"name": "fitnet", "teacher": "b"}, teacher="").teachers() == ["b"]
+    with pytest.raises(
+        ConfigError, match=r"here: term uvtr needs a teacher store; set \[data\] teacher, or the term's own"
+    ):
+        recipe_of_terms({"name": "fitnet", "teacher": "b"}, {"name": "uvtr"}, teacher="")
+
+
+def test_terms_without_key_and_teacher_are_saved_as_before_there_were_any() -> None:
+    plain, keyed = recipe_of_terms({"name": "fitnet"}, {"name": "fitnet", "key": "far", "teacher": "b"}).to_dict()[
+        "terms"
+    ]
+    assert set(plain) == {"name", "weight", "schedule", "options"}
+    assert (keyed["key"], keyed["teacher"]) == ("far", "b")
+    again = Recipe.model_validate(recipe_of_terms({"name": "fitnet", "key": "far"}).to_dict())
+    assert [term.known_as for term in again.terms] == ["fitnet_far"]

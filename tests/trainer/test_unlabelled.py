@@ -150,9 +150,8 @@ def test_steps_on_any_mixture_are_finite(mixed: Path, kind: str) -> None:
     training = make_training(plan, torch.device("cpu"))
     builder = BatchBuilder(plan.frames, training_needs(cast(Detector, training.model), plan.recipe), said_reader(plan))
     for step, entries in enumerate(([0, 3], [4, 5], [1, 2])):
-        teacher_rows = [plan.teacher_rows[i] for i in entries] if plan.teacher_rows else []
         rows = [plan.rows[i] for i in entries]
-        batch, cells = builder.build(rows, [no_augment(len(CAMERA_CHANNELS))] * 2, teacher_rows)
+        batch, cells = builder.build(rows, [no_augment(len(CAMERA_CHANNELS))] * 2)
         said = train_step(training, batch, cells, plan, step)
         assert all(np.isfinite(value) for value in said.values())
         assert (said["heatmap"] > 0) == (entries != [4, 5])
@@ -212,13 +211,9 @@ def test_a_gaussian_term_adds_nothing_on_unlabelled_frames(mixed: Path) -> None:
         builder = BatchBuilder(
             plan.frames, training_needs(cast(Detector, training.model), plan.recipe), said_reader(plan)
         )
-        batch, cells = builder.build(
-            [plan.rows[i] for i in entries],
-            [no_augment(len(CAMERA_CHANNELS))] * len(entries),
-            [plan.teacher_rows[i] for i in entries],
-        )
+        batch, said = builder.build([plan.rows[i] for i in entries], [no_augment(len(CAMERA_CHANNELS))] * len(entries))
         [term] = training.terms.values()
-        [values[name]] = term(training.model(batch), batch, cells).values()
+        [values[name]] = term(training.model(batch), batch, said["demo"]).values()
     assert not values["unlabelled"].normaliser.any() and not values["unlabelled"].numerator.any()
     assert float(values["labelled"].normaliser) > 0
     assert torch.equal(values["mixed"].normaliser, values["labelled"].normaliser)

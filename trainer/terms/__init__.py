@@ -1,7 +1,6 @@
 """Distillation terms, the public door: by name, how a recipe's list of them becomes modules. One file a term."""
 
 from trainer.terms.building import (
-    Spec,
     build_relabels,
     build_terms,
     needs_by_term,
@@ -11,11 +10,13 @@ from trainer.terms.building import (
 )
 from trainer.terms.registry import RELABELS, TERMS
 from trainer.terms.schedule import Schedule, scheduled
+from trainer.terms.spec import JoinedTeacher, Spec
 from trainer.terms.term import Term, TermKind, TermNeeds, require_served
 
 __all__ = [
     "RELABELS",
     "TERMS",
+    "JoinedTeacher",
     "Schedule",
     "Spec",
     "Term",

@@ -9,14 +9,13 @@ from torch import nn
 
 from cache.coverage import FrameKind
 from cache.errors import ConfigError
-from cache.store import TeacherStore
+from cache.serving import Answer
 from models.config import Config, parse_config
 from models.detector import Detector
 from trainer.terms.registry import RELABELS, TERMS
 from trainer.terms.relabel import Relabel
+from trainer.terms.spec import JoinedTeacher, Spec
 from trainer.terms.term import RelabelKind, TermKind, TermNeeds, require_served
-
-Spec = tuple[str, float, Mapping[str, Any]]  # a term's name, weight and options
 
 
 def parse_options(name: str, options: Mapping[str, Any], where: str) -> Config:
@@ -28,64 +27,59 @@ def parse_options(name: str, options: Mapping[str, Any], where: str) -> Config:
 
 
 def needs_by_term(specs: Sequence[Spec]) -> dict[str, TermNeeds]:
-    """What each term of a recipe needs under its options."""
+    """What each term of a recipe needs under its options, by what it is known as."""
     kinds: dict[str, TermKind | RelabelKind] = {**TERMS, **RELABELS}
-    parsed = {name: parse_options(name, options, "recipe") for name, _, options in specs}
-    return {name: kinds[name].needs(options) for name, options in parsed.items()}
+    parsed = [(spec, parse_options(spec.name, spec.options, "recipe")) for spec in specs]
+    return {spec.known_as: kinds[spec.name].needs(options) for spec, options in parsed}
 
 
-def build_terms(
-    specs: Sequence[Spec], model: Detector, teacher: TeacherStore | None, teacher_rows: Sequence[int]
-) -> nn.ModuleDict:
-    """The terms of a recipe as modules, in order; those that change labels aside.
+def build_terms(specs: Sequence[Spec], model: Detector, teachers: Mapping[str, JoinedTeacher]) -> nn.ModuleDict:
+    """The terms of a recipe as modules, in order, by what they are known as; those that change labels aside. teachers:
+    by name.
 
-    Raises ConfigError or StoreError, before anything is trained, where the teacher store or the student cannot serve
-    one.
+    Raises ConfigError or StoreError, before anything is trained, where a term's teacher store or the student cannot
+    serve it.
     """
-    require_served_by(specs, model, teacher, teacher_rows)
-    return nn.ModuleDict(
-        {
-            name: TERMS[name].build(name, weight, parse_options(name, options, "recipe"), model, teacher, teacher_rows)
-            for name, weight, options in specs
-            if name in TERMS
-        }
-    )
+    require_served_by(specs, model, teachers)
+    out = nn.ModuleDict()
+    for spec in specs:
+        if spec.name in TERMS:
+            teacher, options = teachers[spec.teacher], parse_options(spec.name, spec.options, "recipe")
+            out[spec.known_as] = TERMS[spec.name].build(
+                spec.known_as, spec.weight, options, model, teacher.store, teacher.rows
+            )
+    return out
 
 
-def build_relabels(specs: Sequence[Spec]) -> tuple[Relabel, ...]:
-    """What changes labels of a recipe, in order."""
-    return tuple(
-        RELABELS[name].build(name, parse_options(name, options, "recipe"))
-        for name, _, options in specs
-        if name in RELABELS
-    )
+def build_relabels(specs: Sequence[Spec]) -> dict[str, Relabel]:
+    """What changes labels of a recipe, in order, by what it is known as."""
+    return {
+        spec.known_as: RELABELS[spec.name].build(spec.known_as, parse_options(spec.name, spec.options, "recipe"))
+        for spec in specs
+        if spec.name in RELABELS
+    }
 
 
 def require_served_by(
-    specs: Sequence[Spec], model: Detector, teacher: TeacherStore | None, teacher_rows: Sequence[int]
-) -> dict[str, Any]:
-    """By term what `require_served` answers. ConfigError where there are terms and no teacher."""
-    if specs and teacher is None:
-        raise ConfigError(f"term {specs[0][0]} needs a teacher store, but the recipe names none; set [data] teacher")
-    assert teacher is not None or not specs
-    return {
-        name: require_served(name, needs, teacher, model, teacher_rows)  # type: ignore[arg-type]
-        for name, needs in needs_by_term(specs).items()
-    }
+    specs: Sequence[Spec], model: Detector, teachers: Mapping[str, JoinedTeacher]
+) -> dict[str, dict[FrameKind, Answer]]:
+    """By term what `require_served` answers. ConfigError where a term's teacher is not among `teachers`."""
+    needs, out = needs_by_term(specs), {}
+    for spec in specs:
+        if spec.teacher not in teachers:
+            found = f"teacher {spec.teacher!r} is not opened" if spec.teacher else "the recipe names none"
+            raise ConfigError(f"term {spec.known_as} needs a teacher store, but {found}; set [data] teacher")
+        teacher = teachers[spec.teacher]
+        out[spec.known_as] = require_served(spec.known_as, needs[spec.known_as], teacher.store, model, teacher.rows)
+    return out
 
 
 def skipped_on(
-    frames: FrameKind,
-    specs: Sequence[Spec],
-    model: Detector,
-    teacher: TeacherStore,
-    teacher_rows: Sequence[int],
+    frames: FrameKind, specs: Sequence[Spec], model: Detector, teachers: Mapping[str, JoinedTeacher]
 ) -> dict[str, str]:
-    """The terms that do not apply to frames of this kind among the teacher's rows, where they add nothing, and why.
+    """The terms that do not apply to frames of this kind among their teacher's rows, where they add nothing, and why.
 
     Raises as `build_terms`.
     """
-    kinds = {
-        name: answer.get(frames) for name, answer in require_served_by(specs, model, teacher, teacher_rows).items()
-    }
+    kinds = {name: answer.get(frames) for name, answer in require_served_by(specs, model, teachers).items()}
     return {name: answer.reason for name, answer in kinds.items() if answer is not None and not answer.served}
