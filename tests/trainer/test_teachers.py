@@ -21,9 +21,10 @@ from tests.trainer.synthetic import TINY_STUDENT, write_frames, write_teacher
 from tests.trainer.test_loop import AUGMENTATION, killed_at, losses, quiet
 from trainer.augment import no_augment
 from trainer.batches import BatchBuilder
-from trainer.loop import CHECKPOINT, make_training, train
+from trainer.loop import CHECKPOINT, train
 from trainer.plan import make_plan, said_reader, training_needs
 from trainer.recipe import Recipe, make_recipe
+from trainer.setup import make_training
 from trainer.teachers import rows_by_frame
 
 GAUSSIAN = "gaussian(dilate=0)"
