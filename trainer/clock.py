@@ -24,6 +24,10 @@ class Clock:
         self._frames, self._window_frames = self._frames + frames, self._window_frames + frames
         return self._last - self._fed, self._wait
 
+    def left_out(self, seconds: float) -> None:
+        """Something else took these, which are not to slow the frames/s since the last log line."""
+        self._window += seconds
+
     def window(self) -> tuple[float, float]:
         """Frames/s and share of waiting since the last call."""
         seconds = max(time.perf_counter() - self._window, 1e-9)

@@ -41,12 +41,11 @@ from trainer.order_state import OrderState
 from trainer.plan import Plan, make_plan, require_use_of_unlabelled
 from trainer.progress import StepBar
 from trainer.recipe import Recipe
+from trainer.run_files import CHECKPOINT, METRICS, WEIGHTS
 from trainer.setup import make_training, run_identity
 from trainer.step import train_step
 from trainer.step_digest import step_digest
-
-WEIGHTS = "model.safetensors"
-CHECKPOINT = "checkpoint.safetensors"
+from trainer.validation import Validator
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,8 @@ def train(
 
     threads: torch's (default: its own choice). loader_threads: that build batches (default 1 on a CPU, where the model
     wants the cores, and up to 8 beside a GPU); results do not depend on it. progress: called after every step; None
-    shows a bar. observers: told of all that happens. validation: called every `validate_every` steps. device: default
-    cuda where there is one. With `resume` a run goes on from its last checkpoint, or begins where there is none, or
+    shows a bar. observers: told of all that happens. validation: in place of the recipe's. device: default cuda where
+    there is one. With `resume` a run goes on from its last checkpoint, or begins where there is none, or
     comes back at once where it had ended. Raises ConfigError, StoreError or FingerprintError before any training,
     DivergedError later.
     """
@@ -110,7 +109,8 @@ def train(
         at = OrderState.from_dict(state.get("order"), str(run_dir / CHECKPOINT))
         restore(run_dir / CHECKPOINT, training)
         if at.step == plan.steps and (run_dir / WEIGHTS).is_file() and (run_dir / "run.json").is_file():
-            return TrainResult(run_dir, run_dir / WEIGHTS, run_dir / "metrics.jsonl", **_saved_figures(run_dir))
+            return TrainResult(run_dir, run_dir / WEIGHTS, run_dir / METRICS, **_saved_figures(run_dir))
+    looking = validation or (Validator(plan, run_dir, target) if recipe.train.validate_every else None)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / "recipe.json", recipe.to_dict())
     if training.began is not None:
@@ -118,7 +118,7 @@ def train(
     with contextlib.ExitStack() as stack:
         shown = Listening(progress or stack.enter_context(StepBar(recipe.name, plan.steps, at.step)))
         pool = loader_threads or (min(8, os.cpu_count() or 1) if target.type == "cuda" else 1)
-        run = _Run(plan, training, identity, run_dir, target, Observers([*observers, shown]), validation, skipping)
+        run = _Run(plan, training, identity, run_dir, target, Observers([*observers, shown]), looking, skipping)
         figures = run.go(at, pool)
     model = cast(Detector, training.model)
     if training.average is not None:
@@ -133,7 +133,7 @@ def train(
         figures["backbone"] = training.backbone.line()
     if training.began is not None:
         figures["began_from"] = training.began.line()
-    result = TrainResult(run_dir, run_dir / WEIGHTS, run_dir / "metrics.jsonl", **figures)
+    result = TrainResult(run_dir, run_dir / WEIGHTS, run_dir / METRICS, **figures)
     record = {
         "recipe": recipe.name,
         "recipe_digest": recipe.digest,
@@ -179,16 +179,24 @@ class _Run:
         clock, loss = Clock(), float("nan")
         try:
             with (
-                MetricsLog(self.run_dir / "metrics.jsonl", done) as log,
+                MetricsLog(self.run_dir / METRICS, done) as log,
                 Loader(cursor, feed.build, threads=loader_threads, depth=2 * loader_threads) as loader,
             ):
+                if self.validation is not None:
+                    self.validation.begin()
+                    if self.validation.owed(done):
+                        clock.left_out(self.validation.start(self.training, done))
                 for fed in loader:
                     clock.fed(loader.stalled_s)
                     cursor.reached(fed.part.step)
                     report = self._step(fed, feed, clock)
                     done, loss = report.done, report.loss
                     self._after(report, log, cursor.get_state())
+                    self._look(done, log, clock)
+                self._tell_found(log, wait=True)
         except BaseException as error:
+            if self.validation is not None:
+                self.validation.close()
             self.observers.end(RunEnd("failed", done, str(error)))
             raise
         self.observers.end(RunEnd("finished", done))
@@ -233,7 +241,7 @@ class _Run:
         )
 
     def _after(self, report: StepReport, log: MetricsLog, state: OrderState) -> None:
-        """Log, checkpoint, validation and observers, after a step."""
+        """Log, checkpoint and observers, after a step."""
         config, done = self.plan.recipe.train, report.done
         if report.logged:
             line: dict[str, Any] = {"step": done, "epoch": report.epoch, "lr": report.lr, "loss": report.loss}
@@ -246,13 +254,22 @@ class _Run:
             line |= {"frames_per_s": round(report.frames_per_s, 3), "stall_share": round(report.stall_share, 4)}
             log.write({**line, "digest": report.digest})
         if done % config.checkpoint_every == 0 or done == report.total:
+            self._tell_found(log, wait=True)  # a checkpoint leaves no validation before it untold
             path = self.run_dir / CHECKPOINT
             save_checkpoint(path, self.training, {**self.identity, "order": state.to_dict(), "step": done})
             self.observers.checkpoint(done, path)
         self.observers.step(report)
-        every = config.validate_every
-        if self.validation is not None and every and (done % every == 0 or done == report.total):
-            self.observers.validated(done, self.validation(self.training, done))
+
+    def _look(self, done: int, log: MetricsLog, clock: Clock) -> None:
+        """Validates where it is due, and tells what validations have found meanwhile."""
+        if self.validation is not None and self.validation.due(done):
+            clock.left_out(self.validation.start(self.training, done))
+        self._tell_found(log)
+
+    def _tell_found(self, log: MetricsLog, wait: bool = False) -> None:
+        for found in self.validation.found(wait) if self.validation is not None else ():
+            log.write({"step": found.step, **found.figures})
+            self.observers.validated(found)
 
 
 def _saved_figures(run_dir: Path) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The run's log: one JSON line per logged step in `metrics.jsonl`, cut back to the checkpoint when a run is resumed."""
+"""The run's log: one JSON line per logged step in `metrics.jsonl`, cut back to the checkpoint when a run is resumed.
+
+Validations have lines of their own among these, whose keys begin with `val/`. docs/training.md tells every key.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import Any
 
 from cache.files import no_space_as_error, write_bytes
 
+VALIDATION = "val/"  # what keys of a validation's line begin with, `step` aside
+
 
 class MetricsLog:
     """Context manager over the log; lines of steps after `start_step` that an earlier, killed process wrote are
@@ -17,7 +22,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, start_step: int) -> None:
         self.path = path
-        lines = [line for line in read_metrics(path) if line["step"] <= start_step] if path.is_file() else []
+        lines = [line for line in _lines(path) if line["step"] <= start_step] if path.is_file() else []
         write_bytes(path, b"".join(_line(values) for values in lines))
 
     def __enter__(self) -> MetricsLog:
@@ -40,6 +45,20 @@ def _line(values: dict[str, Any]) -> bytes:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The logged steps in order; a last line that a killed process left half-written is left out."""
+    return [line for line in _lines(path) if not _of_validation(line)]
+
+
+def read_validations(path: Path) -> list[dict[str, Any]]:
+    """The lines of validations, by step; none where there is no log yet."""
+    lines = _lines(path) if path.is_file() else []
+    return sorted((line for line in lines if _of_validation(line)), key=lambda line: line["step"])
+
+
+def _of_validation(line: dict[str, Any]) -> bool:
+    return any(key.startswith(VALIDATION) for key in line)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
     out = []
     for line in path.read_text().splitlines():
         try:

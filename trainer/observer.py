@@ -6,7 +6,7 @@ observers are told. What must run on every rank, as a validation does, is a `Val
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -63,6 +63,14 @@ class RunEnd:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a validation after `step` steps found, by the keys of its line in metrics.jsonl (docs/training.md)."""
+
+    step: int
+    figures: Mapping[str, float | str | bool]
+
+
 class StepListener(Protocol):
     """Called after every step; what suffices where only that matters."""
 
@@ -76,8 +84,8 @@ class TrainObserver(Protocol):
 
     def step(self, report: StepReport) -> None: ...
 
-    def validated(self, step: int, figures: Mapping[str, float]) -> None:
-        """After `step` steps: what the run's `Validation` found."""
+    def validated(self, found: Found) -> None:
+        """What the run's `Validation` found, some steps after those that it looked at."""
         ...
 
     def checkpoint(self, step: int, path: Path) -> None:
@@ -87,8 +95,32 @@ class TrainObserver(Protocol):
     def end(self, end: RunEnd) -> None: ...
 
 
-# (training, steps done) -> figures by name; called on every rank every `validate_every` steps and after the last one
-Validation = Callable[[Training, int], Mapping[str, float]]
+class Validation(Protocol):
+    """What looks at the student while a run goes on; made on every rank. `trainer.validation.Validator` is one."""
+
+    def begin(self) -> None:
+        """Before the first step, once the log is cut back to the checkpoint."""
+        ...
+
+    def owed(self, done: int) -> bool:
+        """Whether the checkpoint after `done` steps lies where a validation is due that the log lacks."""
+        ...
+
+    def due(self, done: int) -> bool:
+        """Whether to look after `done` steps."""
+        ...
+
+    def start(self, training: Training, done: int) -> float:
+        """Looks, on every rank; returns its seconds. What it found comes later."""
+        ...
+
+    def found(self, wait: bool = False) -> Sequence[Found]:
+        """What has been found since the last call, on rank 0; wait: for all that was started."""
+        ...
+
+    def close(self) -> None:
+        """Gives up what is at work."""
+        ...
 
 
 class Listening:
@@ -103,7 +135,7 @@ class Listening:
     def step(self, report: StepReport) -> None:
         self._listener(report)
 
-    def validated(self, step: int, figures: Mapping[str, float]) -> None:
+    def validated(self, found: Found) -> None:
         pass
 
     def checkpoint(self, step: int, path: Path) -> None:
@@ -127,9 +159,9 @@ class Observers:
         for observer in self._each:
             observer.step(report)
 
-    def validated(self, step: int, figures: Mapping[str, float]) -> None:
+    def validated(self, found: Found) -> None:
         for observer in self._each:
-            observer.validated(step, figures)
+            observer.validated(found)
 
     def checkpoint(self, step: int, path: Path) -> None:
         for observer in self._each:

@@ -24,13 +24,12 @@ from models.build import load_weights
 from models.detector import Detector
 from trainer.gathering import Ranks, RanksError, gather
 from trainer.loader import Loader
-from trainer.loop import CHECKPOINT, WEIGHTS
 from trainer.partition import rank_part
 from trainer.predict_work import PastMode, Work, work_of
 from trainer.progress import Bar
+from trainer.run_files import BEST, CHECKPOINT, WEIGHTS
 from trainer.scene_memory import SceneMemory
 
-BEST = "best.safetensors"
 ROUND = 4  # batches that a rank predicts between two gatherings
 Precision = Literal["bf16", "fp32"]
 Progress = Callable[[int, int], None]

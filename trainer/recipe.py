@@ -25,6 +25,11 @@ from trainer.inherit import Scheme
 from trainer.past import PastConfig
 from trainer.terms import RELABELS, Schedule, Spec, needs_by_term, parse_options
 
+# Keys of [train] about how a run is looked at, which change nothing of what it learns.
+WATCHING = (
+    *("log_every", "checkpoint_every", "tensorboard", "best_by"),
+    *("validate_every", "validate_unit", "validate_frames", "validate_split"),
+)
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -54,8 +59,11 @@ class TrainConfig(Config):
     teacher whose weights the student begins with, by init_scheme, where they fit (`trainer.inherit`): `demo`, or a file
     written by `train`, read at every start of the run, after backbone_weights.
 
-    validate_every: steps from one validation to the next, 0 for none; digest: what the digests of steps in the log
-    cover, `keys` (tokens and augmentations) or `inputs` as well.
+    validate_every: steps, or epochs, from one validation to the next, 0 for none; validate_frames: about so many of the
+    split's key frames, evenly, 0 for all; validate_split: "" for val or mini_val; best_by: the figure that chooses
+    best.safetensors; tensorboard: write event files too. None of these changes what is learned.
+
+    digest: what the digests of steps in the log cover, `keys` (tokens and augmentations) or `inputs` as well.
     """
 
     epochs: int | None = Field(default=None, ge=1)
@@ -78,6 +86,11 @@ class TrainConfig(Config):
     log_every: int = Field(default=10, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
     validate_every: int = Field(default=0, ge=0)
+    validate_unit: Literal["steps", "epochs"] = "steps"
+    validate_frames: int = Field(default=0, ge=0)
+    validate_split: str = ""
+    best_by: Literal["NDS", "mAP"] = "NDS"
+    tensorboard: bool = False
     digest: Literal["keys", "inputs"] = "keys"
 
     @model_validator(mode="after")
@@ -143,6 +156,11 @@ class Recipe(Config):
     def to_dict(self) -> dict[str, Any]:
         """Plain values for `recipe.json`."""
         return self.model_dump(mode="json")
+
+    def trained(self) -> dict[str, Any]:
+        """What of `to_dict` decides about the weights: a run may go on with the rest changed."""
+        values = self.to_dict()
+        return {**values, "train": {key: value for key, value in values["train"].items() if key not in WATCHING}}
 
     @property
     def digest(self) -> str:

@@ -36,7 +36,7 @@ def make_training(plan: Plan, device: torch.device) -> Training:
 
 def run_identity(plan: Plan, training: Training) -> dict[str, Any]:
     """What a checkpoint says of its run, and a run that goes on from it must say too."""
-    identity: dict[str, Any] = {"recipe": plan.recipe.to_dict(), "stores": plan.manifests()}
+    identity: dict[str, Any] = {"recipe": plan.recipe.trained(), "stores": plan.manifests()}
     if training.began is not None:
         identity["init"] = training.began.identity()
     return identity

@@ -30,10 +30,11 @@ from studies.benches.exactness import Agreement, compare
 from trainer.augment import BevAugment, FrameAugment, no_augment
 from trainer.batches import BatchBuilder, Needs
 from trainer.checkpoint import Training, restore
-from trainer.loop import CHECKPOINT, train
+from trainer.loop import train
 from trainer.observer import StepReport
 from trainer.plan import make_plan, training_needs
 from trainer.recipe import Recipe
+from trainer.run_files import CHECKPOINT
 from trainer.said import TeacherCells
 from trainer.said_reader import SaidReader, Wanted
 from trainer.setup import make_training

@@ -130,14 +130,18 @@ def write_frames(
     split: str = "train",
     seed: int = 0,
     unlabelled: Sequence[int] = (),
+    val: int = 0,
 ) -> None:
-    """<cache>/frames in two shards; `boxes`: per frame, repeated; unlabelled: numbers of frames without annotations."""
+    """<cache>/frames in two shards; `boxes`: per frame, repeated; unlabelled: numbers of frames without annotations;
+    val: so many of the frames, the last, are a scene of the split val."""
     fields = frame_fields(CAMERA_CHANNELS, points=points)
     rows = [frame_values(i, size, points, boxes[i % len(boxes)], split, seed) for i in range(frames)]
     for number in unlabelled:
         rows[number] = {name: v for name, v in rows[number].items() if name not in ANNOTATIONS}
+    for row in rows[frames - val :]:
+        row["frame"] |= {"scene_token": token_of(901), "scene_name": "scene-0002", "split": "val"}
     header = {"points": points, "sweeps": 0, "cameras": list(CAMERA_CHANNELS)}
-    _write(cache / "frames", "frames", fields, rows, header, frames, split, seed, unlabelled=unlabelled)
+    _write(cache / "frames", "frames", fields, rows, header, frames, split, seed, unlabelled=unlabelled, val=val)
 
 
 def write_teacher(
@@ -156,6 +160,7 @@ def write_teacher(
     seed: int = 0,
     world: int = 0,
     unlabelled: Sequence[int] = (),
+    val: int = 0,
 ) -> None:
     """<cache>/teachers/<name> on the same frames: a random map whose values are higher at objects."""
     parsed = Coverage.parse(coverage, grid)
@@ -181,7 +186,7 @@ def write_teacher(
     place = Format()
     if store_format == "zarr":
         place = Format("zarr", -(-frames // 2), {"K": grid.height * grid.width, "N": max(*boxes, 1)})
-    _write(cache / "teachers" / name, "teacher", fields, rows, header, frames, split, world, place, unlabelled)
+    _write(cache / "teachers" / name, "teacher", fields, rows, header, frames, split, world, place, unlabelled, val)
 
 
 def _write(
@@ -195,15 +200,18 @@ def _write(
     world: int,
     store_format: Format = Format(),  # noqa: B008 (frozen)
     unlabelled: Sequence[int] = (),
+    val: int = 0,
 ) -> None:
-    half = -(-frames // 2)
-    shards = tuple(tuple(token_of(i) for i in part) for part in (range(half), range(half, frames)) if part)
+    half, first_val = -(-(frames - val) // 2), frames - val
+    parts = (range(half), range(half, first_val), range(first_val, frames))
+    shards = tuple(tuple(token_of(i) for i in part) for part in parts if part)
+    further = (Scene(token_of(901), "scene-0002", "val"),) if val else ()
     plan = StorePlan(
         kind=kind,
         identity=frame_identity(f"v1.0-synthetic-{world}", DETECTION_CLASSES),
         header=header,
         fields=fields,
-        scenes=(Scene(token_of(900), "scene-0001", split),),
+        scenes=(Scene(token_of(900), "scene-0001", split), *further),
         shards=shards,
         format=store_format,
     )
@@ -214,6 +222,13 @@ def _write(
                 digest = digest_of([token, world])[:16]
                 labels = rows[number].get("gt_ids", np.zeros((0, 5), np.int32))[:, 0]
                 counts = tuple(np.bincount(labels, minlength=len(DETECTION_CLASSES)).tolist())
-                entry = FrameEntry(token, token_of(900), 1000 + number, int(number in unlabelled), counts, digest)
+                entry = FrameEntry(
+                    token,
+                    token_of(901 if number >= first_val else 900),
+                    1000 + number,
+                    int(number in unlabelled),
+                    counts,
+                    digest,
+                )
                 writer.write(entry, rows[number])
     finish(root, plan)

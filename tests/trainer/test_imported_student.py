@@ -14,10 +14,11 @@ from cache.errors import ConfigError
 from cache.store import FrameStore
 from models.build import load_weights
 from tests.trainer.test_loop import quiet
-from trainer.loop import WEIGHTS, train
+from trainer.loop import train
 from trainer.metrics import read_metrics
 from trainer.predict import load_run, predict
 from trainer.recipe import Recipe, make_recipe
+from trainer.run_files import WEIGHTS
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "integrate.md"
 

@@ -15,8 +15,9 @@ from tests.trainer.synthetic import TINY_STUDENT, TINY_TEACHER
 from tests.trainer.test_loop import quiet, recipe
 from trainer.inherit import inherit
 from trainer.initialise import REPORT
-from trainer.loop import CHECKPOINT, train
+from trainer.loop import train
 from trainer.plan import make_plan
+from trainer.run_files import CHECKPOINT
 from trainer.setup import make_training
 
 

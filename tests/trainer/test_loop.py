@@ -16,11 +16,12 @@ from models.lift_splat import LiftSplat
 from tests.trainer.conftest import BOXES
 from tests.trainer.synthetic import TINY_STUDENT, TINY_TEACHER, write_frames, write_teacher
 from trainer import checkpoint
-from trainer.loop import CHECKPOINT, WEIGHTS, train
+from trainer.loop import train
 from trainer.metrics import read_metrics
 from trainer.observer import StepReport
 from trainer.plan import make_plan
 from trainer.recipe import Recipe, make_recipe
+from trainer.run_files import CHECKPOINT, WEIGHTS
 from trainer.setup import make_training
 from trainer.step import DivergedError
 

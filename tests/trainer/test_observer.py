@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,10 @@ import pytest
 
 from studies.order_view import OrderQuestion, order_view
 from tests.trainer.test_loop import quiet, recipe
-from trainer.checkpoint import read_state
+from trainer.checkpoint import Training, read_state
 from trainer.loop import train
 from trainer.metrics import read_metrics
-from trainer.observer import RunBegin, RunEnd, StepReport
+from trainer.observer import Found, RunBegin, RunEnd, StepReport
 
 
 class Diary:
@@ -28,8 +27,8 @@ class Diary:
         self.seen.append(("step", report.done))
         self.reports.append(report)
 
-    def validated(self, step: int, figures: Mapping[str, float]) -> None:
-        self.seen.append(("validated", (step, dict(figures))))
+    def validated(self, found: Found) -> None:
+        self.seen.append(("validated", (found.step, dict(found.figures))))
 
     def checkpoint(self, step: int, path: Path) -> None:
         assert read_state(path)["step"] == step
@@ -39,22 +38,47 @@ class Diary:
         self.seen.append(("end", (end.outcome, end.steps)))
 
 
+class Halves:
+    """A validation every two steps that finds at once."""
+
+    def __init__(self) -> None:
+        self.ready: list[Found] = []
+
+    def begin(self) -> None:
+        pass
+
+    def owed(self, done: int) -> bool:
+        return False
+
+    def due(self, done: int) -> bool:
+        return done % 2 == 0
+
+    def start(self, training: Training, done: int) -> float:
+        self.ready.append(Found(done, {"val/half": done / 2}))
+        return 0.0
+
+    def found(self, wait: bool = False) -> list[Found]:
+        out, self.ready = self.ready, []
+        return out
+
+    def close(self) -> None:
+        pass
+
+
 def test_observers_are_told_of_everything_in_order(tmp_path: Path, cache: Path) -> None:
     diary = Diary()
-    chosen = recipe("student", steps=4, checkpoint_every=3, validate_every=2, log_every=2)
-    train(
-        chosen, cache, tmp_path, progress=quiet, observers=[diary], validation=lambda training, step: {"half": step / 2}
-    )
+    chosen = recipe("student", steps=4, checkpoint_every=3, log_every=2)
+    train(chosen, cache, tmp_path, progress=quiet, observers=[diary], validation=Halves())
     assert diary.seen == [
         ("begin", 0),
         ("step", 1),
         ("step", 2),
-        ("validated", (2, {"half": 1.0})),
+        ("validated", (2, {"val/half": 1.0})),
         ("checkpoint", 3),
         ("step", 3),
         ("checkpoint", 4),
         ("step", 4),
-        ("validated", (4, {"half": 2.0})),
+        ("validated", (4, {"val/half": 2.0})),
         ("end", ("finished", 4)),
     ]
     lines = {line["step"]: line for line in read_metrics(tmp_path / "metrics.jsonl")}

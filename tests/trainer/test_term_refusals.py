@@ -12,8 +12,9 @@ from cache.errors import BevcaskError, ConfigError, StoreError
 from tests.trainer.synthetic import TINY_STUDENT, TINY_TEACHER
 from tests.trainer.test_cached_equals_live import QUERY_STUDENT
 from tests.trainer.test_loop import quiet
-from trainer.loop import CHECKPOINT, train
+from trainer.loop import train
 from trainer.recipe import make_recipe
+from trainer.run_files import CHECKPOINT
 
 STUDENTS = {"heat": TINY_STUDENT, "lidar": TINY_TEACHER, "queries": QUERY_STUDENT}
 

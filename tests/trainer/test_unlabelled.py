@@ -22,10 +22,11 @@ from tests.trainer.synthetic import TINY_STUDENT, TINY_TEACHER, write_frames, wr
 from tests.trainer.test_loop import AUGMENTATION, killed_at, losses, quiet
 from trainer.augment import no_augment
 from trainer.batches import BatchBuilder
-from trainer.loop import WEIGHTS, train
+from trainer.loop import train
 from trainer.order import epoch_list, epoch_order
 from trainer.plan import make_plan, said_reader, training_needs
 from trainer.recipe import Recipe, load_recipe, make_recipe
+from trainer.run_files import WEIGHTS
 from trainer.setup import make_training
 from trainer.step import train_step
 

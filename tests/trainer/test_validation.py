@@ -1,0 +1,184 @@
+"""Validation while a run goes on: the training is as without, the best weights are those that it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cache.errors import ConfigError, OutOfSpaceError, StoreError
+from cache.frame import Detections
+from cache.store import FrameStore
+from models.build import load_weights, read_metadata
+from studies.scoring import evaluate_source
+from tests.trainer.synthetic import TINY_TEACHER, write_frames
+from tests.trainer.test_loop import killed_at, losses, quiet
+from tests.trainer.test_observer import Diary
+from trainer import scoring_thread
+from trainer.loop import train
+from trainer.metrics import read_metrics, read_validations
+from trainer.recipe import Recipe, TrainConfig, make_recipe
+from trainer.run_files import BEST, WEIGHTS
+from trainer.validation import validation_rows
+
+# says so much that some of it is right
+TALKATIVE = {**TINY_TEACHER, "head": {**TINY_TEACHER["head"], "score_threshold": 0.0, "max_boxes": 500, "peaks": "all"}}
+TIMES = ("val/predict_s", "val/metric_s")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six frames of the split train, five of val."""
+    root = tmp_path_factory.mktemp("world")
+    write_frames(root, frames=11, boxes=(250, 200), val=5)
+    return root
+
+
+def recipe(**train_values: Any) -> Recipe:
+    values = {"steps": 6, "batch": 3, "lr": 1e-2, "log_every": 1, "checkpoint_every": 2, "warmup_steps": 1, "ema": 0.5}
+    values |= {"validate_every": 2, "best_by": "mAP", **train_values}
+    flips = {"bev_augmentation": {"flip_x": 0.5, "rotation_deg": 10.0}}
+    return make_recipe({"model": TALKATIVE, "data": flips, "train": values}, "test", "validated")
+
+
+def found(run: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_validations(run / "metrics.jsonl")]
+
+
+def test_a_run_learns_the_same_with_and_without_validation(world: Path, tmp_path: Path) -> None:
+    for name, every in (("with", 1), ("without", 0)):
+        train(recipe(validate_every=every), world, tmp_path / name, progress=quiet)
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+    one, other = (load_weights(tmp_path / name / WEIGHTS).state_dict() for name in ("with", "without"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert not (tmp_path / "without" / BEST).exists() and not found(tmp_path / "without")
+    assert [line["step"] for line in found(tmp_path / "with")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_it_says_of_the_best_is_what_evaluate_says_of_its_file(world: Path, tmp_path: Path) -> None:
+    diary = Diary()
+    train(recipe(), world, tmp_path, progress=quiet, observers=[diary])
+    lines = found(tmp_path)
+    assert [what for what in diary.seen if what[0] == "validated"] == [
+        ("validated", (line["step"], {k: v for k, v in seen.items() if k != "step"}))
+        for line, seen in zip(lines, read_validations(tmp_path / "metrics.jsonl"), strict=True)
+    ]
+    best = max(lines, key=lambda line: line["val/mAP"])
+    assert best["val/best"] and best["val/mAP"] > 0 and best["val/frames"] == 5
+    metadata = read_metadata(tmp_path / BEST)
+    assert metadata["step"] == str(next(line["step"] for line in lines if line["val/mAP"] == best["val/mAP"]))
+    assert json.loads(metadata["validation"])["mAP"] == pytest.approx(best["val/mAP"])
+    summary = evaluate_source(world, run=tmp_path, weights="best").summary
+    assert summary == {key: best[f"val/{key}"] for key in summary or {}}
+    last = evaluate_source(world, run=tmp_path).summary  # the last validation is of the weights it ends with
+    assert last == {key: lines[-1][f"val/{key}"] for key in last or {}}
+
+
+def test_a_run_killed_anywhere_validates_as_the_undisturbed_one(world: Path, tmp_path: Path) -> None:
+    train(recipe(), world, tmp_path / "whole", progress=quiet)
+    for step in (1, 2, 3, 4):  # a checkpoint lies at 2 and 4
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe(), world, tmp_path / "cut", resume=True, progress=killed_at(step))
+    log = tmp_path / "cut" / "metrics.jsonl"
+    assert [line["step"] for line in found(tmp_path / "cut")] == [2]
+    last = [line for line in log.read_text().splitlines() if '"step": 4, "val/' not in line]
+    log.write_text("\n".join(last) + "\n")  # killed after the checkpoint, before what its validation found was told
+    (tmp_path / "cut" / f"{BEST}.12-ab.partial").write_bytes(b"x")  # and while it wrote
+    train(recipe(), world, tmp_path / "cut", resume=True, progress=quiet)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert found(tmp_path / "cut") == found(tmp_path / "whole")
+    assert not list((tmp_path / "cut").glob("*.partial"))
+
+
+def test_validation_may_be_switched_on_when_a_run_goes_on(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(validate_every=0), world, tmp_path, progress=killed_at(3))
+    train(recipe(validate_every=1, validate_unit="epochs"), world, tmp_path, resume=True, progress=quiet)
+    assert [line["step"] for line in found(tmp_path)] == [2, 4, 6]  # an epoch is of two steps
+
+
+def test_boxes_that_cannot_be_scored_are_told_and_never_the_best(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from models.centerpoint import CenterPoint
+
+    decode = CenterPoint.decode
+    steps: list[int] = []
+
+    def diverged(self: Any, output: Any) -> list[Detections]:
+        steps.append(1)
+        good = decode(self, output)
+        if len(steps) > 2:  # the second validation's: five frames are two batches
+            return [Detections(np.full_like(one.boxes_lidar, np.nan), one.scores, one.labels) for one in good]
+        return good
+
+    monkeypatch.setattr(CenterPoint, "decode", diverged)
+    train(recipe(steps=4), world, tmp_path, progress=quiet)
+    good, bad = found(tmp_path)
+    assert good["val/best"] and "val/mAP" not in bad and "best" not in str(bad)
+    assert "not finite" in bad["val/failed"] or "nan" in bad["val/failed"].lower()
+    assert read_metadata(tmp_path / BEST)["step"] == "2"
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 4
+
+
+def test_what_keeps_the_best_from_being_written_ends_the_run(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OutOfSpaceError("no space left")
+
+    monkeypatch.setattr("trainer.validation.save_weights", full)
+    with pytest.raises(OutOfSpaceError):
+        train(recipe(), world, tmp_path, progress=quiet)
+    assert not (tmp_path / BEST).exists() and not (tmp_path / WEIGHTS).exists()
+
+
+def test_a_split_that_cannot_serve_is_refused_before_any_training(world: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"no split 'test' to validate on, it has train, val; set \[train\]"):
+        train(recipe(validate_split="test"), world, run, progress=quiet)
+    write_frames(tmp_path / "alone")
+    with pytest.raises(ConfigError, match="no split val or mini_val to validate on, it has train"):
+        train(recipe(), tmp_path / "alone", run, progress=quiet)
+    write_frames(tmp_path / "bare", frames=8, val=2, unlabelled=(6, 7))
+    with pytest.raises(StoreError, match=r"split 'val' has no annotated key frame"):
+        train(recipe(), tmp_path / "bare", run, progress=quiet)
+    write_frames(tmp_path / "blind", frames=8, val=2, points=False)
+    student = make_recipe({**recipe().to_dict(), "model": TINY_TEACHER}, "test", "blind")
+    with pytest.raises(StoreError, match="cache-frames --points"):
+        train(student, tmp_path / "blind", run, progress=quiet)
+    assert not run.exists()
+
+
+def test_some_frames_are_spread_evenly_over_the_split(world: Path) -> None:
+    store = FrameStore(world / "frames")
+    config = TrainConfig(steps=1, lr=1.0, validate_frames=2)
+    assert validation_rows(store, config, False) == [7, 9]
+    assert validation_rows(store, config, True) == [6, 7, 8, 9, 10]
+    assert validation_rows(store, config.model_copy(update={"validate_frames": 0}), False) == [6, 7, 8, 9, 10]
+    assert validation_rows(store, config.model_copy(update={"validate_frames": 99}), False) == [6, 7, 8, 9, 10]
+
+
+def test_the_metric_works_beside_the_training(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    held, steps = threading.Event(), []
+    result = scoring_thread.ArrayMetric.result
+
+    def slow(self: Any) -> Any:
+        assert held.wait(60)
+        return result(self)
+
+    def on_step(report: Any) -> None:
+        steps.append(report.done)
+        if report.done == 4:
+            held.set()
+
+    monkeypatch.setattr(scoring_thread.ArrayMetric, "result", slow)
+    train(recipe(steps=5, validate_every=3, checkpoint_every=9), world, tmp_path, progress=on_step)
+    assert steps == [1, 2, 3, 4, 5]  # step 4 came while the metric of step 3 was still at work
+    assert [line["step"] for line in found(tmp_path)] == [3, 5]
