@@ -112,13 +112,36 @@ def summarise_errors(table: MatchTable, working_scores: np.ndarray) -> ErrorSumm
     )
 
 
+def confusions(table: MatchTable, working_scores: np.ndarray) -> np.ndarray:
+    """(C + 1, C + 1) int64 of predictions that reach their class's working score. Rows: the class of the object, last
+    none (background); columns: the class that is said, last none (missed). Duplicates and localisations are left out of
+    the rows: they say the right class."""
+    labels = [DETECTION_CLASSES.index(name) for name in table.classes]
+    column = np.full(len(DETECTION_CLASSES) + 1, len(labels))
+    column[labels] = np.arange(len(labels))
+    said = table.scores >= working_scores[table.class_ids]
+    out = np.zeros((len(labels) + 1, len(labels) + 1), np.int64)
+    about = np.where(table.kind == RIGHT, table.taken, table.target)
+    for chosen in (said & (table.kind == RIGHT), said & (table.kind == CLASS)):
+        np.add.at(out, (column[table.objects.class_ids[about[chosen]]], column[table.class_ids[chosen]]), 1)
+    np.add.at(out[-1], column[table.class_ids[said & (table.kind == BACKGROUND)]], 1)
+    np.add.at(out[:, -1], column[table.objects.class_ids[~_accounted(table, said)]], 1)
+    return out
+
+
 def _counts(table: MatchTable, said: np.ndarray) -> dict[str, int]:
     """Errors among the predictions `said` (N,) bool, and the objects that these leave unaccounted for."""
     numbers = np.bincount(table.kind[said], minlength=len(KINDS))
-    accounted = np.zeros(len(table.objects), bool)
-    accounted[table.taken[said & (table.taken >= 0)]] = True
-    accounted[table.target[said & (table.target >= 0)]] = True
-    return {**{name: int(n) for name, n in zip(KINDS[1:], numbers[1:], strict=True)}, "missed": int((~accounted).sum())}
+    missed = int((~_accounted(table, said)).sum())
+    return {**{name: int(n) for name, n in zip(KINDS[1:], numbers[1:], strict=True)}, "missed": missed}
+
+
+def _accounted(table: MatchTable, said: np.ndarray) -> np.ndarray:
+    """(G,) bool: objects that a prediction of `said` (N,) bool is matched with or errs about."""
+    out = np.zeros(len(table.objects), bool)
+    out[table.taken[said & (table.taken >= 0)]] = True
+    out[table.target[said & (table.target >= 0)]] = True
+    return out
 
 
 def _class_ap(table: MatchTable, name: str, fixed: str | None) -> float:

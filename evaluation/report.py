@@ -19,6 +19,14 @@ from evaluation.curves import LossCurve, chart
 from evaluation.metrics import SUMMARY_KEYS, Metrics
 from evaluation.table import NO_CLAIM, MetricsRow, difference, figure, heading, row_named
 
+ERROR_COLUMNS = {
+    "trans_err": "ATE (m)",
+    "scale_err": "ASE (1-IoU)",
+    "orient_err": "AOE (rad)",
+    "vel_err": "AVE (m/s)",
+    "attr_err": "AAE (1-acc)",
+}
+
 
 @dataclass(frozen=True)
 class ReportFrame:
@@ -106,14 +114,12 @@ def _class_table(rows: Sequence[MetricsRow]) -> str:
 
 def _error_tables(rows: Sequence[MetricsRow]) -> str:
     """Per-class errors of each model, folded away."""
-    names = {"trans_err": "ATE (m)", "scale_err": "ASE (1-IoU)", "orient_err": "AOE (rad)", "vel_err": "AVE (m/s)"}
-    names["attr_err"] = "AAE (1-acc)"
     out = []
     for number, row in enumerate(rows):
         body = "".join(
-            page.row(name.replace("_", " "), _errors(row.metrics, name, names)) for name in DETECTION_CLASSES
+            page.row(name.replace("_", " "), _errors(row.metrics, name, ERROR_COLUMNS)) for name in DETECTION_CLASSES
         )
-        shown = page.table(f"errors-{number}", ["class", *names.values()], body)
+        shown = page.table(f"errors-{number}", ["class", *ERROR_COLUMNS.values()], body)
         out.append(f"<details><summary>{page.text(row.name)}: errors by class</summary>{shown}</details>")
     return "".join(out)
 
