@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_WIDTH, _HEIGHT = 300, 176
-_LEFT, _RIGHT, _TOP, _BOTTOM = 34, 8, 8, 24
+_WIDTH, _HEIGHT = 220, 140
+_LEFT, _RIGHT, _TOP, _BOTTOM = 26, 6, 8, 20
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def small_chart(title: str, note: str, lines: Sequence[Line], about: str, *, y_m
         parts.append(f'<text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
     for value in (0.0, 0.5, 1.0):
         anchor = {0.0: "start", 1.0: "end"}.get(value, "middle")
-        parts.append(f'<text x="{x_of(value):.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">{value:g}</text>')
+        parts.append(f'<text x="{x_of(value):.1f}" y="{_HEIGHT - 5}" text-anchor="{anchor}">{value:g}</text>')
     for line in lines:
         for run in _runs(line.xs, np.minimum(line.ys, y_max)):
             points = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in run)

@@ -28,6 +28,7 @@ from evaluation.table import figure, heading
 
 FEW_SCENES = 20
 _ERROR_LINES = dict(zip(TP_ERRORS, ("c2", "c0 d1", "c3 d2", "c4 d3", "c1 d4"), strict=True))
+_THRESHOLD_LINES = ("c2", "c3 d1", "c0 d2", "c4 d3")
 KINDS_IN_WORDS = {
     "duplicate": "a better prediction already took the object of this class that is nearer than {near:g} m",
     "localisation": "right class, but {near:g} to {reach:g} m away from the nearest object of it",
@@ -155,7 +156,7 @@ def _class_table(explained: Explained) -> str:
         body += page.row(name.replace("_", " "), cells)
     head = ["class", "objects", "AP ↑", "95 % interval", *(f"AP within {threshold:g} m" for threshold in thresholds)]
     given = explained.metrics.truth_counts
-    return page.table("classes", head, body) + page.paragraphs(
+    return page.table("class-ap", head, body) + page.paragraphs(
         [
             f"AP is the mean over the centre distances. Ground truth: {given.given:,} boxes, {given.in_range:,} in "
             f"range, {given.with_points:,} of them with points, {given.outside_racks:,} outside bicycle racks: these "
@@ -183,7 +184,7 @@ def _error_table(explained: Explained) -> str:
 def _precision_charts(explained: Explained) -> str:
     recalls = np.linspace(0, 1, 101)
     thresholds = explained.table.config.dist_ths
-    kinds = [f"t{number % 4}" for number in range(len(thresholds))]
+    kinds = [_THRESHOLD_LINES[number % 4] for number in range(len(thresholds))]
     charts = []
     for curves in class_curves(explained.table):
         lines = [Line(kind, recalls, row) for kind, row in zip(kinds, curves.precision, strict=True)]

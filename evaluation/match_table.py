@@ -79,8 +79,8 @@ def detections_of(detections: Mapping[str, Detections]) -> BoxesOf:
 
 
 def submission_of(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> BoxesOf:
-    """Boxes of frames out of the `results` of a checked submission. Give frames in the order of the file: of equal
-    scores the later one ranks first."""
+    """Boxes of frames out of the `results` of a checked submission. Of equal scores the metric ranks by the order of
+    samples in the file, a table by that of the frames it is given."""
 
     def boxes(frames: Sequence[Frame]) -> BoxArrays:
         place = {frame.token: number for number, frame in enumerate(frames)}

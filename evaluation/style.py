@@ -5,13 +5,11 @@ from __future__ import annotations
 STYLE = """
 :root { color-scheme: light dark; --ground: #ffffff; --panel: #f5f7fa; --ink: #1c2430; --soft: #566272; --line: #d7dde5;
   --better: #0b5cad; --worse: #b34700; --bar: #cfe3fb; --heat: #7db8f5;
-  --c0: #b36b00; --c1: #c2185b; --c2: #0b6bcb; --c3: #00735c; --c4: #6a3fb5; --c5: #5b6776;
-  --t0: #08306b; --t1: #2171b5; --t2: #4d9bd6; --t3: #8fbfe3; }
+  --c0: #b36b00; --c1: #c2185b; --c2: #0b6bcb; --c3: #00735c; --c4: #6a3fb5; --c5: #5b6776; }
 @media (prefers-color-scheme: dark) {
   :root { --ground: #10151c; --panel: #18202a; --ink: #e6edf3; --soft: #9aa7b5; --line: #2d3845;
     --better: #6cb6ff; --worse: #ffa657; --bar: #21456b; --heat: #2f6db0;
-    --c0: #ffb703; --c1: #ff5d8f; --c2: #3fa7ff; --c3: #35d0ac; --c4: #b388eb; --c5: #9aa7b5;
-    --t0: #e3f0fc; --t1: #a6cff2; --t2: #63a4dd; --t3: #3b6f9f; } }
+    --c0: #ffb703; --c1: #ff5d8f; --c2: #3fa7ff; --c3: #35d0ac; --c4: #b388eb; --c5: #9aa7b5; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1180px; padding: 2rem 1.25rem 4rem; background: var(--ground); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
@@ -35,6 +33,8 @@ td.bar { background: linear-gradient(to right, var(--bar) var(--share), transpar
   background-size: calc(100% - 5rem) 60%; }
 table.facts { width: auto; }
 table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+td.bar { min-width: 8.5em; }
+#kinds th:nth-child(2) { text-align: left; }
 td.heat { background: color-mix(in srgb, var(--heat) var(--share), transparent); }
 td small { display: block; color: var(--soft); font-weight: 400; font-size: .78rem; }
 td.heat small { color: inherit; }
@@ -61,11 +61,11 @@ figcaption b { color: var(--ink); margin-right: .5rem; }
 figure.chart { background: var(--panel); border: 1px solid var(--line); border-radius: 8px;
   padding: .75rem; margin: 0; }
 .smalls { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 215px), 1fr)); gap: .9rem; }
+@media (max-width: 500px) { .smalls { grid-template-columns: 1fr 1fr; } }
 figure.small { margin: 0; }
-figure.small figcaption { font-size: .85rem; color: var(--soft); }
+figure.small figcaption { font-size: .8rem; color: var(--soft); }
+figure.small figcaption b { margin-right: .3rem; }
 svg.key { display: inline-block; width: 26px; height: 8px; margin-right: .45em; }
-polyline.t0 { stroke: var(--t0); } polyline.t1 { stroke: var(--t1); stroke-dasharray: 7 2; }
-polyline.t2 { stroke: var(--t2); stroke-dasharray: 4 2; } polyline.t3 { stroke: var(--t3); stroke-dasharray: 1.5 2; }
 polyline.d1 { stroke-dasharray: 7 2; } polyline.d2 { stroke-dasharray: 4 2; } polyline.d3 { stroke-dasharray: 2 2; }
 polyline.d4 { stroke-dasharray: 8 2 2 2; }
 .intervals { max-width: 700px; }

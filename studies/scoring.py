@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from cache.same_frames import require_same_frames
 from cache.store import FrameStore, TeacherStore
 from evaluation import array_metric, store_arrays
 from evaluation.control import shuffled_over_frames
+from evaluation.match_table import BoxesOf, detections_of, submission_of
 from evaluation.metrics import Metrics
 from evaluation.mistakes import looked_at, mistakes_in_detections, mistakes_in_submission
 from evaluation.submission import export_submission, load_submission, require_annotations, submission_meta
 from evaluation.subsets import EVERYTHING, Subset
 from evaluation.table import MetricsRow, metrics_table
+from studies.scored import Kind, Scored
 
 SHUFFLE_SEED = 0
 
@@ -122,14 +124,16 @@ def evaluate_source(
     processes: int = 1,
     official: bool = False,
     subset: Subset = EVERYTHING,
+    listener: Callable[[Scored], None] | None = None,
 ) -> Outcome:
     """Scores exactly one of run, teacher and submission on a split's key frames, and exports the predictions if asked.
     trusted: the callable that a run's student may be made with. weights: of a run, `last` or `best`. processes: that
     predict a run, of this machine; the figures are the same.
 
     official: by the devkit's own code. subset: on a part of the split, by our code only. What looks like one of the
-    classic mistakes is told after the table. Where the split has no annotations nothing is scored: without `export`
-    that is a DataError, with it the export is written and the outcome says that it can't be scored.
+    classic mistakes is told after the table. listener: is given all that was scored, to report it. Where the
+    split has no annotations nothing is scored: without `export` that is a DataError, with it the export is written and
+    the outcome says that it can't be scored.
     """
     if subset != EVERYTHING and (official or export is not None):
         raise ConfigError("--subset scores a part of the split: leave --official and --export out, they take it whole")
@@ -150,6 +154,7 @@ def evaluate_source(
         require_annotations([None], f"{store.manifest.identity['dataset_version']} ({split})")
     lost = len(store.manifest.quarantined)
     lines: list[RenderableType] = []
+    boxes_of: BoxesOf | None = None
     if lost:
         which = " (key frames or unlabelled ones)" if store.manifest.header.get("between") else ""
         lines.append(
@@ -175,7 +180,8 @@ def evaluate_source(
         else:
             metrics = array_metric.evaluate_submission(frames, truth, results, subset=subset)
         name, mistakes = submission.name, mistakes_in_submission(frames, truth, results)
-    elif teacher is not None and export is None and not official:
+        boxes_of = submission_of(results)
+    elif teacher is not None and export is None and not official and listener is None:
         name = teacher
         metrics, mistakes = _score_teacher(store, rows, teacher_place(cache, teacher), subset)
     else:
@@ -191,7 +197,7 @@ def evaluate_source(
             source = RunModel(run, "best" if weights == "best" else "last", trusted)
             model = source.load(0)
             name, modality = run.name, model.modality
-            if export is not None or official:
+            if export is not None or official or listener is not None:
                 detections = detections_of_run(source, model, store, rows, processes=processes)
             else:
                 scored = score_run(source, model, store, rows, processes=processes, subset=subset)
@@ -208,6 +214,11 @@ def evaluate_source(
             frames, truth = frames_of(store, rows), truth_of(store, rows)
             metrics = _scored(frames, truth, detections, official, subset)
             mistakes = mistakes_in_detections(frames, truth, detections)
+            boxes_of = detections_of(detections)
+    if listener is not None and boxes_of is not None:
+        kind: Kind = "run" if run is not None else "teacher" if teacher is not None else "submission"
+        said = str(run or teacher or submission)
+        listener(Scored(cache, store, split, subset, frames, truth, kind, said, name, metrics, boxes_of))
     counts = metrics.truth_counts
     part = "" if subset == EVERYTHING else f", {escape(str(subset))}"
     lines.append(f"{split}{part}: {len(rows)} samples, {counts.outside_racks} of {counts.given} annotated boxes count")

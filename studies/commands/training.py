@@ -76,6 +76,9 @@ def train(
         "official": "by the devkit's own code over the same boxes: minutes instead of seconds, the same figures",
         "subset": "score a part of the split, may be given several times: scenes=NAME+NAME, description=night (or "
         "!night), distance=0-20, classes=car+cycles, visibility=3+4",
+        "report": "also write a report as one HTML file: intervals, curves, kinds of errors, worst frames",
+        "pictures": "with --report: how many of the worst frames are drawn (default 4, 0 for none)",
+        "draws": "with --report: draws of the bootstrap over scenes (default 300)",
         "audit": "with --teacher: what the store can teach, by class and distance",
         "score": "with --audit: the least score of a detection that supports an object (default 0.1)",
         "out": "with --audit: heat maps of it as a PNG file",
@@ -98,6 +101,9 @@ def evaluate(
     export: str | None = None,
     official: bool = False,
     subset: Any = None,
+    report: str | None = None,
+    pictures: str | None = None,
+    draws: str | None = None,
     audit: bool = False,
     score: str | None = None,
     out: str | None = None,
@@ -108,16 +114,21 @@ def evaluate(
     """Score a run, a teacher store or a submission with the official nuScenes metric, from the stores alone."""
     from evaluation.subsets import parse_subset
     from studies.auditing import audit_source
+    from studies.reporting import reporter
     from studies.scoring import Outcome, evaluate_source
 
+    shown, drawn = whole(pictures, "--pictures", 0), whole(draws, "--draws", 2)
+    if report is None and (shown, drawn) != (None, None):
+        raise ConfigError(f"{'--draws' if shown is None else '--pictures'} belongs to --report; add --report FILE.html")
     use_local_cache(local_cache, local_cache_limit)
     root, least = cache_root(cache, "a folder or URL of stores"), share(score, "--score")
     outcome: Outcome
     if audit:
         if run or submission:
             raise ConfigError("--audit looks into a teacher store: give --teacher, and neither --run nor --submission")
-        if official or subset:
-            raise ConfigError(f"--audit takes no {'--official' if official else '--subset'}; leave it out")
+        if official or subset or report:
+            refused = "--official" if official else "--subset" if subset else "--report"
+            raise ConfigError(f"--audit takes no {refused}; leave it out")
         outcome = audit_source(root, teacher, split=split, score=least, export=path_of(export), out=path_of(out))
     elif score or out:
         raise ConfigError(f"{'--score' if score else '--out'} belongs to --audit; add --audit to the command")
@@ -134,10 +145,11 @@ def evaluate(
             processes=whole(nproc, "--nproc", 1) or 1,
             official=official,
             subset=parse_subset(subset or ()),
+            listener=reporter(path_of(report), shown, drawn),
         )
     for renderable in outcome.renderables:
         console.print(renderable)
-    next_step(outcome.next_step)
+    next_step(f"open {report}" if report and outcome.summary is not None else outcome.next_step)
     if json:
         print_json(outcome.summary)
 
