@@ -7,7 +7,7 @@ to open: the index is memory-mapped.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from cache.local_cache import read_through
 from cache.manifest import MANIFEST, Manifest, StoredFile
 from cache.npy import npy_header
 from cache.plan import FrameEntry
+from cache.reads import read_observer
 from cache.roots import open_root
 from cache.spans import spans
 
@@ -135,9 +136,10 @@ class Store:
         checksum = int(self.index.crc32c[row, position])
         try:
             # a damaged index must not make us allocate what the file cannot hold
-            data = self.root.read_range(file.name, offset, length) if offset + length <= file.size else b""
+            whole = offset + length <= file.size
+            data = self._ranged(row, field, file.name, offset, length) if whole else b""
             if google_crc32c.value(data) != checksum and self.root.discard(file.name):
-                data = self.root.read_range(file.name, offset, length)  # a local copy had gone bad
+                data = self._ranged(row, field, file.name, offset, length)  # a local copy had gone bad
         except FileNotFoundError:
             raise CorruptError(
                 f"{self.root}/{file.name}: missing; restore it or run the caching command again"
@@ -158,7 +160,8 @@ class Store:
             return [self.read_bytes(row, field) for field in fields]
         offset, length = self.index.offset[row].tolist(), self.index.length[row].tolist()
         checksum = self.index.crc32c[row].tolist()
-        out = self._sound(shard.files[0], [(offset[place], length[place], place) for place in places], checksum)
+        members = [(offset[place], length[place], place) for place in places]
+        out = self._sound(shard.files[0], members, checksum, lambda place: (row, self.manifest.fields[place].name))
         return [  # what is not as it should be is read by itself: that tells why, or reads it from elsewhere
             out[place] if place in out else self.read_bytes(row, field)
             for place, field in zip(places, fields, strict=True)
@@ -182,7 +185,8 @@ class Store:
                 wanted.setdefault(where, []).append((offset[member], length[member], member))
         out: dict[int, bytes] = {}
         for (number, place), members in wanted.items():
-            out |= self._sound(self.manifest.shards[number].file_of(place), members, checksum)
+            file = self.manifest.shards[number].file_of(place)
+            out |= self._sound(file, members, checksum, lambda i: (int(rows[i // width]), fields[i % width]))
         return [
             [
                 out[i * width + j] if i * width + j in out else self.read_bytes(int(row), field)
@@ -192,15 +196,19 @@ class Store:
         ]
 
     def _sound(
-        self, file: StoredFile, members: Iterable[tuple[int, int, int]], checksum: Sequence[int]
+        self,
+        file: StoredFile,
+        members: Iterable[tuple[int, int, int]],
+        checksum: Sequence[int],
+        whose: Callable[[int], tuple[int, str]],
     ) -> dict[int, bytes]:
         """Bytes of members (offset, length, number) of a file by number, without those that are not as they should be;
-        checksum: by number."""
+        checksum: by number; whose: the row and field of a number."""
         out: dict[int, bytes] = {}
         sizes = {number: (offset, length) for offset, length, number in members}
         for start, end, numbers in spans(members):
             try:
-                data = self.root.read_range(file.name, start, end - start) if end <= file.size else b""
+                data = self._ranged(*whose(numbers[0]), file.name, start, end - start) if end <= file.size else b""
             except FileNotFoundError:
                 data = b""
             for number in numbers:
@@ -209,6 +217,15 @@ class Store:
                 if part and len(part) == length and google_crc32c.value(part) == checksum[number]:
                     out[number] = part
         return out
+
+    def _ranged(self, row: int, field: str, name: str, start: int, length: int) -> bytes:
+        observer = read_observer()
+        if observer is None:
+            return self.root.read_range(name, start, length)
+        observer.begins(Place(self, row, field))
+        data = self.root.read_range(name, start, length)
+        observer.ends()
+        return data
 
     def read(self, row: int, field: str) -> Any:
         """The decoded field: a read-only array, a dict, or JPEG bytes. Raises as `read_bytes`."""
@@ -305,6 +322,12 @@ class Place(NamedTuple):
     store: Store
     row: int
     field: str
+
+    @property
+    def file(self) -> str:
+        """The shard's file, a name of the store's root."""
+        position, _ = self.store._fields[self.field]
+        return self.store.manifest.shards[int(self.store.index.shard[self.row])].file_of(position).name
 
     def __str__(self) -> str:
         return self.store._where(self.row, self.field)

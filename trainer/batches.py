@@ -25,6 +25,7 @@ from trainer.camera_parts import CameraParts
 from trainer.said import TeachersSaid
 from trainer.scene_windows import ABSENT
 from trainer.teachers import TeachersReader
+from trainer.watch import stage
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,10 @@ class BatchBuilder:
         for sample, (row, augment, matrix) in enumerate(zip(rows, augments, matrices, strict=True)):
             with self._named(row):
                 if needs.points:
-                    parts.points.append(torch.from_numpy(move_points(self.frames.points(row), matrix)))
+                    with stage("decode"):
+                        cloud = self.frames.points(row)
+                    with stage("augment"):
+                        parts.points.append(torch.from_numpy(move_points(cloud, matrix)))
                 if cameras is not None:
                     cameras.add(self.frames, row, sample, augment, matrix, needs.depth)
                 if needs.labels and labelled[sample]:
@@ -98,9 +102,11 @@ class BatchBuilder:
                     parts.kept.append(np.zeros(0, bool))
                     parts.boxes.append(torch.zeros(0, 9))
                     parts.labels.append(torch.zeros(0, dtype=torch.int64))
+        with stage("collate"):
+            pictures = cameras.tensors(augments) if cameras is not None else {}
         batch = Batch(
             points=parts.points if needs.points else None,
-            **(cameras.tensors(augments) if cameras is not None else {}),
+            **pictures,
             boxes=parts.boxes,
             labels=parts.labels,
             labelled=None if all(labelled) else torch.tensor(labelled),
@@ -108,7 +114,13 @@ class BatchBuilder:
             bev_augmentation=torch.from_numpy(np.stack(matrices)),
             history=self._history(rows, augments, matrices, past),
         )
+<<<<<<< HEAD
         return batch, None if self.said is None else self.said.read(rows, parts.kept)
+=======
+        if self.said is None:
+            return batch, None
+        with stage("decode"):
+            return batch, self.said.read(teacher_rows, rows, parts.kept)
 
     def _history(
         self,
@@ -139,9 +151,9 @@ class BatchBuilder:
             with self._named(then):
                 cameras.add(self.frames, then, sample, augments[sample], matrix)
                 motions[sample], ages[sample] = motion_since(self.frames.frame(then), self.frames.frame(row), matrix)
-        frames = Batch(
-            **cameras.tensors(augments), tokens=["" if row == ABSENT else self.frames.tokens[row] for row in earlier]
-        )
+        with stage("collate"):
+            pictures = cameras.tensors(augments)
+        frames = Batch(**pictures, tokens=["" if row == ABSENT else self.frames.tokens[row] for row in earlier])
         known = torch.tensor([row != ABSENT for row in earlier])
         return Past(frames, torch.from_numpy(motions), known, torch.from_numpy(ages))
 
@@ -160,10 +172,12 @@ class BatchBuilder:
         """Boxes without a LiDAR or radar return are left out, as the released detectors do: nothing shows where they
         are.
         """
-        ids = self.frames.read(row, "gt_ids")
+        with stage("decode"):
+            ids, boxes = self.frames.read(row, "gt_ids"), self.frames.boxes_lidar(row)
         seen = ids[:, 2] + ids[:, 3] > 0
         parts.kept.append(seen)
-        parts.boxes.append(torch.from_numpy(move_boxes(self.frames.boxes_lidar(row)[seen], matrix)))
+        with stage("augment"):
+            parts.boxes.append(torch.from_numpy(move_boxes(boxes[seen], matrix)))
         parts.labels.append(torch.from_numpy(ids[seen, 0].astype(np.int64)))
 
 

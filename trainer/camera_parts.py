@@ -15,6 +15,7 @@ from cache.frame import CAMERA_CHANNELS
 from cache.store import FrameStore
 from models.pictures import draw_cameras, normalised
 from trainer.augment import FrameAugment
+from trainer.watch import stage
 
 CAMERAS = len(CAMERA_CHANNELS)
 
@@ -35,12 +36,15 @@ class CameraParts:
         self, store: FrameStore, row: int, sample: int, augment: FrameAugment, matrix: np.ndarray, depth: bool = False
     ) -> None:
         """Draws a stored frame's cameras in the place `sample`, under A = `matrix`; with `depth` its labels too."""
-        views = draw_cameras(store, row, self.size, augment.images, self._images[sample])
+        with stage("decode"):
+            views = draw_cameras(store, row, self.size, augment.images, self._images[sample])
+            labels = store.depth(row) if depth else None
         self._intrinsics[sample] = views.intrinsics
         self._to_lidar[sample] = matrix @ views.camera_to_lidar
         self._affines[sample] = views.affines
-        if depth:
-            self._depth.append(move_depth(store.depth(row), views.affines, self.size, sample))
+        if labels is not None:
+            with stage("augment"):
+                self._depth.append(move_depth(labels, views.affines, self.size, sample))
 
     def tensors(self, augments: Sequence[FrameAugment]) -> dict[str, Any]:
         """The fields of `Batch` that are of cameras; augments: of every frame."""
