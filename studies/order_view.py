@@ -21,7 +21,7 @@ from cache.store import FrameStore, Store
 from models.build import build_detector
 from models.config import parse_config
 from trainer.augment import frame_augment
-from trainer.batches import Needs
+from trainer.batches import PICTURES
 from trainer.epoch_order import Frames, OrderConfig
 from trainer.partition import worker_of
 from trainer.past import Pasts
@@ -90,7 +90,7 @@ class _Run:
         """What is read of the earlier moments that a temporal student is shown with the entry."""
         if self.pasts is None:
             return []
-        images = _Read("frames", self.frames, [], ["frame", *(channel.lower() for channel in CAMERA_CHANNELS)])
+        images = _Read("frames", self.frames, [], list(PICTURES))
         return [
             {**read, "past": self.frames.token(row)}
             for row in self.pasts.of(entry, epoch, key)
@@ -198,7 +198,7 @@ def _run_of(cache: str | Path, asked: OrderQuestion) -> _Run:
         plan = make_plan(recipe, cache)
         model = build_detector(recipe.model)
         needs = training_needs(model, recipe)
-        reads = [_Read("frames", plan.frames, plan.rows, _fields_of(needs))]
+        reads = [_Read("frames", plan.frames, plan.rows, needs.fields())]
         reader = said_reader(plan)
         for name, teacher in plan.teachers.items():
             names = reader.fields(name) if reader else []
@@ -214,16 +214,6 @@ def _run_of(cache: str | Path, asked: OrderQuestion) -> _Run:
     frames = Frames.of(store, rows, len(rows), 0, {"frames": store.manifest.digest})
     every = [spec.name for spec in store.manifest.fields]
     return _Run(store, rows, [_Read("frames", store, rows, every)], RunOrder(frames, config, 0, asked.batch), None)
-
-
-def _fields_of(needs: Needs) -> list[str]:
-    """The fields of a frame store that `trainer.batches.BatchBuilder` reads for these needs."""
-    return [
-        *(["points"] if needs.points else []),
-        *(["frame", *(channel.lower() for channel in CAMERA_CHANNELS)] if needs.image_size else []),
-        *(["depth"] if needs.depth else []),
-        *(["gt_ids", "gt_lidar"] if needs.labels else []),
-    ]
 
 
 def _rank(run: _Run, part: RankStep, rank: int, workers: int) -> dict[str, Any]:

@@ -40,6 +40,7 @@ _CURVE_SKIPS = (
     "unlabelled_frames",
     "skipped",
     "digest",
+    "loader_s",
 )
 
 

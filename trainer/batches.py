@@ -27,6 +27,8 @@ from trainer.scene_windows import ABSENT
 from trainer.teachers import TeachersReader
 from trainer.watch import stage
 
+PICTURES = ("frame", *(channel.lower() for channel in CAMERA_CHANNELS))  # what is read of a moment of the past
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -36,6 +38,15 @@ class Needs:
     image_size: tuple[int, int] | None = None
     depth: bool = False
     labels: bool = False
+
+    def fields(self) -> list[str]:
+        """The fields of a frame store that `BatchBuilder` reads of a frame."""
+        return [
+            *(["points"] if self.points else []),
+            *(PICTURES if self.image_size else []),
+            *(["depth"] if self.depth else []),
+            *(["gt_ids", "gt_lidar"] if self.labels else []),
+        ]
 
 
 def model_needs(model: Detector) -> Needs:
@@ -114,13 +125,10 @@ class BatchBuilder:
             bev_augmentation=torch.from_numpy(np.stack(matrices)),
             history=self._history(rows, augments, matrices, past),
         )
-<<<<<<< HEAD
-        return batch, None if self.said is None else self.said.read(rows, parts.kept)
-=======
         if self.said is None:
             return batch, None
         with stage("decode"):
-            return batch, self.said.read(teacher_rows, rows, parts.kept)
+            return batch, self.said.read(rows, parts.kept)
 
     def _history(
         self,

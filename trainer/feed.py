@@ -6,23 +6,30 @@ A step is built from its number alone, in any thread, ahead of training; its dig
 
 from __future__ import annotations
 
+import contextlib
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from cache.frame import CAMERA_CHANNELS
+from cache.read_through import ReadThrough
 from models.detector import Batch, Detector
 from trainer.augment import FrameAugment, frame_augment
 from trainer.batch_bytes import frame_buffers
-from trainer.batches import BatchBuilder
+from trainer.batches import PICTURES, BatchBuilder
 from trainer.cursor import OrderCursor
 from trainer.order_state import OrderState
 from trainer.partition import micro_parts
 from trainer.plan import Plan, pasts_of, said_reader, training_needs
+from trainer.prefetch import Prefetcher, ShardFile, files_through_cache
 from trainer.run_order import RankStep
 from trainer.said import TeachersSaid
+from trainer.scene_windows import ABSENT
 from trainer.step_digest import frame_digest
+from trainer.transfer import Packed, pack
+from trainer.watch import stage
 
 
 @dataclass(frozen=True)
@@ -39,11 +46,19 @@ class Piece:
 
 @dataclass(frozen=True)
 class FedStep:
-    """A rank's part of a step. pieces: at least one; digests: of its own frames, in order, none of weight 0."""
+    """A rank's part of a step. pieces: at least one; digests: of its own frames, in order, none of weight 0; packed:
+    the pieces in one buffer, where they go to a GPU."""
 
     part: RankStep
     pieces: tuple[Piece, ...]
     digests: tuple[bytes, ...]
+    packed: Packed[tuple[Piece, ...]] | None = None
+
+    def on(self, device: torch.device) -> tuple[Piece, ...]:
+        """The pieces on `device`, by one copy where they are packed."""
+        if self.packed is not None:
+            return self.packed.to(device)
+        return tuple(piece.to(device) for piece in self.pieces)
 
     @property
     def frames(self) -> int:
@@ -52,13 +67,14 @@ class FedStep:
 
 
 class Feed:
-    """Builds a rank's part of any step. Safe to share between threads.
+    """Builds a rank's part of any step. Safe to share between threads. packed: for a device that is not the host's
+    memory, in pinned memory.
 
     Raises StoreError where a frame lacks what the run reads.
     """
 
-    def __init__(self, plan: Plan, model: Detector, rank: int = 0, world: int = 1) -> None:
-        self._plan, self._rank, self._world = plan, rank, world
+    def __init__(self, plan: Plan, model: Detector, rank: int = 0, world: int = 1, packed: bool = False) -> None:
+        self._plan, self._rank, self._world, self._packed = plan, rank, world, packed
         self._builder = BatchBuilder(plan.frames, training_needs(model, plan.recipe), said_reader(plan))
         self._pasts = pasts_of(plan, model)
         past = self._pasts.rows() if self._pasts else ()
@@ -86,7 +102,33 @@ class Feed:
             pieces.append(Piece(batch, said, weight))
             if weight:
                 digests += self._digests(batch, augments)
-        return FedStep(part, tuple(pieces), tuple(digests))
+        if not self._packed:
+            return FedStep(part, tuple(pieces), tuple(digests))
+        with stage("collate"):
+            packed = pack(tuple(pieces), pin=torch.cuda.is_available())
+        return FedStep(part, packed.tree, tuple(digests), packed)
+
+    def prefetch(self, state: OrderState | None = None) -> contextlib.AbstractContextManager[Prefetcher | None]:
+        """Fetches the shards of the coming steps into the local cache; None where no store is read through one."""
+        stores = [self._plan.frames, *(teacher.store for teacher in self._plan.teachers.values())]
+        limits = [store.root.files.limit_bytes for store in stores if isinstance(store.root, ReadThrough)]
+        if not limits:
+            return contextlib.nullcontext()
+        return Prefetcher(((part.step, self._files(part)) for part in self.steps(state)), min(limits))
+
+    def _files(self, part: RankStep) -> list[ShardFile]:
+        """What the local cache must hold to build the part."""
+        plan, builder = self._plan, self._builder
+        pairs = list(zip(part.entries.tolist(), part.keys.tolist(), strict=True))
+        files = files_through_cache(plan.frames, [plan.rows[entry] for entry, _ in pairs], builder.needs.fields())
+        if self._pasts is not None:
+            past = {row for entry, key in pairs for row in self._pasts.of(entry, part.epoch, key)} - {ABSENT}
+            files += files_through_cache(plan.frames, past, PICTURES)
+        if builder.said is not None:
+            for name, teacher in plan.teachers.items():
+                rows = [teacher.rows[entry] for entry, _ in pairs]
+                files += files_through_cache(teacher.store, rows, builder.said.fields(name))
+        return files
 
     def _pieces(self, part: RankStep, size: int, real: bool) -> Iterator[tuple[list[int], float]]:
         """(places in the rank's part, weight) of each micro-batch; one without frames of its own runs on the first."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from trainer.checkpoint import Training, read_state, require_same_run, restore, 
 from trainer.clock import Clock
 from trainer.feed import FedStep, Feed
 from trainer.initialise import REPORT
-from trainer.loader import Loader
+from trainer.loader_options import LoaderOptions, Reading, loader_of, loader_options
 from trainer.metrics import MetricsLog
 from trainer.observer import (
     Listening,
@@ -117,9 +117,10 @@ def train(
         training.began.write(run_dir / REPORT)
     with contextlib.ExitStack() as stack:
         shown = Listening(progress or stack.enter_context(StepBar(recipe.name, plan.steps, at.step)))
-        pool = loader_threads or (min(8, os.cpu_count() or 1) if target.type == "cuda" else 1)
+        reading = loader_options()
+        pool = loader_threads or reading.threads or (min(8, os.cpu_count() or 1) if target.type == "cuda" else 1)
         run = _Run(plan, training, identity, run_dir, target, Observers([*observers, shown]), looking, skipping)
-        figures = run.go(at, pool)
+        figures = run.go(at, replace(reading, threads=pool))
     model = cast(Detector, training.model)
     if training.average is not None:
         training.model.load_state_dict(training.average.tensors)
@@ -169,10 +170,10 @@ class _Run:
         self.rate = self.stall = 0.0
         self.unlabelled = 0
 
-    def go(self, start: OrderState, loader_threads: int) -> dict[str, Any]:
+    def go(self, start: OrderState, reading: LoaderOptions) -> dict[str, Any]:
         """All steps from `start` on. Returns the figures of `TrainResult`."""
         plan, done = self.plan, start.step
-        feed = Feed(plan, cast(Detector, self.training.model))
+        feed = Feed(plan, cast(Detector, self.training.model), packed=self.device.type != "cpu")
         cursor = feed.steps(start)
         self.unlabelled = plan.unlabelled_before(done)
         self.observers.begin(RunBegin(self.run_dir, plan, self.training, self.device, done))
@@ -180,8 +181,10 @@ class _Run:
         try:
             with (
                 MetricsLog(self.run_dir / METRICS, done) as log,
-                Loader(cursor, feed.build, threads=loader_threads, depth=2 * loader_threads) as loader,
+                feed.prefetch(start) as prefetch,
+                loader_of(cursor, feed.build, reading) as loader,
             ):
+                self.reading = Reading(loader)
                 if self.validation is not None:
                     self.validation.begin()
                     if self.validation.owed(done):
@@ -189,6 +192,8 @@ class _Run:
                 for fed in loader:
                     clock.fed(loader.stalled_s)
                     cursor.reached(fed.part.step)
+                    if prefetch is not None:
+                        prefetch.reached(fed.part.step)
                     report = self._step(fed, feed, clock)
                     done, loss = report.done, report.loss
                     self._after(report, log, cursor.get_state())
@@ -216,7 +221,7 @@ class _Run:
         set_lr(self.training.optimiser, lr)
         if len(fed.pieces) > 1:
             raise ConfigError("[train] micro_batch: gradients are not accumulated yet; set it to 0")
-        (piece,) = (piece.to(self.device) for piece in fed.pieces)
+        (piece,) = fed.on(self.device)
         scalars = train_step(self.training, piece.batch, piece.said, plan, step)
         self.unlabelled += int((plan.run_order.step(step).entries >= plan.labelled).sum())
         done = step + 1
@@ -252,7 +257,7 @@ class _Run:
                     "skipped": dict.fromkeys(self.skipping, self.unlabelled),
                 }
             line |= {"frames_per_s": round(report.frames_per_s, 3), "stall_share": round(report.stall_share, 4)}
-            log.write({**line, "digest": report.digest})
+            log.write({**line, "loader_s": self.reading.window(), "digest": report.digest})
         if done % config.checkpoint_every == 0 or done == report.total:
             self._tell_found(log, wait=True)  # a checkpoint leaves no validation before it untold
             path = self.run_dir / CHECKPOINT

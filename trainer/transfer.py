@@ -34,8 +34,9 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def bytes_in(value: Any) -> int:
-    """Bytes of the tensors of a tree."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(value))
+    """Bytes of memory that the tensors of a tree keep, each piece of it once."""
+    pieces = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors_in(value)}
+    return sum(pieces.values())
 
 
 def replaced(value: T, change: Callable[[Tensor], Tensor]) -> T:

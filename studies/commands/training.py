@@ -21,6 +21,10 @@ from studies.commands.command_line import cache_root, console, need, next_step, 
         "init_from": "begin with a teacher's weights where they fit: demo, or a file written by train",
         "init_scheme": "which of its channels: fnav2 (default), fnav1, fnav2_released, bn_scale, ofa",
         "threads": "torch threads (default: all cores)",
+        "loader-threads": "threads that read and decode (default: 1 on a CPU, up to 8 beside a GPU)",
+        "read-ahead": "bytes of batches read ahead, such as 4GiB (default 1GiB)",
+        "stuck-after": "seconds at one stage of reading after which the run ends, naming file and frame (default 300; "
+        "0: never)",
         "local-cache": "a folder through which stores at URLs are read",
         "local-cache-limit": "its size, such as 200GB; the least recently used shards make room",
         "json": "print a last line of JSON",
@@ -35,14 +39,19 @@ def train(
     init_from: str | None = None,
     init_scheme: str | None = None,
     threads: str | None = None,
+    loader_threads: str | None = None,
+    read_ahead: str | None = None,
+    stuck_after: str | None = None,
     local_cache: str | None = None,
     local_cache_limit: str | None = None,
     json: bool = False,
 ) -> None:
     """Train a detector from the stores as a recipe says: a teacher on points, a student on images."""
     from studies.training import train_run
+    from trainer.loader_options import use_loader_options
 
     use_local_cache(local_cache, local_cache_limit)
+    use_loader_options(loader_threads, read_ahead, stuck_after)
     root, folder = cache_root(cache, "a folder or URL of stores"), Path(need(run, "--run", "a folder for the run"))
     wanted = need(recipe, "--recipe", "a shipped recipe or a TOML file")
     begin = {key: value for key, value in (("init_from", init_from), ("init_scheme", init_scheme)) if value}

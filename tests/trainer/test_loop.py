@@ -25,7 +25,7 @@ from trainer.run_files import CHECKPOINT, WEIGHTS
 from trainer.setup import make_training
 from trainer.step import DivergedError
 
-TIMES = ("frames_per_s", "stall_share")
+TIMES = ("frames_per_s", "stall_share", "loader_s")
 AUGMENTATION = {
     "bev_augmentation": {"flip_x": 0.5, "flip_y": 0.5, "rotation_deg": 22.5, "scale": [0.95, 1.05]},
     "image_augmentation": {"resize": [0.9, 1.1], "crop_x": True, "flip": 0.5, "brightness": 0.2, "contrast": 0.2},
