@@ -7,7 +7,6 @@ A step is built from its number alone, in any thread, ahead of training; its dig
 from __future__ import annotations
 
 import contextlib
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from cache.store import FrameStore, TeacherStore
 from tests.trainer.test_batches import augments
 from trainer.batches import BatchBuilder, Needs
 from trainer.said_reader import SaidReader, Wanted
+from trainer.teachers import TeachersReader
 from trainer.transfer import ALIGN, bytes_in, pack, replaced, tensors_in
 
 
@@ -79,12 +81,13 @@ def test_what_holds_no_tensor_is_left_as_it_is() -> None:
 def test_a_whole_batch_with_its_teacher_goes_in_one_buffer(cache: Path) -> None:
     frames, teacher = FrameStore(cache / "frames"), TeacherStore(cache / "teachers" / "demo")
     reader = SaidReader(teacher, frames, Wanted(cells=True, detections=True))
-    builder = BatchBuilder(frames, Needs(points=True, image_size=(64, 32), depth=True, labels=True), reader)
-    batch, said = builder.build([0, 1], augments([0, 1]), [0, 1])
+    said_by = TeachersReader({"demo": reader}, {"demo": np.arange(len(frames))})
+    builder = BatchBuilder(frames, Needs(points=True, image_size=(64, 32), depth=True, labels=True), said_by)
+    batch, said = builder.build([0, 1], augments([0, 1]))
     packed = pack((batch, said), pin=False)
     got_batch, got_said = packed.to("cpu")
     assert got_batch.images.is_contiguous(memory_format=torch.contiguous_format) == batch.images.is_contiguous()
-    assert got_batch.tokens == batch.tokens and got_said.grid is said.grid
+    assert got_batch.tokens == batch.tokens and got_said.by_name["demo"].grid is said.by_name["demo"].grid
     before, after = list(tensors_in((batch, said))), list(tensors_in((got_batch, got_said)))
     assert len(before) > 15
     for a, b in zip(before, after, strict=True):
