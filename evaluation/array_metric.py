@@ -164,7 +164,7 @@ def evaluate_submission(
     config: MetricConfig = CVPR_2019,
     subset: Subset = EVERYTHING,
 ) -> Metrics:
-    """Scores the `results` of a submission (see `evaluation.submission.load_submission`) against the ground truth.
+    """Scores the `results` of a submission (see `evaluation.submission_file.load_submission`) against the ground truth.
 
     Equal scores rank by the order of samples in the file, as in the devkit."""
     _require_pairs(frames, truth, least=1)

@@ -15,8 +15,8 @@ from cache.classes import ATTRIBUTES, DETECTION_CLASSES
 from cache.frame import Detections, Frame, GroundTruth
 from evaluation.boxes import GlobalBoxes, detections_to_arrays
 
-_CLASS_ID = {name: number for number, name in enumerate(DETECTION_CLASSES)}
-_ATTRIBUTE_ID = {"": -1, **{name: number for number, name in enumerate(ATTRIBUTES)}}
+CLASS_IDS = {name: number for number, name in enumerate(DETECTION_CLASSES)}
+ATTRIBUTE_IDS = {"": -1, **{name: number for number, name in enumerate(ATTRIBUTES)}}
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,17 @@ def submission_arrays(tokens: Mapping[str, int], results: Mapping[str, Sequence[
         np.array([frame for frame, _ in boxes], np.int64),
         np.concatenate([np.array([box[part] for _, box in boxes], np.float64) for part in parts], axis=1),
         np.array([float(box["detection_score"]) for _, box in boxes]),
-        np.array([_CLASS_ID[box["detection_name"]] for _, box in boxes], np.int64),
-        np.array([_ATTRIBUTE_ID[box["attribute_name"]] for _, box in boxes], np.int64),
+        np.array([CLASS_IDS[box["detection_name"]] for _, box in boxes], np.int64),
+        np.array([ATTRIBUTE_IDS[box["attribute_name"]] for _, box in boxes], np.int64),
         points,
         np.zeros(len(boxes), np.int64),
     )
+
+
+def join_boxes(parts: Sequence[BoxArrays]) -> BoxArrays:
+    """All of them, one after another; `frame` stays as it is in each."""
+    columns = zip(*(vars(part).values() for part in (_no_boxes(), *parts)), strict=True)
+    return BoxArrays(*map(np.concatenate, columns))
 
 
 def _no_boxes() -> BoxArrays:

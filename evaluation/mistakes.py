@@ -6,7 +6,7 @@ where undoing it would explain most of what is seen. Silent on predictions that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,15 +43,22 @@ def mistakes_in_submission(
     some = [frames[i] for i in chosen]
     place = {frame.token: number for number, frame in enumerate(some)}
     boxes = submission_arrays(place, {token: results[token] for token in place})
-    found = _mistakes(some, [truth[i] for i in chosen], boxes)
-    lost = sum(box.get("num_pts") == 0 for of_sample in results.values() for box in of_sample)
+    whole = submission_arrays({token: number for number, token in enumerate(results)}, results)
+    return mistakes_in_boxes(some, [truth[i] for i in chosen], boxes, [whole])
+
+
+def mistakes_in_boxes(
+    frames: Sequence[Frame], truth: Sequence[GroundTruth], predicted: BoxArrays, whole: Iterable[BoxArrays]
+) -> list[str]:
+    """The same of the boxes of frames that `looked_at` chose; whole: all of the submission's, which are counted."""
+    found, lost, unknown = _mistakes(frames, truth, predicted), 0, 0
+    for boxes in whole:
+        lost += int((boxes.points == 0).sum())
+        unknown += int(np.isnan(boxes.boxes[:, 10:12]).any(axis=1).sum())
     if lost:
         found.append(
             f'{lost} predictions hold "num_pts": 0, and the metric drops every box with 0 points: leave the key out'
         )
-    unknown = sum(
-        value != value for of_sample in results.values() for box in of_sample for value in box["velocity"][:1]
-    )
     if unknown:
         found.append(
             f"{unknown} predictions have no velocity (NaN): the metric leaves them out of mAVE, which rewards silence"

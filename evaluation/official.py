@@ -54,7 +54,7 @@ def evaluate_submission(
     *,
     config: MetricConfig | None = None,
 ) -> Metrics:
-    """Scores the `results` of a submission (see `evaluation.submission.load_submission`) against the ground truth.
+    """Scores the `results` of a submission (see `evaluation.submission_file.load_submission`) against the ground truth.
 
     config: None for the devkit's own file of detection_cvpr_2019."""
     if not frames or len(frames) != len(truth):

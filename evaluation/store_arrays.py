@@ -1,4 +1,4 @@
-"""The metric from stores to figures: frames, truth and a teacher's boxes in portions, read, turned and matched at once.
+"""The metric from stores to figures: frames, truth and boxes in portions, read, turned and matched at the same time.
 
 Reads only the members that the metric needs, neighbouring frames by one ranged read, straight into arrays: no record is
 made of any frame. A few threads take portions in turn, so that one reads while another matches; memory is theirs and 20
@@ -8,21 +8,25 @@ bytes a prediction, whatever the split's size.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
-from cache.frame import Detections
+from cache.frame import Detections, Poses
 from cache.store import FrameStore, TeacherStore
 from evaluation.array_metric import PORTION, ArrayMetric
-from evaluation.box_arrays import Places, global_arrays, truth_arrays
+from evaluation.box_arrays import BoxArrays, Places, global_arrays, truth_arrays
 from evaluation.boxes import joined_to_global
 from evaluation.metric_config import CVPR_2019, MetricConfig
 from evaluation.metrics import Metrics
 from evaluation.submission import limited
+from evaluation.submission_file import SubmissionArrays
 from evaluation.subsets import EVERYTHING, Subset
 
+T = TypeVar("T")
 THREADS = 4  # at most; beyond some four the interpreter's lock is the limit
 
 
@@ -42,25 +46,53 @@ def evaluate_teacher(
 
     def add(part: slice) -> None:
         ego, lidar = store.poses_of(rows[part])
-        truth, boxes, racks = store.truth_of(rows[part])
         said, offsets = teacher.detections_of(teacher_rows[part])
         count = np.diff(offsets)
-        frames = np.arange(len(count))
         for i in np.nonzero(count > config.max_boxes_per_sample)[0]:
             one = slice(offsets[i], offsets[i + 1])
             crowded = Detections(said.boxes_lidar[one], said.scores[one], said.labels[one])
             limited(tokens[part][i], crowded, keep_top=False, most=config.max_boxes_per_sample)
-        places = Places(ego.translation, truth.racks_global, np.repeat(frames, np.diff(racks)))
         predicted = joined_to_global(tokens[part], ego, lidar, said, count)
-        metric.add_boxes(
-            tokens[part],
-            places,
-            truth_arrays([truth], np.repeat(frames, np.diff(boxes))),
-            global_arrays(predicted, np.repeat(frames, count)),
-        )
+        boxes = global_arrays(predicted, np.repeat(np.arange(len(count)), count))
+        metric.add_boxes(tokens[part], *_truth_of(store, rows[part], ego), boxes)
 
     in_threads(add, portions(len(rows)))
     return metric.result()
+
+
+def evaluate_read(
+    store: FrameStore,
+    rows: Sequence[int],
+    submission: SubmissionArrays,
+    *,
+    config: MetricConfig = CVPR_2019,
+    subset: Subset = EVERYTHING,
+) -> Metrics:
+    """`array_metric.evaluate_submission` of a file's boxes on these rows, to the bit; what it says of other frames is
+    left out."""
+    row_of = {store.token(row): row for row in rows}
+    metric = ArrayMetric([token for token in submission.tokens if token in row_of], config, subset)
+
+    def add(portion: tuple[list[str], BoxArrays]) -> None:
+        tokens, boxes = portion
+        counted = np.array([token in row_of for token in tokens], bool)
+        if not counted.all():
+            boxes = boxes.take(counted[boxes.frame])
+            boxes = replace(boxes, frame=(np.cumsum(counted) - 1)[boxes.frame])
+            tokens = [token for token in tokens if token in row_of]
+        here = [row_of[token] for token in tokens]
+        metric.add_boxes(tokens, *_truth_of(store, here, store.poses_of(here)[0]), boxes)
+
+    in_threads(add, submission.portions)
+    return metric.result()
+
+
+def _truth_of(store: FrameStore, rows: Sequence[int], ego: Poses) -> tuple[Places, BoxArrays]:
+    """Where these frames were taken, and their objects."""
+    truth, boxes, racks = store.truth_of(rows)
+    frames = np.arange(len(rows))
+    places = Places(ego.translation, truth.racks_global, np.repeat(frames, np.diff(racks)))
+    return places, truth_arrays([truth], np.repeat(frames, np.diff(boxes)))
 
 
 def portions(count: int) -> Iterator[slice]:
@@ -68,7 +100,7 @@ def portions(count: int) -> Iterator[slice]:
     return (slice(start, start + PORTION) for start in range(0, count, PORTION))
 
 
-def in_threads(work: Callable[[slice], None], parts: Iterator[slice]) -> None:
+def in_threads(work: Callable[[T], None], parts: Iterable[T]) -> None:
     """Does the work for every part, several at a time; the first part that fails ends it."""
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         asked = [pool.submit(work, part) for part in parts]

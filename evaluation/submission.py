@@ -1,4 +1,4 @@
-"""The official submission file: written atomically from a model's detections, and read back with errors that help.
+"""The official submission file, written atomically from a model's detections; `submission_file` reads it.
 
 The devkit and the test server load it unmodified. A split without annotations has this as its only way to a score.
 """
@@ -6,32 +6,20 @@ The devkit and the test server load it unmodified. A split without annotations h
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cache.classes import ATTRIBUTES, DETECTION_CLASSES
 from cache.errors import DataError
-from cache.files import read_json, write_bytes
+from cache.files import write_bytes
 from cache.frame import Detections, Frame, GroundTruth
 from evaluation.boxes import detections_to_global, submission_boxes
 
 MAX_BOXES_PER_SAMPLE = 500
 META_KEYS = ("use_camera", "use_lidar", "use_radar", "use_map", "use_external")
-_LENGTHS = {"translation": 3, "size": 3, "rotation": 4, "velocity": 2}
 _SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Submission:
-    """meta: what the method used; results: sample token -> its boxes as the official JSON has them, in file order."""
-
-    meta: Mapping[str, Any]
-    results: Mapping[str, list[dict[str, Any]]]
 
 
 def submission_meta(*, camera: bool = False, lidar: bool = False) -> dict[str, bool]:
@@ -89,36 +77,6 @@ def export_submission(
     write_bytes(path, json.dumps({"meta": dict(meta), "results": results}, allow_nan=False).encode())
 
 
-def load_submission(path: Path, tokens: Iterable[str] | None = None) -> Submission:
-    """Reads and checks a submission file, ours or another's. tokens: the sample tokens it must have, no more, no less.
-
-    Raises StoreError where the file is missing or is not JSON, DataError naming sample, box, what was found and what
-    was expected.
-    """
-    content = read_json(path, "a nuScenes submission (JSON)")
-    if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
-        raise DataError(
-            f'{path}: no "results" object, expected {{"meta": {{...}}, "results": {{sample_token: [box, ...]}}}}'
-        )
-    if not isinstance(content.get("meta"), dict):
-        raise DataError(f'{path}: no "meta" object, expected the keys {", ".join(META_KEYS)}')
-    results = content["results"]
-    if tokens is not None:
-        require_same_tokens(str(path), results, "the split", list(tokens))
-    for token, boxes in results.items():
-        if not isinstance(boxes, list):
-            raise DataError(
-                f"{path}: sample {token} holds {type(boxes).__name__}, expected a list of boxes (it may be empty)"
-            )
-        if len(boxes) > MAX_BOXES_PER_SAMPLE:
-            raise DataError(f"{path}: sample {token} has {len(boxes)} boxes, the metric allows {MAX_BOXES_PER_SAMPLE}")
-        for number, box in enumerate(boxes):
-            problem = _box_problem(box, token)
-            if problem:
-                raise DataError(f"{path}: box {number} of sample {token}: {problem}")
-    return Submission(content["meta"], results)
-
-
 def require_same_tokens(what: str, found: Iterable[str], other: str, expected: Sequence[str]) -> None:
     """DataError with counts and the first tokens that are missing or extra; the devkit only says that they differ."""
     found_set, expected_set = set(found), set(expected)
@@ -147,36 +105,3 @@ def _listed(tokens: Sequence[str], kind: str) -> str:
         return ""
     shown = ", ".join(tokens[:_SHOWN])
     return f"{len(tokens)} {kind} ({shown}{', ...' if len(tokens) > _SHOWN else ''})"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _box_problem(box: Any, token: str) -> str:
-    """What is wrong with one box of a submission, or nothing."""
-    if not isinstance(box, dict):
-        return f"found {type(box).__name__}, expected an object"
-    keys = ("sample_token", *_LENGTHS, "detection_name", "detection_score", "attribute_name")
-    missing = [key for key in keys if key not in box]
-    if missing:
-        return f"no {', '.join(missing)}"
-    if box["sample_token"] != token:
-        return f"sample_token {box['sample_token']!r} differs from the key it stands under"
-    for key, length in _LENGTHS.items():
-        values = box[key]
-        if not isinstance(values, list) or len(values) != length or not all(_is_number(v) for v in values):
-            return f"{key} {values!r}, expected {length} numbers"
-        if not all(math.isfinite(v) or (key == "velocity" and math.isnan(v)) for v in values):  # NaN: unknown
-            return f"{key} {values!r} is not finite"
-    if min(box["size"]) <= 0:
-        return f"size {box['size']!r}, expected w, l, h > 0"
-    if not any(box["rotation"]):
-        return "rotation is the zero quaternion, expected w, x, y, z of length 1"
-    if box["detection_name"] not in DETECTION_CLASSES:
-        return f"detection_name {box['detection_name']!r}, expected one of {', '.join(DETECTION_CLASSES)}"
-    if not _is_number(box["detection_score"]) or not math.isfinite(box["detection_score"]):
-        return f"detection_score {box['detection_score']!r}, expected a finite number"
-    if box["attribute_name"] not in ("", *ATTRIBUTES):
-        return f"attribute_name {box['attribute_name']!r}, expected '' or one of {', '.join(ATTRIBUTES)}"
-    return ""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,12 @@ from cache.same_frames import require_same_frames
 from cache.store import FrameStore, TeacherStore
 from evaluation import array_metric, store_arrays
 from evaluation.control import shuffled_over_frames
+from evaluation.devkit_summary import devkit_summary, write_devkit_summary
 from evaluation.match_table import BoxesOf, detections_of, submission_of
 from evaluation.metrics import Metrics
-from evaluation.mistakes import looked_at, mistakes_in_detections, mistakes_in_submission
-from evaluation.submission import export_submission, load_submission, require_annotations, submission_meta
+from evaluation.mistakes import looked_at, mistakes_in_boxes, mistakes_in_detections, mistakes_in_submission
+from evaluation.submission import export_submission, require_annotations, submission_meta
+from evaluation.submission_file import SubmissionArrays, load_submission, read_submission
 from evaluation.subsets import EVERYTHING, Subset
 from evaluation.table import MetricsRow, metrics_table
 from studies.scored import Kind, Scored
@@ -91,6 +94,20 @@ def _scored(
     return evaluate(frames, truth, detections)
 
 
+def _scored_results(
+    frames: Sequence[Frame],
+    truth: Sequence[GroundTruth],
+    results: Mapping[str, list[dict[str, Any]]],
+    official: bool,
+    subset: Subset,
+) -> Metrics:
+    if not official:
+        return array_metric.evaluate_submission(frames, truth, results, subset=subset)
+    from evaluation.official import evaluate_submission
+
+    return evaluate_submission(frames, truth, results)
+
+
 def truth_of(store: FrameStore, rows: Sequence[int]) -> list[GroundTruth]:
     """The ground truth of these rows; DataError where a frame has none."""
     version = store.manifest.identity["dataset_version"]
@@ -125,18 +142,23 @@ def evaluate_source(
     official: bool = False,
     subset: Subset = EVERYTHING,
     listener: Callable[[Scored], None] | None = None,
+    export_summary: Path | None = None,
 ) -> Outcome:
     """Scores exactly one of run, teacher and submission on a split's key frames, and exports the predictions if asked.
     trusted: the callable that a run's student may be made with. weights: of a run, `last` or `best`. processes: that
     predict a run, of this machine; the figures are the same.
 
     official: by the devkit's own code. subset: on a part of the split, by our code only. What looks like one of the
-    classic mistakes is told after the table. listener: is given all that was scored, to report it. Where the
-    split has no annotations nothing is scored: without `export` that is a DataError, with it the export is written and
-    the outcome says that it can't be scored.
+    classic mistakes is told after the table. listener: is given all that was scored, to report it. export_summary:
+    where to write the figures as the devkit's metrics_summary.json. Where the split has no annotations nothing is
+    scored: without `export` that is a DataError, with it the export is written and the outcome says that it can't be
+    scored.
     """
-    if subset != EVERYTHING and (official or export is not None):
-        raise ConfigError("--subset scores a part of the split: leave --official and --export out, they take it whole")
+    start = time.perf_counter()
+    if subset != EVERYTHING and (official or export is not None or export_summary is not None):
+        raise ConfigError(
+            "--subset scores a part of the split: leave --official and the exports out, they take it whole"
+        )
     if sum(source is not None for source in (run, teacher, submission)) != 1:
         raise ConfigError("give exactly one of --run, --teacher and --submission")
     if run is None and (weights != "last" or processes != 1):
@@ -168,21 +190,19 @@ def evaluate_source(
     if submission is not None:
         if export is not None:
             raise ConfigError("--export writes predictions; a --submission file is already one")
-        results = load_submission(submission, [store.tokens[row] for row in whole]).results
-        frames = frames_of(store, rows)
-        counted = {frame.token for frame in frames}
-        results = {token: boxes for token, boxes in results.items() if token in counted}
-        truth = truth_of(store, rows)
-        if official:
-            from evaluation.official import evaluate_submission
-
-            metrics = evaluate_submission(frames, truth, results)
+        name, tokens = submission.name, [store.token(row) for row in whole]
+        if official or listener is not None:
+            read = load_submission(submission, tokens)
+            frames, truth, meta = frames_of(store, rows), truth_of(store, rows), read.meta
+            counted = {frame.token for frame in frames}
+            results = {token: boxes for token, boxes in read.results.items() if token in counted}
+            metrics = _scored_results(frames, truth, results, official, subset)
+            mistakes = mistakes_in_submission(frames, truth, results)
+            boxes_of = submission_of(results)
         else:
-            metrics = array_metric.evaluate_submission(frames, truth, results, subset=subset)
-        name, mistakes = submission.name, mistakes_in_submission(frames, truth, results)
-        boxes_of = submission_of(results)
+            metrics, mistakes, meta = _score_read(store, rows, read_submission(submission, tokens), subset)
     elif teacher is not None and export is None and not official and listener is None:
-        name = teacher
+        name, meta = teacher, submission_meta(lidar=True)
         metrics, mistakes = _score_teacher(store, rows, teacher_place(cache, teacher), subset)
     else:
         detections: dict[str, Detections] | None = None
@@ -202,9 +222,9 @@ def evaluate_source(
             else:
                 scored = score_run(source, model, store, rows, processes=processes, subset=subset)
                 metrics, mistakes = scored.metrics, scored.mistakes
+        meta = submission_meta(camera=modality == "camera", lidar=modality == "lidar")
         if export is not None:
             assert detections is not None
-            meta = submission_meta(camera=modality == "camera", lidar=modality == "lidar")
             export_submission(export, frames_of(store, rows), detections, meta)
             lines.append(f"submission of {len(rows)} samples written to {export}")
         if not labelled:
@@ -219,6 +239,9 @@ def evaluate_source(
         kind: Kind = "run" if run is not None else "teacher" if teacher is not None else "submission"
         said = str(run or teacher or submission)
         listener(Scored(cache, store, split, subset, frames, truth, kind, said, name, metrics, boxes_of))
+    if export_summary is not None:
+        write_devkit_summary(export_summary, devkit_summary(metrics, meta, time.perf_counter() - start))
+        lines.append(f"figures as the devkit's metrics_summary.json written to {export_summary}")
     counts = metrics.truth_counts
     part = "" if subset == EVERYTHING else f", {escape(str(subset))}"
     lines.append(f"{split}{part}: {len(rows)} samples, {counts.outside_racks} of {counts.given} annotated boxes count")
@@ -238,6 +261,17 @@ def _score_teacher(
     seen = [rows[i] for i in some]
     detections = {store.token(rows[i]): teacher.detections(teacher_rows[i]) for i in some}
     return metrics, mistakes_in_detections(frames_of(store, seen), truth_of(store, seen), detections)
+
+
+def _score_read(
+    store: FrameStore, rows: Sequence[int], read: SubmissionArrays, subset: Subset
+) -> tuple[Metrics, list[str], Mapping[str, Any]]:
+    """The metric of a submission file on these rows from arrays alone, the mistakes seen, and its meta."""
+    metrics = store_arrays.evaluate_read(store, rows, read, subset=subset)
+    seen = [rows[i] for i in looked_at(len(rows))]
+    boxes = read.of([store.token(row) for row in seen])
+    whole = (of_portion for _, of_portion in read.portions)
+    return metrics, mistakes_in_boxes(frames_of(store, seen), truth_of(store, seen), boxes, whole), read.meta
 
 
 def figures(metrics: Metrics) -> dict[str, Any]:

@@ -82,6 +82,7 @@ def train(
         "submission": "score an official submission JSON",
         "split": "the split (default: the validation split, or the only one)",
         "export": "also write the predictions as an official submission JSON",
+        "export-summary": "also write the figures as the devkit's metrics_summary.json, to lay beside another's",
         "official": "by the devkit's own code over the same boxes: minutes instead of seconds, the same figures",
         "subset": "score a part of the split, may be given several times: scenes=NAME+NAME, description=night (or "
         "!night), distance=0-20, classes=car+cycles, visibility=3+4",
@@ -108,6 +109,7 @@ def evaluate(
     submission: str | None = None,
     split: str | None = None,
     export: str | None = None,
+    export_summary: str | None = None,
     official: bool = False,
     subset: Any = None,
     report: str | None = None,
@@ -135,8 +137,8 @@ def evaluate(
     if audit:
         if run or submission:
             raise ConfigError("--audit looks into a teacher store: give --teacher, and neither --run nor --submission")
-        if official or subset or report:
-            refused = "--official" if official else "--subset" if subset else "--report"
+        if official or subset or report or export_summary:
+            refused = "--official" if official else "--subset" if subset else "--report" if report else "--export-summary"
             raise ConfigError(f"--audit takes no {refused}; leave it out")
         outcome = audit_source(root, teacher, split=split, score=least, export=path_of(export), out=path_of(out))
     elif score or out:
@@ -149,6 +151,7 @@ def evaluate(
             submission=path_of(submission),
             split=split,
             export=path_of(export),
+            export_summary=path_of(export_summary),
             trusted=callable or "",
             weights=weights,
             processes=whole(nproc, "--nproc", 1) or 1,

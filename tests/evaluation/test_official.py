@@ -20,7 +20,8 @@ from cache.frame import Detections, Frame, GroundTruth
 from evaluation import array_metric
 from evaluation.boxes import truth_to_canonical
 from evaluation.official import SUMMARY_KEYS, Metrics, evaluate, evaluate_submission
-from evaluation.submission import export_submission, load_submission, submission_meta
+from evaluation.submission import export_submission, submission_meta
+from evaluation.submission_file import load_submission
 from pipeline.tables import open_tables
 from studies.benches.odd_worlds import largest_difference
 from tests.evaluation.worlds import made_up_frame, made_up_truth, noisy_detections

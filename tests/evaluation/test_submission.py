@@ -15,11 +15,11 @@ from cache.frame import Detections, Frame, GroundTruth
 from evaluation import array_metric, official
 from evaluation.submission import (
     export_submission,
-    load_submission,
     require_annotations,
     submission_meta,
     submission_results,
 )
+from evaluation.submission_file import load_submission
 from studies.benches.odd_worlds import largest_difference
 from tests.evaluation.worlds import made_up_frame, made_up_truth, noisy_detections
 
