@@ -17,6 +17,7 @@ from cache.errors import StoreError
 CHUNK = 4 << 20
 _SPACE = " \t\n\r"
 _CUT = 64  # characters before the end of the text at hand within which a value that was cut looks like a wrong one
+_UNENDED = "Unterminated string"
 _KINDS = {"{": "an object", "[": "a list", '"': "a string", "t": "true", "f": "false", "n": "null"}
 
 
@@ -36,7 +37,9 @@ class JsonStream:
     def kind(self) -> str:
         """What comes next: "an object", "a list", "a string", "a number", ..., "nothing" at the end."""
         symbol = self._peek()
-        return _KINDS.get(symbol, "a number") if symbol else "nothing"
+        if symbol and symbol in "-0123456789":
+            return "a number"
+        return _KINDS.get(symbol, f"{symbol!r}, which begins nothing in JSON") if symbol else "nothing"
 
     def members(self) -> Iterator[str]:
         """The keys of the object that comes next, in order; the caller takes each value before it asks for more."""
@@ -63,11 +66,12 @@ class JsonStream:
                 found, end = self._scan(self._text, self._at)
             except json.JSONDecodeError as error:
                 if self._ended or not self._may_be_cut(error):
-                    raise self._error(error.msg, error.pos) from None
+                    cut = error.pos >= len(self._text) or error.msg.startswith(_UNENDED)
+                    raise self._error("the file ends within a value" if cut else error.msg, error.pos) from None
             except (ValueError, RecursionError) as error:  # more digits, or more brackets, than Python takes
                 raise self._error(str(error)) from None
             else:
-                if end < len(self._text) or self._ended:  # else a number might go on
+                if end + 2 < len(self._text) or self._ended:  # else a number might go on: after "1" comes "e+5"
                     self._at = end
                     return found
             self._fill()
@@ -78,7 +82,7 @@ class JsonStream:
             raise self._error("more follows the end of the document")
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
-        return error.pos > len(self._text) - _CUT or error.msg.startswith("Unterminated string")
+        return error.pos > len(self._text) - _CUT or error.msg.startswith(_UNENDED)
 
     def _peek(self) -> str:
         """The next character that is not space; "" at the end."""
@@ -94,9 +98,7 @@ class JsonStream:
     def _take(self, symbol: str) -> None:
         if self._peek() != symbol:
             found = self._peek()
-            raise self._error(
-                f"expected {symbol!r}, found {found!r}" if found else f"it ends where {symbol!r} should be"
-            )
+            raise self._error(f"found {found!r}, expected {symbol!r}" if found else f"it ends before {symbol!r}")
         self._at += 1
 
     def _fill(self) -> None:

@@ -9,12 +9,13 @@ demo.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.data_classes import EvalBoxes
-from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes
+from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes, load_prediction
 from nuscenes.eval.detection.algo import accumulate, calc_ap, calc_tp
 from nuscenes.eval.detection.constants import TP_METRICS
 from nuscenes.eval.detection.data_classes import DetectionBox, DetectionConfig, DetectionMetrics
@@ -67,6 +68,22 @@ def evaluate_submission(
     truth_boxes, truth_counts = _filtered(tables, truth_boxes, settings)
     predicted, detection_counts = _filtered(tables, predicted, settings)
     return _as_metrics(_metrics(truth_boxes, predicted, settings), settings, truth_counts, detection_counts)
+
+
+def evaluate_file(path: Path, frames: Sequence[Frame], truth: Sequence[GroundTruth]) -> Metrics:
+    """A submission file by the devkit's own loader and checks, of which nothing is told in words: AssertionError,
+    KeyError, TypeError, ... where it stops."""
+    settings = config_factory(CONFIG)
+    predicted, meta = load_prediction(str(path), settings.max_boxes_per_sample, DetectionBox)
+    tables, truth_boxes = _StoredTables(frames, truth), _truth_boxes(frames, truth)
+    assert set(predicted.sample_tokens) == set(truth_boxes.sample_tokens), (
+        "Samples in split doesn't match samples in predictions."
+    )
+    truth_boxes, truth_counts = _filtered(tables, truth_boxes, settings)
+    predicted, detection_counts = _filtered(tables, predicted, settings)
+    found = _as_metrics(_metrics(truth_boxes, predicted, settings), settings, truth_counts, detection_counts)
+    meta.copy()  # as when it writes its summary
+    return found
 
 
 def devkit_objects(

@@ -18,8 +18,8 @@ from evaluation.box_arrays import ATTRIBUTE_IDS, CLASS_IDS, BoxArrays
 
 LENGTHS = {"translation": 3, "size": 3, "rotation": 4, "velocity": 2}
 _KEYS = ("sample_token", *LENGTHS, "detection_name", "detection_score", "attribute_name")
+_MANY = 2**31  # points: the devkit fails on whole numbers beyond 64 bits
 _LEAST, _MOST = 1e-3, 1e3  # length of a quaternion, expected 1: beyond these its square may be 0 or infinite
-_POINTS = 1 << 31  # more points than that are that many
 
 
 def box_problem(box: Any, token: str) -> str:
@@ -52,7 +52,7 @@ def box_problem(box: Any, token: str) -> str:
         return f"detection_score {_short(box['detection_score'])}, expected a finite number"
     if not isinstance(box["attribute_name"], str) or box["attribute_name"] not in ("", *ATTRIBUTES):
         return f"attribute_name {_short(box['attribute_name'])}, expected '' or one of {', '.join(ATTRIBUTES)}"
-    if "num_pts" in box and not (_is_number(box["num_pts"]) and _is_finite(box["num_pts"])):
+    if "num_pts" in box and not (_is_number(box["num_pts"]) and abs(box["num_pts"]) < _MANY):  # nor NaN
         return f"num_pts {_short(box['num_pts'])}, expected a whole number, or no such key"
     return ""
 
@@ -71,14 +71,16 @@ def checked_arrays(samples: Sequence[tuple[str, Sequence[Any]]]) -> BoxArrays | 
         parts = [_vectors([box[key] for box in boxes], length) for key, length in LENGTHS.items()]
         others = _vectors([box["ego_translation"] for box in boxes if "ego_translation" in box], 3)
         scores = _numbers([box["detection_score"] for box in boxes])
-        told = [box.get("num_pts", -1) for box in boxes]
-        _numbers(told)
-        points = np.array([max(-1, min(int(value), _POINTS)) for value in told], np.int64)
+        told = _numbers([box.get("num_pts", -1) for box in boxes])
+        if not (np.abs(told) < _MANY).all():  # NaN too
+            return None
+        points = told.astype(np.int64)
         class_ids = np.array([CLASS_IDS[box["detection_name"]] for box in boxes], np.int64)
         attribute_ids = np.array([ATTRIBUTE_IDS[box["attribute_name"]] for box in boxes], np.int64)
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    length = np.sqrt(np.square(parts[2]).sum(axis=1))
+    with np.errstate(over="ignore"):
+        length = np.sqrt(np.square(parts[2]).sum(axis=1))
     sound = (
         all(np.isfinite(values).all() for values in (*parts[:3], others, scores))
         and not np.isinf(parts[3]).any()

@@ -23,6 +23,7 @@ from evaluation.submission_boxes import box_problem, checked_arrays
 
 _WHAT = "a nuScenes submission (JSON)"
 _FORM = '{"meta": {...}, "results": {sample_token: [box, ...]}}'
+_META = f"one with the keys {', '.join(META_KEYS)}"
 _GROUP = 64  # samples whose boxes stand in memory as records at once
 
 
@@ -114,15 +115,14 @@ def _groups(path: Path, meta: dict[str, Any]) -> Iterator[list[tuple[str, list[d
                 value = stream.value()
                 if key == "meta":
                     if not isinstance(value, dict):
-                        raise DataError(
-                            f'{path}: "meta" is no object, expected one with the keys {", ".join(META_KEYS)}'
-                        )
+                        found = type(value).__name__
+                        raise DataError(f'{path}: no "meta" object but {found}, expected {_META}')
                     meta |= value
             seen.add(key)
         if "results" not in seen:
             raise DataError(f'{path}: no "results" object, expected {_FORM}')
         if "meta" not in seen:
-            raise DataError(f'{path}: no "meta" object, expected one with the keys {", ".join(META_KEYS)}')
+            raise DataError(f'{path}: no "meta" object, expected {_META}')
         stream.end()
 
 
