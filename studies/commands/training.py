@@ -138,7 +138,9 @@ def evaluate(
         if run or submission:
             raise ConfigError("--audit looks into a teacher store: give --teacher, and neither --run nor --submission")
         if official or subset or report or export_summary:
-            refused = "--official" if official else "--subset" if subset else "--report" if report else "--export-summary"
+            refused = (
+                "--official" if official else "--subset" if subset else "--report" if report else "--export-summary"
+            )
             raise ConfigError(f"--audit takes no {refused}; leave it out")
         outcome = audit_source(root, teacher, split=split, score=least, export=path_of(export), out=path_of(out))
     elif score or out:
