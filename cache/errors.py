@@ -4,7 +4,12 @@ from __future__ import annotations
 
 
 class BevcaskError(Exception):
-    """Base of every error that is the input's or the environment's fault; the command line prints it, no traceback."""
+    """Base of every error that is the input's or the environment's fault; the command line prints it, no traceback.
+
+    exit_status: of the task that ends in it.
+    """
+
+    exit_status = 1
 
 
 class DataError(BevcaskError):

@@ -1,7 +1,8 @@
 """Checkpoints: everything a run needs to go on exactly, in one safetensors file that is replaced atomically. No pickle.
 
-Tensors are named model.*, terms.*, average.*, optimiser.<parameter>.<state>; the JSON state (step, digests) is in the
-file's metadata. 3 or 4 times the size of the weights.
+Tensors are named model.*, terms.*, average.*, optimiser.<parameter>.<state>; the JSON state (order, recipe, stores) and
+a checksum of the whole file are in its metadata. 3 or 4 times the size of the weights. Nothing in it depends on the
+number of ranks, and there is no generator's state: randomness is a function of the step.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
@@ -25,7 +28,8 @@ from trainer.initialise import Initialisation
 from trainer.objective import Objective
 from trainer.optimiser import Average
 
-FORMAT = "bevcask-checkpoint-1"
+FORMAT = "bevcask-checkpoint-2"
+_UNKNOWN, _MARK = "00000000", b'"crc32c":"%s"'
 
 
 @dataclass(frozen=True)
@@ -68,21 +72,52 @@ class Training:
 def save_checkpoint(path: Path, training: Training, state: Mapping[str, Any]) -> None:
     """Writes the checkpoint; the old one stays until the new one is whole."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in training.tensors().items()}
-    write_bytes(path, save_tensors(tensors, {"format": FORMAT, "state": json.dumps(state, sort_keys=True)}))
+    metadata = {"format": FORMAT, "crc32c": _UNKNOWN, "state": json.dumps(state, sort_keys=True)}
+    write_bytes(path, _sealed(save_tensors(tensors, metadata)))
+
+
+def _sealed(data: bytes) -> bytes:
+    """The file with its checksum, which is of all its bytes with zeros in the checksum's place."""
+    before, mark, after = data.partition(_MARK % _UNKNOWN.encode())
+    assert mark
+    return before + _MARK % f"{google_crc32c.value(data):08x}".encode() + after
+
+
+def read_checkpoint(path: Path) -> bytes:
+    """A checkpoint's bytes, checked. CorruptError where the file is not one, or not whole."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CorruptError(f"{path}: not a readable checkpoint ({error})") from None
+    metadata = _metadata(data, path)
+    found = metadata.get("crc32c", _UNKNOWN)
+    whole = data.replace(_MARK % found.encode(), _MARK % _UNKNOWN.encode(), 1)
+    if f"{google_crc32c.value(whole):08x}" != found:
+        raise CorruptError(f"{path}: not a readable checkpoint (its bytes do not match its checksum)")
+    return data
+
+
+def state_of(data: bytes, where: Path) -> dict[str, Any]:
+    """The JSON state of a checkpoint's bytes. CorruptError where it has none."""
+    return dict(json.loads(_metadata(data, where)["state"]))
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """The JSON state of a checkpoint. CorruptError where the file is not one."""
+    return state_of(read_checkpoint(path), path)
+
+
+def _metadata(data: bytes, where: Path) -> dict[str, str]:
+    """The texts in a safetensors file's header: 8 bytes of its length, then JSON."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"format {metadata.get('format')!r}, expected {FORMAT!r}")
-        return dict(json.loads(metadata["state"]))
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise CorruptError(
-            f"{path}: not a readable checkpoint ({error}); remove the run folder and train again"
-        ) from None
+        size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
+        if metadata["format"] != FORMAT:
+            raise ValueError(f"format {metadata['format']!r}, expected {FORMAT!r}")
+        json.loads(metadata["state"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError(f"{where}: not a readable checkpoint ({error or 'empty'})") from None
+    return dict(metadata)
 
 
 def require_same_run(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -97,17 +132,14 @@ def require_same_run(path: Path, found: Mapping[str, Any], expected: Mapping[str
             )
 
 
-def restore(path: Path, training: Training) -> None:
-    """Loads a checkpoint into `training`, every tensor of it. CorruptError where names or shapes are not those
-    expected.
+def restore(path: Path, training: Training, data: bytes | None = None) -> None:
+    """Loads a checkpoint into `training`, every tensor of it; data: its bytes, where they are at hand. CorruptError
+    where names or shapes are not those expected.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
-        raise CorruptError(
-            f"{path}: not a readable checkpoint ({error}); remove the run folder and train again"
-        ) from None
+        tensors = load_tensors(read_checkpoint(path) if data is None else data)
+    except SafetensorError as error:
+        raise CorruptError(f"{path}: not a readable checkpoint ({error})") from None
     _copy_into(path, "model.", training.model.state_dict(), tensors)
     _copy_into(path, "terms.", training.terms.state_dict(), tensors)
     if training.average is not None:

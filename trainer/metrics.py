@@ -17,26 +17,31 @@ VALIDATION = "val/"  # what keys of a validation's line begin with, `step` aside
 
 class MetricsLog:
     """Context manager over the log; lines of steps after `start_step` that an earlier, killed process wrote are
-    dropped.
+    dropped. path: None for a rank that writes none.
     """
 
-    def __init__(self, path: Path, start_step: int) -> None:
+    def __init__(self, path: Path | None, start_step: int) -> None:
         self.path = path
+        if path is None:
+            return
         lines = [line for line in _lines(path) if line["step"] <= start_step] if path.is_file() else []
         write_bytes(path, b"".join(_line(values) for values in lines))
 
     def __enter__(self) -> MetricsLog:
-        self._file = open(self.path, "ab", buffering=0)  # a line is visible as soon as it is written
+        if self.path is not None:
+            self._file = open(self.path, "ab", buffering=0)  # a line is visible as soon as it is written
         return self
 
     def write(self, values: dict[str, Any]) -> None:
-        with no_space_as_error(self.path):
-            self._file.write(_line(values))
+        if self.path is not None:
+            with no_space_as_error(self.path):
+                self._file.write(_line(values))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        if self.path is not None:
+            self._file.close()
 
 
 def _line(values: dict[str, Any]) -> bytes:

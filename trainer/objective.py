@@ -6,7 +6,7 @@ One module, so that a data-parallel wrapper sees every parameter that is trained
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -29,6 +29,18 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.terms = model, terms
         self.relabels, self.recipe, self.steps = dict(relabels), recipe, steps
+        self._held: tuple[nn.Module, ...] = ()
+
+    def keep_in_evaluation(self, parts: Sequence[nn.Module]) -> None:
+        """These parts are held in evaluation mode while the rest is trained."""
+        self._held = (*self._held, *parts)
+        self.hold()
+
+    def hold(self) -> None:
+        """Puts them back there, after whatever else has put the model in training mode."""
+        for part in self._held:
+            if any(module.training for module in part.modules()):
+                part.eval()
 
     def forward(self, batch: Batch, said: TeachersSaid | None, step: int) -> tuple[dict[str, LossPart], dict[str, int]]:
         """The parts of step `step`'s loss on this batch, and what changes of labels counted."""

@@ -36,9 +36,12 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 
 def parameter_groups(named: Mapping[str, nn.Parameter], config: TrainConfig) -> list[dict[str, object]]:
-    """AdamW groups with their names: norms and biases (rank < 2) without decay, `model.backbone.*` at its own rate."""
+    """AdamW groups with their names: norms and biases (rank < 2) without decay, `model.backbone.*` at its own rate;
+    frozen parameters are in none."""
     groups: dict[tuple[bool, bool], dict[str, Tensor]] = {}
     for name, parameter in named.items():
+        if not parameter.requires_grad:
+            continue
         key = (parameter.ndim >= 2, name.startswith("model.backbone."))
         groups.setdefault(key, {})[name] = parameter
     return [

@@ -22,12 +22,13 @@ from cache.frame import Detections
 from cache.store import FrameStore
 from models.build import load_weights
 from models.detector import Detector
+from trainer.checkpoints import list_checkpoints
 from trainer.gathering import Ranks, RanksError, gather
 from trainer.loader import Loader
 from trainer.partition import rank_part
 from trainer.predict_work import PastMode, Work, work_of
 from trainer.progress import Bar
-from trainer.run_files import BEST, CHECKPOINT, WEIGHTS
+from trainer.run_files import BEST, WEIGHTS
 from trainer.scene_memory import SceneMemory
 
 ROUND = 4  # batches that a rank predicts between two gatherings
@@ -49,12 +50,12 @@ def load_run(run_dir: Path, trusted: str = "", weights: Literal["last", "best"] 
     trusted: as `models.build.load_weights`. ConfigError where the run has not ended, never validated, or is none."""
     path = run_dir / (WEIGHTS if weights == "last" else BEST)
     if not path.is_file():
-        if weights == "best" and ((run_dir / WEIGHTS).is_file() or (run_dir / CHECKPOINT).is_file()):
+        if weights == "best" and ((run_dir / WEIGHTS).is_file() or list_checkpoints(run_dir)):
             raise ConfigError(
                 f"{run_dir}: no {BEST} in it: the run has not validated yet, or never does; set [train] "
                 "validate_every in its recipe, or leave out --weights best"
             )
-        if (run_dir / CHECKPOINT).is_file():
+        if list_checkpoints(run_dir):
             instead = "; or --weights best takes its best validation so far" if (run_dir / BEST).is_file() else ""
             raise ConfigError(f"{run_dir}: the run has not ended; go on with `train --resume`{instead}")
         raise ConfigError(f"{run_dir}: no {path.name} in it; give the folder of a finished run")

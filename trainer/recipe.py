@@ -8,6 +8,7 @@ its digest decides whether a run may be resumed.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ from trainer.terms import RELABELS, Schedule, Spec, needs_by_term, parse_options
 
 # Keys of [train] about how a run is looked at, which change nothing of what it learns.
 WATCHING = (
-    *("log_every", "checkpoint_every", "tensorboard", "best_by"),
+    *("log_every", "checkpoint_every", "keep", "tensorboard", "best_by"),
     *("validate_every", "validate_unit", "validate_frames", "validate_split"),
 )
 RECIPES = Path(__file__).parent / "recipes"
@@ -59,9 +60,14 @@ class TrainConfig(Config):
     teacher whose weights the student begins with, by init_scheme, where they fit (`trainer.inherit`): `demo`, or a file
     written by `train`, read at every start of the run, after backbone_weights.
 
+    frozen: parts of the model that are not trained, by name (`backbone.layer1`), their batch norms in evaluation mode;
+    freeze_bn: batch norms in evaluation mode; sync_bn: their statistics are of all ranks' frames; compile: the model
+    through torch.compile; deterministic: the same bits again on a GPU too, slower.
+
     validate_every: steps, or epochs, from one validation to the next, 0 for none; validate_frames: about so many of the
     split's key frames, evenly, 0 for all; validate_split: "" for val or mini_val; best_by: the figure that chooses
-    best.safetensors; tensorboard: write event files too. None of these changes what is learned.
+    best.safetensors; tensorboard: write event files too; keep: checkpoints that stay. None of these changes what is
+    learned.
 
     digest: what the digests of steps in the log cover, `keys` (tokens and augmentations) or `inputs` as well.
     """
@@ -70,6 +76,9 @@ class TrainConfig(Config):
     steps: int | None = Field(default=None, ge=1)
     batch: int = Field(default=4, ge=1)
     micro_batch: int = Field(default=0, ge=0)
+    frozen: tuple[str, ...] = ()
+    freeze_bn: Literal["none", "backbone", "all"] = "none"
+    sync_bn: bool = False
     lr: float = Field(gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     backbone_lr_factor: float = Field(default=1.0, ge=0)
@@ -82,9 +91,12 @@ class TrainConfig(Config):
     backbone_weights: str = ""
     init_from: str = ""
     init_scheme: Scheme = "fnav2"
+    compile: bool = False
+    deterministic: bool = False
     seed: int = Field(default=0, ge=0)
     log_every: int = Field(default=10, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
+    keep: int = Field(default=2, ge=1)
     validate_every: int = Field(default=0, ge=0)
     validate_unit: Literal["steps", "epochs"] = "steps"
     validate_frames: int = Field(default=0, ge=0)
@@ -97,6 +109,12 @@ class TrainConfig(Config):
     def _one_length(self) -> TrainConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("set exactly one of epochs and steps")
+        return self
+
+    @model_validator(mode="after")
+    def _norms_one_way(self) -> TrainConfig:
+        if self.sync_bn and self.freeze_bn == "all":
+            raise ValueError("sync_bn has no norm left to work on where freeze_bn = 'all': drop one of the two")
         return self
 
     @model_validator(mode="after")
@@ -174,7 +192,7 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """A shipped recipe by name, or a TOML file; `overrides` are laid over it table by table.
+    """A shipped recipe by name, a TOML file, or a run's recipe.json; `overrides` are laid over it table by table.
 
     Raises ConfigError, one line: the file, the key, and what is allowed there.
     """
@@ -192,15 +210,16 @@ def _path_of(name_or_path: str | Path, beside: Path) -> Path:
 def _values_of(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
     """A file's values, laid over those of the recipe it extends; below: the files that extend this one."""
     try:
-        values = tomllib.loads(path.read_text())
+        text = path.read_text()
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (FileNotFoundError, IsADirectoryError):
         extended = f"{below[-1]} extends {path}, but " if below else ""
         raise ConfigError(
             f"{extended}recipe {str(path)!r}: no such file, and not one of the shipped recipes "
             f"{', '.join(recipe_names())}"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML ({error})") from None
+    except ValueError as error:  # of either parser, or of text that is none
+        raise ConfigError(f"{path}: not {'JSON' if path.suffix == '.json' else 'TOML'} ({error})") from None
     base = values.pop("extends", None)
     if base is None:
         return values

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 WEIGHTS = "model.safetensors"  # of a finished run
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINTS = "checkpoints"  # a folder
+RECORD = "run.json"  # of a finished run
 BEST = "best.safetensors"  # of the best validation so far
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"  # a folder

@@ -12,6 +12,7 @@ from models.backbone_weights import load_backbone
 from models.build import build_detector
 from trainer.checkpoint import Training
 from trainer.initialise import begin_from
+from trainer.norms import freeze_stages, frozen_norms
 from trainer.objective import Objective
 from trainer.optimiser import Average, make_optimiser
 from trainer.plan import Plan
@@ -29,6 +30,11 @@ def make_training(plan: Plan, device: torch.device) -> Training:
     terms = build_terms(specs, model, plan.teachers).to(device)
     module = cast(nn.Module, model).to(device)
     objective = Objective(module, terms, build_relabels(specs), plan.recipe, plan.steps).train()
+    objective.keep_in_evaluation(freeze_stages(module, config.frozen))
+    if config.freeze_bn != "none":
+        objective.keep_in_evaluation(frozen_norms(module, config.freeze_bn))
+    if config.compile:
+        module.compile()
     average = Average(module, config.ema) if config.ema else None
     optimiser = make_optimiser(dict(objective.named_parameters()), config)
     return Training(objective, optimiser, average, backbone, began)

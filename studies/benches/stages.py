@@ -30,11 +30,11 @@ from studies.benches.exactness import Agreement, compare
 from trainer.augment import BevAugment, FrameAugment, no_augment
 from trainer.batches import BatchBuilder, Needs
 from trainer.checkpoint import Training, restore
+from trainer.checkpoints import checkpoint_path
 from trainer.loop import train
 from trainer.observer import StepReport
 from trainer.plan import make_plan, training_needs
 from trainer.recipe import Recipe
-from trainer.run_files import CHECKPOINT
 from trainer.said import TeacherCells
 from trainer.said_reader import SaidReader, Wanted
 from trainer.setup import make_training
@@ -101,7 +101,7 @@ def train_with_snapshots(recipe: Recipe, cache: Path, run: Path, steps: Sequence
 
         def keep(report: StepReport) -> None:
             if report.done in kept:
-                shutil.copyfile(run / CHECKPOINT, kept[report.done])
+                shutil.copyfile(checkpoint_path(run, report.done), kept[report.done])
 
         shutil.rmtree(run, ignore_errors=True)
         train(recipe, cache, run, progress=keep)

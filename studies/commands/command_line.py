@@ -50,7 +50,7 @@ def task(
             message = " ".join(str(error).split()) or type(error).__name__
             # soft_wrap: a long path must stay one line that can be copied; markup off: a path may hold brackets
             Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-            raise Exit(code=1) from error
+            raise Exit(code=error.exit_status) from error
         except OSError as error:
             message = (
                 f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the disk"

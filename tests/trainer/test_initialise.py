@@ -13,11 +13,11 @@ from cache.files import read_json
 from models.build import build_detector, save_weights
 from tests.trainer.synthetic import TINY_STUDENT, TINY_TEACHER
 from tests.trainer.test_loop import quiet, recipe
+from trainer.checkpoints import list_checkpoints
 from trainer.inherit import inherit
 from trainer.initialise import REPORT
 from trainer.loop import train
 from trainer.plan import make_plan
-from trainer.run_files import CHECKPOINT
 from trainer.setup import make_training
 
 
@@ -77,4 +77,4 @@ def test_what_cannot_be_inherited_is_refused_before_training(cache: Path, tmp_pa
     with pytest.raises(ConfigError, match=r"init_from '.*queries.*': a ObjectDgcnn cannot inherit or bequeath") as why:
         train(begun(queries), cache, tmp_path / "run", progress=quiet)
     assert "\n" not in str(why.value)
-    assert not (tmp_path / "run" / CHECKPOINT).exists()
+    assert not list_checkpoints(tmp_path / "run")

@@ -16,12 +16,13 @@ from models.lift_splat import LiftSplat
 from tests.trainer.conftest import BOXES
 from tests.trainer.synthetic import TINY_STUDENT, TINY_TEACHER, write_frames, write_teacher
 from trainer import checkpoint
+from trainer.checkpoints import checkpoint_path, list_checkpoints
 from trainer.loop import train
 from trainer.metrics import read_metrics
 from trainer.observer import StepReport
 from trainer.plan import make_plan
 from trainer.recipe import Recipe, make_recipe
-from trainer.run_files import CHECKPOINT, WEIGHTS
+from trainer.run_files import CHECKPOINTS, WEIGHTS
 from trainer.setup import make_training
 from trainer.step import DivergedError
 
@@ -113,7 +114,7 @@ def test_the_run_folder_says_what_was_done(tmp_path: Path, cache: Path) -> None:
     result = train(chosen, cache, tmp_path / "run", progress=reports.append)
     assert [report.done for report in reports] == list(range(1, 9))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "recipe.json", "run.json", "metrics.jsonl", CHECKPOINT, WEIGHTS,
+        "recipe.json", "run.json", "metrics.jsonl", CHECKPOINTS, WEIGHTS,
     }  # fmt: skip
     assert Recipe.model_validate(json.loads((tmp_path / "run" / "recipe.json").read_text())) == chosen
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -136,7 +137,7 @@ def test_the_exported_model_is_the_average_and_holds_no_adaptor(tmp_path: Path, 
     model = load_weights(tmp_path / "run" / WEIGHTS)
     from safetensors import safe_open
 
-    with safe_open(tmp_path / "run" / CHECKPOINT, framework="pt") as file:
+    with safe_open(checkpoint_path(tmp_path / "run", 8), framework="pt") as file:
         saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     state = model.state_dict()
     assert not any("adaptor" in name for name in state)
@@ -200,7 +201,7 @@ def test_a_folder_with_a_run_is_not_overwritten_and_a_finished_run_is_not_run_ag
 ) -> None:
     first = train(recipe(steps=2), cache, tmp_path / "run", progress=quiet)
     before = file_sha256(first.weights)
-    with pytest.raises(ConfigError, match="holds a run already; add --resume"):
+    with pytest.raises(ConfigError, match="holds a run; add --resume"):
         train(recipe(steps=2), cache, tmp_path / "run", progress=quiet)
     calls: list[StepReport] = []
     again = train(recipe(steps=2), cache, tmp_path / "run", resume=True, progress=calls.append)
@@ -228,7 +229,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_naming_step_and_frames(
     ) as caught:
         train(recipe(), cache, tmp_path / "run", progress=quiet)
     assert "\n" not in str(caught.value)
-    assert checkpoint.read_state(tmp_path / "run" / CHECKPOINT)["step"] == 3
+    assert checkpoint.read_state(list_checkpoints(tmp_path / "run")[0])["step"] == 3
     assert not (tmp_path / "run" / WEIGHTS).exists()
 
 
@@ -249,13 +250,13 @@ def test_what_the_stores_cannot_serve_is_refused_before_training(tmp_path: Path,
     few = recipe().model_copy(update={"data": recipe().data.model_copy(update={"teacher": "few"})})
     with pytest.raises(StoreError, match=r"2 of 6 frames are missing, the first .*; run cache-teacher again"):
         train(few, tmp_path / "bare", tmp_path / "run", progress=quiet)
-    assert not (tmp_path / "run" / CHECKPOINT).exists()
+    assert not list_checkpoints(tmp_path / "run")
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(recipe(), cache, tmp_path / "run", progress=killed_at(4))
-    path = tmp_path / "run" / CHECKPOINT
+    (path,) = list_checkpoints(tmp_path / "run")
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CorruptError, match="not a readable checkpoint"):
         train(recipe(), cache, tmp_path / "run", resume=True, progress=quiet)
@@ -264,7 +265,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, cache: Path) -> None:
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(recipe(), cache, tmp_path / "run", progress=killed_at(4))
-    before = file_sha256(tmp_path / "run" / CHECKPOINT)
+    before = file_sha256(checkpoint_path(tmp_path / "run", 3))
 
     def full(*_: Any) -> None:
         raise OutOfSpaceError("no space left")
@@ -272,7 +273,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, cache: Path, mon
     monkeypatch.setattr(checkpoint, "write_bytes", full)
     with pytest.raises(OutOfSpaceError):
         train(recipe(), cache, tmp_path / "run", resume=True, progress=quiet)
-    assert file_sha256(tmp_path / "run" / CHECKPOINT) == before
+    assert file_sha256(checkpoint_path(tmp_path / "run", 3)) == before
 
 
 def test_detections_are_what_a_finished_run_gives(tmp_path: Path, cache: Path) -> None:

@@ -11,6 +11,7 @@ from cache.errors import ConfigError, StoreError
 from cache.store import FrameStore
 from models.build import build_detector
 from tests.trainer.synthetic import TINY_STUDENT, TINY_TEACHER, write_frames
+from trainer.checkpoints import checkpoint_path
 from trainer.predict import load_run, predict
 
 
@@ -66,6 +67,7 @@ def test_a_lidar_model_needs_a_store_with_clouds(tmp_path: Path) -> None:
 def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="give the folder of a finished run"):
         load_run(tmp_path)
-    (tmp_path / "checkpoint.safetensors").write_bytes(b"x")
+    checkpoint_path(tmp_path, 1).parent.mkdir()
+    checkpoint_path(tmp_path, 1).write_bytes(b"x")
     with pytest.raises(ConfigError, match="--resume"):
         load_run(tmp_path)

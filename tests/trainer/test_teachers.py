@@ -21,7 +21,8 @@ from tests.trainer.synthetic import TINY_STUDENT, write_frames, write_teacher
 from tests.trainer.test_loop import AUGMENTATION, killed_at, losses, quiet
 from trainer.augment import no_augment
 from trainer.batches import BatchBuilder
-from trainer.loop import CHECKPOINT, train
+from trainer.checkpoints import list_checkpoints
+from trainer.loop import train
 from trainer.plan import make_plan, said_reader, training_needs
 from trainer.recipe import Recipe, make_recipe
 from trainer.setup import make_training
@@ -99,7 +100,7 @@ def test_a_run_of_two_teachers_logs_saves_and_resumes_each_under_its_name(two: P
     train(chosen, two, tmp_path / "cut", resume=True, progress=quiet)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert {"bevdistill_dense", "bevdistill_dense_far", "sparsekd_label/kept"} <= set(losses(tmp_path / "whole")[0])
-    with safe_open(tmp_path / "whole" / CHECKPOINT, framework="pt") as file:
+    with safe_open(list_checkpoints(tmp_path / "whole")[0], framework="pt") as file:
         names = {name.split(".")[1] for name in file.keys() if name.startswith("terms.")}  # noqa: SIM118 - not a dict
     assert names == {"bevdistill_dense", "bevdistill_dense_far"}
 

@@ -12,9 +12,9 @@ from cache.errors import BevcaskError, ConfigError, StoreError
 from tests.trainer.synthetic import TINY_STUDENT, TINY_TEACHER
 from tests.trainer.test_cached_equals_live import QUERY_STUDENT
 from tests.trainer.test_loop import quiet
+from trainer.checkpoints import list_checkpoints
 from trainer.loop import train
 from trainer.recipe import make_recipe
-from trainer.run_files import CHECKPOINT
 
 STUDENTS = {"heat": TINY_STUDENT, "lidar": TINY_TEACHER, "queries": QUERY_STUDENT}
 
@@ -29,7 +29,7 @@ def refusal(cache: Path, run: Path, student: str, terms: list[dict[str, Any]], *
     with pytest.raises(BevcaskError) as caught:
         train(make_recipe(values, "test", "test"), cache, run, progress=quiet)
     assert "\n" not in str(caught.value)
-    assert not (run / CHECKPOINT).exists() and not (run / "metrics.jsonl").exists()
+    assert not list_checkpoints(run) and not (run / "metrics.jsonl").exists()
     return caught.value
 
 

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.norms import is_synced
+
 Norm = Literal["layer", "batch"]
 Critic = Literal["softmax", "crd"]
 _NEAR = 1e-6  # cells just `apart` from each other are apart, whichever way rounding goes
@@ -35,7 +37,7 @@ class ProjectionHead(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         hidden = self.second(self.first(values))
-        if isinstance(self.norm, nn.BatchNorm1d) and len(hidden) < 2:  # no statistics of one row
+        if isinstance(self.norm, nn.BatchNorm1d) and len(hidden) < 2 and not is_synced(self.norm):
             n = self.norm
             hidden = F.batch_norm(hidden, n.running_mean, n.running_var, n.weight, n.bias, False, eps=n.eps)
         else:
