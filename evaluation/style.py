@@ -15,12 +15,15 @@ body { margin: 0 auto; max-width: 1180px; padding: 2rem 1.25rem 4rem; background
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; }
+p, summary, .legend, figcaption, dd, dt { overflow-wrap: anywhere; }
 header p { max-width: 75ch; color: var(--soft); margin: 0; }
 section p { max-width: 85ch; color: var(--soft); font-size: .92rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child { text-align: left; white-space: normal; min-width: 7.5em; }
+th:first-child { text-align: left; white-space: normal; min-width: 7.5em; max-width: 24em; overflow-wrap: anywhere; }
+thead th:not(:first-child) { white-space: normal; overflow-wrap: break-word; max-width: 14em; }
+.charts > *, .smalls > * { min-width: 0; }
 thead th { font-size: .85rem; color: var(--soft); font-weight: 600; }
 tbody th { font-weight: 500; }
 th small { display: block; color: var(--soft); font-weight: 400; }

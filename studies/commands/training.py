@@ -168,6 +168,72 @@ def evaluate(
         print_json(outcome.summary)
 
 
+@task(
+    help={
+        "cache": "folder or URL of the stores",
+        "run": "a run to compare, given several times; LABEL=FOLDER puts it in a group (default: its recipe's name)",
+        "teacher": "a teacher store to compare, by name, may be given several times",
+        "submission": "a submission JSON to compare, may be given several times",
+        "baseline": "the run, teacher, submission or label that the others are compared with (default: the first)",
+        "split": "the split (default: the validation split, or the only one)",
+        "subset": "compare on a part of the split, as `evaluate` takes it, may be given several times",
+        "callable": "the package.module:callable that the runs' students are of, which may run here",
+        "mixed": "compare runs that were trained on different splits, too",
+        "draws": "draws of the bootstrap over scenes (default 300)",
+        "out": "write the comparison as one HTML file",
+        "csv": "write a CSV file, a line a model",
+        "local-cache": "a folder through which stores at URLs are read",
+        "local-cache-limit": "its size, such as 200GB; the least recently used shards make room",
+        "json": "print a last line of JSON",
+    },
+    iterable=["run", "teacher", "submission", "subset"],
+)
+def compare(
+    c: Context,
+    cache: str | None = None,
+    run: Any = None,
+    teacher: Any = None,
+    submission: Any = None,
+    baseline: str | None = None,
+    split: str | None = None,
+    subset: Any = None,
+    callable: str | None = None,
+    mixed: bool = False,
+    draws: str | None = None,
+    out: str | None = None,
+    csv: str | None = None,
+    local_cache: str | None = None,
+    local_cache_limit: str | None = None,
+    json: bool = False,
+) -> None:
+    """Runs, teachers and submissions side by side: differences with paired intervals over scenes, spread over seeds."""
+    from evaluation.resampling import DRAWS
+    from evaluation.subsets import parse_subset
+    from studies.comparing import ComparisonRequest, compare_sources
+
+    use_local_cache(local_cache, local_cache_limit)
+    root, drawn = cache_root(cache, "a folder or URL of stores"), whole(draws, "--draws", 2)
+    request = ComparisonRequest(
+        runs=run or (),
+        teachers=teacher or (),
+        submissions=submission or (),
+        baseline=baseline,
+        mixed=mixed,
+        split=split,
+        subset=parse_subset(subset or ()),
+        trusted=callable or "",
+        draws=DRAWS if drawn is None else drawn,
+        csv=path_of(csv),
+        html=path_of(out),
+    )
+    outcome = compare_sources(root, request)
+    for renderable in outcome.renderables:
+        console.print(renderable)
+    next_step(outcome.next_step)
+    if json:
+        print_json(outcome.summary)
+
+
 @task(help={"run": "folder of the demo", "json": "print the table as the last line, as JSON"})
 def demo(c: Context, run: str = "runs/demo", json: bool = False) -> None:
     """The whole chain on a simulated world: cache, teach, train with and without distillation, score, report."""
