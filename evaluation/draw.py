@@ -52,6 +52,7 @@ __all__ = [
     "draw_bev",
     "draw_cameras",
     "draw_frame",
+    "draw_maps",
     "encode_jpeg",
     "encode_png",
     "truth_layer",
@@ -139,6 +140,15 @@ def draw_frame(
         share = map_rows / (mask_rows + map_rows)
         paint_map_panels(figure, (0, 0, 1, share * panels / height), maps, next(iter(layers), None))
     return _rgb(canvas)
+
+
+def draw_maps(maps: Sequence[MapLayer], layer: BoxLayer | None = None, *, size: int = 340) -> np.ndarray:
+    """RGB picture of up to six maps side by side, `size` pixels wide each, from 0 to its largest value, with the
+    outlines of a layer's boxes."""
+    shape = max(one.grid.height / one.grid.width for one in maps)
+    figure, canvas = _figure(size * PANELS_A_ROW, round(rows_of(len(maps)) * size * shape / (1 - TITLE_SHARE)))
+    paint_map_panels(figure, (0, 0, 1, 1), maps, layer)
+    return _rgb(canvas)[:, : size * min(len(maps), PANELS_A_ROW)]
 
 
 def draw_audit(audit: Audit, name: str) -> np.ndarray:

@@ -24,6 +24,7 @@ from models.build import save_weights
 from models.detector import Detector
 from trainer.checkpoint import Training, require_same_run, restore, state_of
 from trainer.checkpoints import list_checkpoints, newest_whole
+from trainer.dashboard import Dashboard
 from trainer.determinism import determinism
 from trainer.distributed import Ranks, joined
 from trainer.gathering import Ranks as Gathering
@@ -33,12 +34,11 @@ from trainer.observer import Listening, Observers, StepListener, TrainObserver, 
 from trainer.order_state import OrderState
 from trainer.plan import Plan, make_plan, require_use_of_unlabelled
 from trainer.preemption import StopRequest
-from trainer.progress import StepBar
 from trainer.recipe import Recipe
-from trainer.run_files import METRICS, RECORD, WEIGHTS
+from trainer.run_files import EVENTS, METRICS, RECORD, WEIGHTS
 from trainer.running import Run
 from trainer.setup import make_training, run_identity
-from trainer.validation import Validator
+from trainer.validation import Look, Validator
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def train(
 
     threads: torch's (default: its own choice). loader_threads: that build batches (default 1 on a CPU, where the model
     wants the cores, and up to 8 beside a GPU); results do not depend on it. progress: called after every step; None
-    shows a bar. observers: told of all that happens; both on rank 0 alone. validation: in place of the
-    recipe's, on every rank. device: default cuda where there is one.
+    shows a dashboard. observers: told of all that happens; both on rank 0 alone. validation: in place of the recipe's,
+    on every rank. device: default cuda where there is one.
 
     With `resume` a run goes on from its newest whole checkpoint, or begins where there is none, or comes back at once
     where it had ended; other numbers of ranks may go on with it. Raises ConfigError, StoreError or FingerprintError
@@ -102,9 +102,9 @@ def train(
         plan, training = begun.plan, begun.training
         skipping = require_use_of_unlabelled(plan, cast(Detector, training.model))
         with contextlib.ExitStack() as stack:
-            told = list(observers) if ranks.first else []
+            told = [*observers, *begun.watching] if ranks.first else []
             if ranks.first:
-                told.append(Listening(progress or stack.enter_context(StepBar(recipe.name, plan.steps, begun.at.step))))
+                told.append(Listening(progress) if progress else stack.enter_context(Dashboard(recipe.name)))
             reading = loader_options()
             pool = loader_threads or reading.threads
             pool = pool or (min(8, os.cpu_count() or 1) if ranks.device.type == "cuda" else 1)
@@ -129,6 +129,7 @@ class _Begun:
     training: Training
     at: OrderState
     validation: Validation | None = None
+    watching: tuple[TrainObserver, ...] = ()
     finished: bool = False
     passed_over: tuple[str, ...] = ()
 
@@ -144,15 +145,23 @@ def _begin_together(
     """Opens and builds all on every rank; what one of them cannot do ends all."""
     error: Exception | None = None
     plan, training, found = cast(Plan, None), cast(Training, None), None
+    watching: tuple[TrainObserver, ...] = ()
     try:
         if ranks.first and not resume and (list_checkpoints(run_dir) or (run_dir / WEIGHTS).is_file()):
             raise ConfigError(f"{run_dir}: holds a run; add --resume to go on with it, or choose another folder")
         plan = make_plan(recipe, cache_root)
         training = make_training(plan, ranks.device)
         require_use_of_unlabelled(plan, cast(Detector, training.model))
+        look: Look | None = None
+        if recipe.train.tensorboard and ranks.first:
+            from trainer.event_log import EventLog  # loading tensorboard takes most of a second
+            from trainer.val_pictures import ValPictures
+
+            events = EventLog(run_dir / EVENTS)
+            watching, look = (events,), ValPictures(plan, events.picture)
         if validation is None and recipe.train.validate_every:
             gathering = Gathering(ranks.rank, ranks.world, ranks.words)
-            validation = Validator(plan, run_dir, ranks.device, gathering)
+            validation = Validator(plan, run_dir, ranks.device, gathering, look)
         found = newest_whole(run_dir) if ranks.first else None
     except Exception as caught:
         error = caught
@@ -182,7 +191,7 @@ def _begin_together(
         write_json(run_dir / "recipe.json", recipe.to_dict())
         if training.began is not None:
             training.began.write(run_dir / REPORT)
-    return _Begun(plan, training, at, validation, finished, passed)
+    return _Begun(plan, training, at, validation, watching, finished, passed)
 
 
 def _difference(identity: dict[str, Any], ranks: Ranks) -> Exception | None:

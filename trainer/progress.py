@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a rich bar with loss, rate, frames/s and time left; plain lines elsewhere."""
+"""What a person sees while pieces of work are done: a rich bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from trainer.observer import StepReport
 
 PLAIN_LINE_S = 20.0  # a line this often where there is no terminal
 
@@ -47,24 +45,3 @@ class Bar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-
-
-class StepBar:
-    """A `StepListener` that shows a `Bar`. Context manager."""
-
-    def __init__(self, label: str, total: int, done: int = 0) -> None:
-        self._bar = Bar(label, total, done)
-
-    def __enter__(self) -> StepBar:
-        self._bar.__enter__()
-        return self
-
-    def __call__(self, report: StepReport) -> None:
-        stall = f"  waiting {report.stall_share:.0%}" if report.stall_share > 0.05 else ""
-        detail = f"loss {report.loss:.3f}  lr {report.lr:.1e}  {report.frames_per_s:.1f} frames/s{stall}"
-        self._bar.update(report.done, detail)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.__exit__(kind, error, trace)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -38,8 +38,9 @@ VAL_SPLITS = ("val", "mini_val")
 BATCH = 4  # as `evaluate` has it, so that its figures of the best weights are these
 
 
-# Given the student and the steps done, looks at a few frames and returns what is left to draw, for the thread.
-Look = Callable[[Detector, int], Callable[[], None]]
+# Given the student, the steps done and the rows validated, looks at a few frames and returns what is left to do, which
+# the thread does.
+Look = Callable[[Detector, int, Sequence[int]], Callable[[], None]]
 
 
 def validation_rows(store: FrameStore, config: TrainConfig, whole_scenes: bool) -> list[int]:
@@ -145,7 +146,7 @@ class Validator:
         deliver = scoring.add if scoring else _nothing
         try:
             stream_over_ranks(self._model, self._plan.frames, self.rows, deliver, self._ranks, batch=BATCH)
-            after = self._look(self._model, done) if scoring and self._look else None
+            after = self._look(self._model, done, self.rows) if scoring and self._look else None
         except BaseException:
             if scoring:
                 scoring.cancel()

@@ -20,6 +20,7 @@ from studies.commands.command_line import cache_root, console, need, next_step, 
         "resume": "go on from the run's last checkpoint",
         "init_from": "begin with a teacher's weights where they fit: demo, or a file written by train",
         "init_scheme": "which of its channels: fnav2 (default), fnav1, fnav2_released, bn_scale, ofa",
+        "tensorboard": "write TensorBoard files into RUN/tensorboard: scalars, and pictures at every validation",
         "threads": "torch threads (default: all cores)",
         "loader-threads": "threads that read and decode (default: 1 on a CPU, up to 8 beside a GPU)",
         "read-ahead": "bytes of batches read ahead, such as 4GiB (default 1GiB)",
@@ -38,6 +39,7 @@ def train(
     resume: bool = False,
     init_from: str | None = None,
     init_scheme: str | None = None,
+    tensorboard: bool = False,
     threads: str | None = None,
     loader_threads: str | None = None,
     read_ahead: str | None = None,
@@ -54,7 +56,8 @@ def train(
     use_loader_options(loader_threads, read_ahead, stuck_after)
     root, folder = cache_root(cache, "a folder or URL of stores"), Path(need(run, "--run", "a folder for the run"))
     wanted = need(recipe, "--recipe", "a shipped recipe or a TOML file")
-    begin = {key: value for key, value in (("init_from", init_from), ("init_scheme", init_scheme)) if value}
+    given = {"init_from": init_from, "init_scheme": init_scheme, "tensorboard": tensorboard}
+    begin = {key: value for key, value in given.items() if value}
     over = {"train": begin} if begin else {}
     summary = train_run(wanted, root, folder, resume=resume, threads=whole(threads, "--threads"), overrides=over)
     console.print(f"trained: {summary['steps']} steps, weights in {summary['weights']}", soft_wrap=True)
