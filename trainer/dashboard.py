@@ -137,8 +137,11 @@ def validation_line(found: Found) -> str:
     if "val/failed" in figures:
         return f"validation after step {found.step} could not be scored: {figures['val/failed']}"
     best = ", the best so far" if figures.get("val/best") else ""
-    numbers = "  ".join(f"{key} {figures[f'val/{key}']:.3f}" for key in ("NDS", "mAP") if f"val/{key}" in figures)
-    return f"validation after step {found.step}: {numbers}{best}"
+    return f"validation after step {found.step}: {_scores(found)}{best}"
+
+
+def _scores(found: Found) -> str:
+    return "  ".join(f"{key} {found.figures[f'val/{key}']:.3f}" for key in ("NDS", "mAP"))
 
 
 def panel(view: RunView, width: int) -> RenderableType:
@@ -155,6 +158,7 @@ def panel(view: RunView, width: int) -> RenderableType:
     else:
         body.add_column(ratio=1)
         body.add_row(rest)
+        body.add_row(Text())
         body.add_row(parts)
     colour = {"failed": "red", "preempted": "yellow", "finished": "green"}.get(view.outcome, "cyan")
     title = f"[bold]{view.name}[/bold]" + (f" [{colour}]{view.outcome}[/{colour}]" if view.outcome else "")
@@ -228,7 +232,7 @@ def _validation(view: RunView) -> list[RenderableType]:
         return []
     lines: list[RenderableType] = [Text(), Text(validation_line(view.validated), style="green")]
     if view.best is not None and view.best is not view.validated:
-        lines.append(Text(validation_line(view.best).replace("validation", "best: validation"), style="dim"))
+        lines.append(Text(f"best: after step {view.best.step}: {_scores(view.best)}", style="dim"))
     return lines
 
 

@@ -56,7 +56,7 @@ def test_everything_is_shown_at_any_width_and_no_line_is_longer(width: int) -> N
     assert "labels/kept" not in whole
     if width >= 80:
         assert "validation after step 300: NDS 0.200 mAP 0.100" in whole
-        assert "best: validation after step 200: NDS 0.250 mAP 0.125" in whole
+        assert "best: after step 200: NDS 0.250 mAP 0.125" in whole
 
 
 def test_a_run_without_anything_yet_or_with_a_loss_that_is_not_finite_is_drawn() -> None:
