@@ -73,7 +73,7 @@ def interval_chart(rows: Sequence[Difference], about: str) -> str:
     """Differences as dots on a common axis through 0, their intervals as bars; those beside 0 are filled."""
     ends = [abs(v) for row in rows for v in (row.value, row.low, row.high) if math.isfinite(v)]
     most = max([*ends, 1e-3]) * 1.05
-    width, left, step = 560, 150, 24
+    width, left, step = 420, 136, 22
     height = step * len(rows) + 30
     x_of = _scale(-most, most, left, width - 12)
     parts = []

@@ -62,7 +62,7 @@ class Compared:
 
 
 def difference_table(compared: Compared) -> Table:
-    """model - base for a terminal of 80 columns: a line of figures, and one of the intervals of mAP and NDS."""
+    """model - base for a terminal of 80 columns, with a star where the paired interval leaves out 0."""
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column(f"minus {escape(compared.base)}", overflow="fold")
     for key in SUMMARY_KEYS:
@@ -76,10 +76,18 @@ def difference_table(compared: Compared) -> Table:
             clear = "" if found is None or not found.beside_zero else "*"
             cells.append(f"[{_COLOURS[change.verdict]}]{change.text}{clear}[/]")
         table.add_row(escape(model.name), *cells)
+    return table
+
+
+def interval_lines(compared: Compared) -> list[str]:
+    """The paired intervals of mAP and NDS, a line a model; none without draws."""
+    out = []
+    for model in compared.others:
+        drawn = compared.drawn(model)
         if drawn is not None:
             shown = ", ".join(f"{key} {bracketed(drawn.of(key))}" for key in ("mAP", "NDS"))
-            table.add_row(f"[dim]{escape(shown)}[/dim]")
-    return table
+            out.append(f"{model.name} − {compared.base}: {shown}")
+    return out
 
 
 def seed_table_view(compared: Compared) -> Table:

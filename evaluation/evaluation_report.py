@@ -30,9 +30,9 @@ FEW_SCENES = 20
 _ERROR_LINES = dict(zip(TP_ERRORS, ("c2", "c0 d1", "c3 d2", "c4 d3", "c1 d4"), strict=True))
 _THRESHOLD_LINES = ("c2", "c3 d1", "c0 d2", "c4 d3")
 KINDS_IN_WORDS = {
-    "duplicate": "a better prediction already took the object of this class that is nearer than {near:g} m",
-    "localisation": "right class, but {near:g} to {reach:g} m away from the nearest object of it",
-    "class": "an object of another class is nearer than {near:g} m",
+    "duplicate": "a better prediction already took the object of this class that is nearer than {near:g}\u00a0m",
+    "localisation": "right class, but {near:g} to {reach:g}\u00a0m away from the nearest object of it",
+    "class": "an object of another class is nearer than {near:g}\u00a0m",
     "background": "nothing that would explain it is near",
     "missed": "an object that no prediction found or erred about",
 }
@@ -221,18 +221,25 @@ def kinds_table(models: Sequence[Explained]) -> str:
     for explained in models:
         errors = explained.errors
         if len(models) > 1:
-            body += f'<tr class="group"><th scope="rowgroup" colspan="5">{page.text(explained.name)}</th></tr>'
+            body += f'<tr class="group"><th scope="rowgroup" colspan="4">{page.text(explained.name)}</th></tr>'
         most = max(*errors.gain.values(), 1e-9)
         for kind in ERROR_KINDS:
-            words = KINDS_IN_WORDS[kind].format(near=errors.near_m, reach=errors.reach_m)
             gain = errors.gain[kind]
-            cells = [page.cell(words, "text"), page.cell(f"{errors.counts[kind]:,}")]
+            words = KINDS_IN_WORDS[kind].format(near=errors.near_m, reach=errors.reach_m)
+            cells = [page.cell(words, "text")] if len(models) == 1 else []
+            cells.append(page.cell(f"{errors.counts[kind]:,}"))
             cells += [page.cell(f"{errors.confident[kind]:,}"), page.bar_cell(gain, signed(gain), most)]
             body += page.row(kind, cells)
     first = models[0].errors
     bases = ", ".join(f"{one.name + ' ' if len(models) > 1 else ''}{figure(one.errors.mean_ap)}" for one in models)
-    head = ["kind", "what it is", "all", "at the working score", f"mAP within {first.near_m:g} m without it"]
-    return page.table("kinds", head, body) + page.paragraphs(
+    head = [
+        "kind",
+        *(["what it is"] if len(models) == 1 else []),
+        "all",
+        "at the working score",
+        f"mAP within {first.near_m:g} m without it",
+    ]
+    return page.table("kinds", head, body, words=1 if len(models) == 1 else None) + page.paragraphs(
         [
             f"Matched within {first.near_m:g} m, where mAP is {bases}. The last column is what that mAP would gain if "
             "errors of this kind, and no others, were mended, as TIDE asks it of 2-D boxes; gains don't add up. "

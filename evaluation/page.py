@@ -53,9 +53,13 @@ def paragraphs(texts: Sequence[str]) -> str:
     return "".join(f"<p>{text(one)}</p>" for one in texts)
 
 
-def table(name: str, head: Sequence[str], body: str) -> str:
-    """name: the table's id; head: column titles; body: rows. Wider than the page, it scrolls by itself."""
-    cells = "".join(f'<th scope="col">{text(cell)}</th>' for cell in head)
+def table(name: str, head: Sequence[str], body: str, *, words: int | None = None) -> str:
+    """name: the table's id; head: column titles; body: rows; words: the column that holds words, not figures. Wider
+    than the page, it scrolls by itself."""
+    cells = "".join(
+        f'<th scope="col"{" class=words" if number == words else ""}>{text(title)}</th>'
+        for number, title in enumerate(head)
+    )
     return f'<div class="wide"><table id="{name}"><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

@@ -37,7 +37,7 @@ td.bar { background: linear-gradient(to right, var(--bar) var(--share), transpar
 table.facts { width: auto; }
 table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 td.bar { min-width: 8.5em; }
-#kinds th:nth-child(2) { text-align: left; }
+thead th.words { text-align: left; }
 td.heat { background: color-mix(in srgb, var(--heat) var(--share), transparent); }
 td small { display: block; color: var(--soft); font-weight: 400; font-size: .78rem; }
 td.heat small { color: inherit; }
@@ -71,7 +71,7 @@ figure.small figcaption b { margin-right: .3rem; }
 svg.key { display: inline-block; width: 26px; height: 8px; margin-right: .45em; }
 polyline.d1 { stroke-dasharray: 7 2; } polyline.d2 { stroke-dasharray: 4 2; } polyline.d3 { stroke-dasharray: 2 2; }
 polyline.d4 { stroke-dasharray: 8 2 2 2; }
-.intervals { max-width: 700px; }
+.intervals { max-width: 560px; }
 .intervals svg text { font-size: 12px; }
 svg .zero { stroke: var(--ink); stroke-width: 1; }
 svg line.better, svg line.worse, svg line.unclear { stroke-width: 2.5; }

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from cache.errors import ConfigError
 from cache.files import read_json, write_bytes
-from evaluation.comparison import SEED_KEYS, Compared, comparison_csv, difference_table, seed_table_view
+from evaluation.comparison import SEED_KEYS, Compared, comparison_csv, difference_table, interval_lines, seed_table_view
 from evaluation.comparison_report import ComparisonAround, write_comparison
 from evaluation.curves import LossCurve
 from evaluation.explained import Explained, Model, explain
@@ -83,6 +83,7 @@ def compare_sources(cache: str | Path, request: ComparisonRequest) -> Outcome:
         f"{len(first.frames)} samples of {len(explained[0].table.scene_names)} scenes",
         metrics_table([MetricsRow(one.name, one.metrics) for one in explained]),
         difference_table(compared),
+        *(escape(line) for line in interval_lines(compared)),
         _words(compared),
     ]
     if compared.seed_rows:

@@ -28,6 +28,7 @@ BENCHES = {
     "faults": "studies.benches.faults",
     "order": "studies.benches.order",
     "pillar-profile": "studies.benches.pillar_profile",
+    "report": "studies.benches.report",
     "scale": "studies.benches.scale",
     "size": "studies.benches.size",
     "stream": "studies.benches.stream",

@@ -16,7 +16,7 @@ from rich.console import Console
 from cache.errors import ConfigError
 from cache.frame import Detections
 from evaluation.array_metric import evaluate
-from evaluation.comparison import Compared, comparison_csv, difference_table, seed_table_view
+from evaluation.comparison import Compared, comparison_csv, difference_table, interval_lines, seed_table_view
 from evaluation.comparison_report import ComparisonAround, comparison_html, write_comparison
 from evaluation.explained import Model, explain
 from evaluation.match_table import detections_of
@@ -60,7 +60,7 @@ def test_the_terminal_tells_differences_intervals_and_which_leave_out_zero() -> 
     shown = f"{b.metrics.mAP - a.metrics.mAP:+.3f}".replace("-", "−")
     assert f"{shown}*" in text
     low, high = (f"{v:+.3f}".replace("-", "−") for v in (drawn.of("mAP").low, drawn.of("mAP").high))
-    assert f"mAP [{low}, {high}]" in text
+    assert f"b − a: mAP [{low}, {high}], NDS [" in interval_lines(compared)[0]
     assert "±0.000" in text and "±0.000*" not in text
 
 
@@ -101,7 +101,7 @@ def test_one_scene_has_differences_without_intervals() -> None:
     assert compared.drawn(compared.models[1]) is None
     row = comparison_csv(compared).splitlines()[2].split(",")
     assert row[-1] == "" and row[-2] == ""
-    assert "[" not in printed(difference_table(compared))
+    assert interval_lines(compared) == [] and "*" not in printed(difference_table(compared))
 
 
 def test_names_from_folders_are_escaped_and_the_seed_table_has_its_rows() -> None:
