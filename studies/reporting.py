@@ -88,11 +88,13 @@ def write_report_of(scored: Scored, request: ReportRequest) -> None:
 def _teacher_beside(scored: Scored) -> TeacherStore | None:
     """The teacher that is drawn: the scored one, the run's own where the cache has it, else the only one there is."""
     names = teacher_names(scored.cache)
-    own = scored.source if scored.kind == "teacher" else ""
+    own = [scored.source] if scored.kind == "teacher" else []
     if scored.kind == "run":
-        own = str(run_recipe(Path(scored.source)).get("data", {}).get("teacher", ""))
-    if own in names:
-        return TeacherStore(teacher_place(scored.cache, own))
+        recipe = run_recipe(Path(scored.source))
+        own = [str(part.get("teacher", "")) for part in (recipe.get("data", {}), *recipe.get("terms", ()))]
+    for name in own:
+        if name in names:
+            return TeacherStore(teacher_place(scored.cache, name))
     return TeacherStore(teacher_place(scored.cache, names[0])) if len(names) == 1 else None
 
 
