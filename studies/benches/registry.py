@@ -26,11 +26,13 @@ BENCHES = {
     "cache-teacher": "studies.benches.cache_teacher",
     "evaluate": "studies.benches.evaluate",
     "faults": "studies.benches.faults",
+    "loader": "studies.benches.loader",
     "order": "studies.benches.order",
     "pillar-profile": "studies.benches.pillar_profile",
     "report": "studies.benches.report",
     "scale": "studies.benches.scale",
     "size": "studies.benches.size",
+    "step": "studies.benches.step",
     "stream": "studies.benches.stream",
     "terms": "studies.benches.terms",
 }  # name -> module
