@@ -6,8 +6,9 @@ where undoing it would explain most of what is seen. Silent on predictions that 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,11 @@ from evaluation.tp_errors import scale_iou, yaw_of
 FRAMES = 64  # looked at, evenly over the split
 PAIRS = 20  # fewer prove nothing
 _NEAR_M = 2.0
+_NEXT_US = 1_100_000  # key frames are half a second apart
 _TIMES = 2  # predictions looked at for every object, the best-scored
 _MOST = 0.6  # share of the pairs that a mistake must explain
+_AGREED = 0.3  # of headings: a third of them right and the rest anywhere give that
+_CHANCE = 10  # n * agreement^2 of n random directions is above this once in 20,000 times (Rayleigh's test)
 _DIRECTED = [DETECTION_CLASSES.index(name) for name in ("car", "truck", "bus", "trailer", "motorcycle", "bicycle")]
 
 
@@ -68,7 +72,10 @@ def mistakes_in_boxes(
 
 def looked_at(count: int) -> list[int]:
     """Which of `count` frames are looked at; of those alone, all are."""
-    return np.unique(np.linspace(0, count - 1, min(count, FRAMES)).astype(int)).tolist()
+    if count <= FRAMES:
+        return list(range(count))
+    first = np.linspace(0, count - 2, FRAMES // 2).astype(int)  # with the next of each: neighbours tell of a shift
+    return np.stack([first, first + 1], axis=1).ravel().tolist()
 
 
 def _mistakes(frames: Sequence[Frame], truth: Sequence[GroundTruth], predicted: BoxArrays) -> list[str]:
@@ -77,7 +84,7 @@ def _mistakes(frames: Sequence[Frame], truth: Sequence[GroundTruth], predicted: 
     predicted = _best(objects, predicted, len(frames))
     if len(objects) < PAIRS or len(predicted) < PAIRS:
         return []
-    out = _wrong_frame(frames, objects, predicted)
+    out = _wrong_frame(frames, objects, predicted) or _wrong_sample(frames, objects, predicted)
     if out:
         return out  # nothing else can be told apart
     pairs = _pairs(objects, predicted, predicted.boxes[:, :2])
@@ -147,6 +154,32 @@ def _wrong_frame(frames: Sequence[Frame], objects: BoxArrays, predicted: BoxArra
     ]
 
 
+def _wrong_sample(frames: Sequence[Frame], objects: BoxArrays, predicted: BoxArrays) -> list[str]:
+    """Whether boxes land on objects of the neighbouring sample, once they are taken to be seen from there."""
+    to_global = np.stack([frame.lidar_to_global() for frame in frames])
+    to_lidar = np.linalg.inv(to_global)
+    after = np.array([_follows(a, b) for a, b in itertools.pairwise(frames)], bool)
+    for step, what in ((1, "early: they fit the next sample"), (-1, "late: they fit the one before")):
+        follows = np.append(after, False) if step > 0 else np.insert(after, 0, False)
+        mine = predicted.take(follows[predicted.frame])
+        there = mine.frame + step
+        seen = np.concatenate([mine.boxes[:, :3], np.ones((len(mine), 1))], axis=1)
+        places = np.einsum("nij,njk,nk->ni", to_global[there], to_lidar[mine.frame], seen)[:, :2]
+        as_said = len(_pairs(objects, mine, mine.boxes[:, :2]).truth)
+        hits = len(_pairs(objects, replace(mine, frame=there), places).truth)
+        most = int(np.isin(objects.frame, np.nonzero(follows)[0] + step).sum())
+        if hits >= max(PAIRS, 0.3 * most, 2 * as_said):
+            return [
+                f"boxes look to stand one sample {what}, where {hits} of {most} objects would have one; at the sample "
+                f"that they are given for {as_said} have one"
+            ]
+    return []
+
+
+def _follows(a: Frame, b: Frame) -> bool:
+    return a.scene_token == b.scene_token and 0 < b.timestamp_us - a.timestamp_us < _NEXT_US
+
+
 def _wrong_classes(mine: BoxArrays, theirs: BoxArrays) -> list[str]:
     """Whether another order of the class list would make most labels right."""
     if len(mine) < PAIRS or np.mean(mine.class_ids == theirs.class_ids) > _MOST:
@@ -187,22 +220,23 @@ def _wrong_headings(frames: Sequence[Frame], mine: BoxArrays, theirs: BoxArrays)
     directed = np.isin(theirs.class_ids, _DIRECTED)
     if directed.sum() < PAIRS:
         return []
-    truth, said = (yaw_of(boxes.boxes[directed, 6:10]) for boxes in (theirs, mine))
     lidar = yaw_of(np.stack([_lidar_quaternion(frame) for frame in frames]))[mine.frame[directed]]
-    offset, agreed = _mean_angle(said - truth)
-    if agreed > _MOST:
-        if abs(offset) < np.deg2rad(30):
-            return []
+    truth, said = (yaw_of(boxes.boxes[directed, 6:10]) - lidar for boxes in (theirs, mine))
+    offset, agreed, sure = _turn_between(truth, said)
+    if sure and abs(offset) < np.deg2rad(30):
+        return []
+    mirror, agreed_mirrored, sure_mirrored = _turn_between(-truth, said)
+    # along a road a heading and its mirror image are much the same: what agrees better is said, if all is turned
+    if sure_mirrored and agreed_mirrored > agreed + (0.0 if sure else 0.15):
         return [
-            f"headings look turned by {np.rad2deg(offset):+.0f} degrees against the objects'; yaw here is "
-            "counter-clockwise from +x of the frame, in radians"
+            f"headings look mirrored (yaw = {np.rad2deg(mirror):.0f} degrees - yaw), as between clockwise and "
+            "counter-clockwise; yaw here is counter-clockwise from +x of the frame, in radians"
         ]
-    mirror, agreed_mirrored = _mean_angle(said + truth - 2 * lidar)
-    if agreed_mirrored <= max(_MOST, agreed + 0.3):  # along a road a heading and its mirror image are much the same
+    if not sure:
         return []
     return [
-        f"headings look mirrored (yaw = {np.rad2deg(mirror):.0f} degrees - yaw), as between clockwise and "
-        "counter-clockwise; yaw here is counter-clockwise from +x of the frame, in radians"
+        f"headings look turned by {np.rad2deg(offset):+.0f} degrees against the objects'; yaw here is "
+        "counter-clockwise from +x of the frame, in radians"
     ]
 
 
@@ -222,7 +256,14 @@ def _lidar_quaternion(frame: Frame) -> np.ndarray:
     return quaternion_product(frame.ego_to_global.rotation, frame.lidar_to_ego.rotation)
 
 
-def _mean_angle(angles: np.ndarray) -> tuple[float, float]:
-    """Mean direction in radians, and how far the angles agree on it, 0 to 1."""
-    mean = np.exp(1j * angles).mean()
-    return float(np.angle(mean)), float(np.abs(mean))
+def _turn_between(a: np.ndarray, b: np.ndarray) -> tuple[float, float, bool]:
+    """The angle from directions a to b (radians), how far all agree on it (0 to 1), and whether that is sure.
+
+    Sure: more than chance, and more than two constants agree: a model that gives every box one heading says nothing of
+    objects that mostly point one way."""
+    one, other = np.exp(1j * a), np.exp(1j * b)
+    mean, constant = (other * one.conj()).mean(), other.mean() * one.mean().conj()
+    room = np.sqrt((1 - abs(one.mean()) ** 2) * (1 - abs(other.mean()) ** 2))
+    related = abs(mean - constant) / max(room, 1e-3)
+    least = max(_AGREED, np.sqrt(_CHANCE / len(a)))
+    return float(np.angle(mean)), float(abs(mean)), bool(min(abs(mean), related) > least)

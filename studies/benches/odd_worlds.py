@@ -64,7 +64,7 @@ def _places(random: np.random.Generator, count: int) -> np.ndarray:
 
 
 def _truth(random: np.random.Generator, frame: Frame, classes: np.ndarray) -> GroundTruth:
-    count = int(random.choice([0, 1, 5, 12]))
+    count = int(random.choice([0, 1, 5, 12, 40], p=[0.24, 0.24, 0.24, 0.24, 0.04]))
     rows = np.zeros((count, 12))
     rows[:, :2] = frame.ego_to_global.translation[:2] + _places(random, count)
     rows[:, 3:6] = random.choice([0.5, 1.0, 2.0, 4.5], (count, 3))
@@ -111,7 +111,10 @@ def _predictions(
     scores = random.choice([0.0, 0.5, 0.5, 1.0, 1.5], 200) if random.random() < 0.5 else random.random(200)
     if random.random() < 0.05:
         scores[:] = random.choice([0.0, -0.5])  # on scores below 0 the devkit stops, mostly
-    for number in range(int(random.choice([0, 1, 8, 30]))):
+    most = CVPR_2019.max_boxes_per_sample
+    count = most if random.random() < 0.02 else int(random.choice([0, 1, 8, 30]))
+    scores = np.resize(scores, count)
+    for number in range(count):
         label = int(random.choice(classes)) if random.random() < 0.8 else int(random.integers(10))
         size, rotation = random.choice([0.5, 1.0, 2.0, 4.5], 3), _rotations(random, 1)[0]
         place = np.append(frame.ego_to_global.translation[:2] + _places(random, 1)[0], 0.0)
@@ -121,9 +124,13 @@ def _predictions(
             label = int(truth.class_ids[i])
             step = random.choice([0.0, 0.5, 1.0, 2.0, 4.0]) * np.array([[1, 0, 0], [0, -1, 0]][random.integers(2)])
             place = truth.boxes_global[i, :3] + step
+            if random.random() < 0.2:  # the same heading, or the other way round
+                rotation = truth.boxes_global[i, 6:10]
+                rotation = rotation if random.random() < 0.5 else np.array([-1, -1, 1, 1]) * rotation[[3, 2, 1, 0]]
         elif kind < 0.75 and len(truth.racks_global):
             rack = truth.racks_global[int(random.integers(len(truth.racks_global)))]
             place, label = rack[:3] + random.choice([0.0, 1.0, 2.0, 4.0], 3), int(random.choice([6, 7]))
+            label = int(random.integers(10)) if random.random() < 0.2 else label
         box = {
             "sample_token": frame.token,
             "translation": place.tolist(),
@@ -159,11 +166,16 @@ def _all_figures(metrics: Metrics) -> list[float]:
     return figures
 
 
+def drawn(random: np.random.Generator) -> tuple[OddWorld, MetricConfig]:
+    """An odd world and odd settings."""
+    world = odd_world(random)
+    return world, odd_config(random)
+
+
 def difference_to_the_devkit(random: np.random.Generator) -> float:
     """`largest_difference` on one odd world under odd settings; 0 where both refuse it (scores below 0), inf where one
     does."""
-    frames, truth, results = odd_world(random)
-    config = odd_config(random)
+    (frames, truth, results), config = drawn(random)
     figures: list[Metrics | None] = []
     for score, refusal in ((array_metric, DataError), (official, AssertionError)):
         try:

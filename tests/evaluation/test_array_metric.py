@@ -19,7 +19,8 @@ from evaluation.array_metric import ArrayMetric
 from evaluation.metric_config import CVPR_2019, MetricConfig
 from evaluation.metrics import Metrics
 from evaluation.subsets import Subset
-from studies.benches.odd_worlds import difference_to_the_devkit, largest_difference, odd_world
+from studies.benches.odd_cases import CASES, count_cases
+from studies.benches.odd_worlds import difference_to_the_devkit, drawn, largest_difference, odd_world
 from tests.evaluation.test_official import made_up, many, perfect
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,13 @@ ODD_WORLDS = 40  # of the 200 that `./bevcask prove` runs
 def test_it_equals_the_devkit_on_odd_worlds(start: int) -> None:
     for seed in range(start, start + 10):
         assert difference_to_the_devkit(np.random.default_rng(seed)) <= 1e-12, f"seed {seed}"
+
+
+def test_the_odd_worlds_hold_every_odd_case() -> None:
+    """On all 200 that `./bevcask prove` compares with the devkit: a case that never occurs would be claimed in vain."""
+    counts = count_cases(drawn(np.random.default_rng(seed)) for seed in range(200))
+    assert set(counts) == set(CASES)
+    assert [case for case, count in counts.items() if not count] == []
 
 
 @settings(max_examples=30, deadline=None)

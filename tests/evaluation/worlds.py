@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -93,3 +94,43 @@ def noisy_detections(random: np.random.Generator, frame: Frame, truth: GroundTru
         boxes, labels = np.concatenate([boxes, in_rack]), np.concatenate([labels, bicycle])
     scores = np.round(random.uniform(0.05, 1.0, len(boxes)), 1)
     return Detections(boxes.astype(np.float32), scores.astype(np.float32), labels.astype(np.int32))
+
+
+@dataclass(frozen=True)
+class Skill:
+    """How well a made-up model sees. noise_m, yaw, size, velocity: spreads of its errors (m, rad, log, m/s); misses,
+    turned, mistaken: shares of objects not seen, turned around, of another class; false: false boxes an object."""
+
+    noise_m: float
+    yaw: float
+    size: float
+    velocity: float
+    misses: float
+    turned: float
+    mistaken: float
+    false: float
+
+
+GOOD = Skill(0.15, 0.05, 0.05, 0.2, misses=0.05, turned=0.02, mistaken=0.02, false=0.3)  # mAP about 0.7
+MEDIOCRE = Skill(0.7, 0.45, 0.2, 1.0, misses=0.45, turned=0.2, mistaken=0.2, false=2.0)  # mAP about 0.07
+POOR = Skill(1.5, 1.0, 0.3, 1.5, misses=0.65, turned=0.4, mistaken=0.4, false=3.0)  # mAP about 0.01
+
+
+def seen_by(random: np.random.Generator, skill: Skill, frame: Frame, truth: GroundTruth) -> Detections:
+    """What a model of that skill says of a frame."""
+    boxes, labels = truth_to_canonical(frame, replace(truth, boxes_global=np.nan_to_num(truth.boxes_global)))
+    keep = random.random(len(boxes)) >= skill.misses
+    boxes, labels = boxes[keep].astype(np.float64), labels[keep]
+    count = len(boxes)
+    boxes[:, :2] += random.normal(0, skill.noise_m, (count, 2))
+    boxes[:, 3:6] *= np.exp(random.normal(0, skill.size, (count, 3)))
+    boxes[:, 6] += random.normal(0, skill.yaw, count) + np.pi * (random.random(count) < skill.turned)
+    boxes[:, 7:] += random.normal(0, skill.velocity, (count, 2))
+    mistaken = random.random(count) < skill.mistaken
+    labels[mistaken] = random.integers(0, len(DETECTION_CLASSES), int(mistaken.sum()))
+    like = random.integers(0, max(count, 1), int(skill.false * count))
+    false = boxes[like]
+    false[:, :2] = random.uniform(-50, 50, (len(false), 2))
+    scores = np.concatenate([random.beta(3, 2, count), random.beta(2, 3, len(false))])
+    all_boxes = np.concatenate([boxes, false]).astype(np.float32)
+    return Detections(all_boxes, scores.astype(np.float32), np.concatenate([labels, labels[like]]))
