@@ -224,8 +224,7 @@ class CenterHead(nn.Module):
     def decode(self, heads: list[dict[str, Tensor]]) -> list[Detections]:
         """Best boxes of every frame: peaks of each heatmap, best first, then suppression per class."""
         config = self.config
-        groups = [self._decode_group(maps, ids) for maps, ids in zip(heads, self.class_ids, strict=True)]
-        boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*groups, strict=True))
+        boxes, scores, labels = self.candidates(heads)
         out = []
         for b, s, c in zip(boxes, scores, labels, strict=True):
             keep = s >= config.score_threshold
@@ -241,6 +240,14 @@ class CenterHead(nn.Module):
             b, s, c = (part[: config.max_boxes].cpu().numpy() for part in (b, s, c))
             out.append(Detections(b.astype(np.float32), s.astype(np.float32), c.astype(np.int32)))
         return out
+
+    def candidates(self, heads: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        """What `decode` chooses from: of every task group the k best peaks, best first, k = min(max_boxes, cells times
+        classes). Boxes (B, K, 9), scores (B, K), class ids (B, K), K of all groups, before threshold and suppression.
+        """
+        groups = [self._decode_group(maps, ids) for maps, ids in zip(heads, self.class_ids, strict=True)]
+        boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*groups, strict=True))
+        return boxes, scores, labels
 
     def _decode_group(self, maps: dict[str, Tensor], class_ids: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """The k best cells of one group: boxes (B, k, 9), scores (B, k), class ids (B, k)."""

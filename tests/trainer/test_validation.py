@@ -18,6 +18,7 @@ from studies.scoring import evaluate_source
 from tests.trainer.synthetic import TINY_TEACHER, write_frames
 from tests.trainer.test_loop import killed_at, losses, quiet
 from tests.trainer.test_observer import Diary
+from tests.trainer.torchrun import run_to_end, torchrun
 from trainer import scoring_thread
 from trainer.loop import train
 from trainer.metrics import read_metrics, read_validations
@@ -92,6 +93,20 @@ def test_a_run_killed_anywhere_validates_as_the_undisturbed_one(world: Path, tmp
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert found(tmp_path / "cut") == found(tmp_path / "whole")
     assert not list((tmp_path / "cut").glob("*.partial"))
+
+
+def test_ranks_validate_together_and_say_what_one_process_says(world: Path, tmp_path: Path) -> None:
+    """Two ranks of a real torchrun, once with validations and once without."""
+    for name, every in (("with", 2), ("without", 0)):
+        (tmp_path / "recipe.json").write_text(json.dumps(recipe(validate_every=every).to_dict()))
+        places = ("--recipe", str(tmp_path / "recipe.json"), "--cache", str(world), "--run-dir", str(tmp_path / name))
+        done = run_to_end(torchrun(2, "trainer.main", *places, "--threads", "1"), 240)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+    lines = found(tmp_path / "with")
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    last = evaluate_source(world, run=tmp_path / "with").summary
+    assert last == {key: lines[-1][f"val/{key}"] for key in last or {}}
 
 
 def test_validation_may_be_switched_on_when_a_run_goes_on(world: Path, tmp_path: Path) -> None:
