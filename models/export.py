@@ -10,6 +10,7 @@ single frames can be written so; `why_not` says why the others can't.
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cache.errors import BevcaskError, ConfigError
+from cache.errors import BevcaskError, ConfigError, DataError
 from cache.files import write_bytes
 from models.detector import Batch, Detector
 from models.lift_splat import LiftSplat
@@ -64,8 +65,8 @@ def why_not(model: Detector) -> str:
         return ""
     if model.modality == "lidar":
         return (
-            f"a {kind} detector reads clouds: how many cells are filled differs from frame to frame and decides shapes, "
-            "and sparse convolutions are spconv's own kernels, which torch.export does not trace"
+            f"a {kind} detector reads clouds: how many cells are filled differs from frame to frame and decides "
+            "shapes, and sparse convolutions are spconv's own kernels, which torch.export does not trace"
         )
     if kind == "bevformer":
         return (
@@ -75,6 +76,12 @@ def why_not(model: Detector) -> str:
     return f"a model of kind {kind} is one of your own: call torch.export on it where it is made"
 
 
+def require_exportable(model: Detector) -> None:
+    """ConfigError with the reason and the remedy where `model` cannot be a torch.export program."""
+    if reason := why_not(model):
+        raise ConfigError(f"{reason}; --format safetensors writes its weights")
+
+
 def export_program(model: Detector, path: Path, frame: Batch) -> Difference:
     """Writes `model`, in evaluation mode on the CPU, at `path` (.pt2), atomically, once what was written has been read
     back, run on `frame` (one frame) and found within the tolerance.
@@ -82,16 +89,16 @@ def export_program(model: Detector, path: Path, frame: Batch) -> Difference:
     Raises ConfigError for a model that can't be exported, ExportError where the program says something else: then
     nothing is written.
     """
-    reason = why_not(model)
-    if reason:
-        raise ConfigError(f"{reason}; --format safetensors writes its weights")
+    require_exportable(model)
     wrapped = ExportedDetector(cast(LiftSplat, model)).eval()
     inputs = inputs_of(frame)
     with torch.no_grad():
         program = torch.export.export(wrapped, inputs)
         program.example_inputs = None  # torch would pickle them into the file
         data = io.BytesIO()
-        torch.export.save(program, data)
+        with warnings.catch_warnings():  # about weights in channels-last order, which `compare` finds to come back
+            warnings.filterwarnings("ignore", "No complete tensor found in the group")
+            torch.export.save(program, data)
         expected = wrapped(*inputs)
     difference = compare(data.getvalue(), inputs, expected)
     write_bytes(path, data.getvalue())
@@ -104,7 +111,9 @@ def compare(data: bytes, inputs: tuple[Tensor, Tensor, Tensor], expected: dict[s
     with torch.no_grad():
         found = torch.export.load(io.BytesIO(data)).module()(*inputs)
     if set(found) != set(expected):
-        raise ExportError(f"the program read back gives {sorted(found)}, expected {sorted(expected)}; nothing is written")
+        raise ExportError(
+            f"the program read back gives {sorted(found)}, expected {sorted(expected)}; nothing is written"
+        )
     worst, where = 0.0, "boxes"
     for name, values in expected.items():
         if name.startswith("heads.") or name == "scores":
@@ -122,7 +131,8 @@ def compare(data: bytes, inputs: tuple[Tensor, Tensor, Tensor], expected: dict[s
 def inputs_of(frame: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """What the program reads of a batch of one frame."""
     images, intrinsics, camera_to_lidar = frame.images, frame.intrinsics, frame.camera_to_lidar
-    assert images is not None and intrinsics is not None and camera_to_lidar is not None
+    if images is None or intrinsics is None or camera_to_lidar is None:
+        raise DataError("the frame to check the program on has no images with calibration; give one that has")
     return images.contiguous(), intrinsics.contiguous(), camera_to_lidar.contiguous()
 
 

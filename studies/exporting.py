@@ -16,7 +16,7 @@ from cache.layout import frames_place
 from cache.store import FrameStore
 from models.build import load_weights, save_weights
 from models.detector import Batch, Detector
-from models.export import export_program, made_up_frame
+from models.export import ExportError, export_program, made_up_frame, require_exportable
 from studies.scoring import choose_split
 from trainer.predict import load_run
 from trainer.predict_work import work_of
@@ -70,14 +70,16 @@ def export_run(
         raise ConfigError(f"--out {out} is a folder; give the name of a file in it")
     model = load_run(run, trusted, "best" if weights == "best" else "last")
     if file_format == "pt2":
+        require_exportable(model)
         frame = _frame(model, cache)
         difference = export_program(model, out, frame)
+        checked_on: Batch | None = frame
         worst, tolerance = difference.worst, difference.tolerance
     else:
-        frame = _frame(model, cache) if cache is not None or model.modality == "camera" else None
-        _write_weights(model, out, frame, trusted, run)
+        checked_on = _frame(model, cache) if cache is not None or "image_size" in model.config else None
+        _write_weights(model, out, checked_on, trusted, run)
         worst = tolerance = 0.0
-    token = frame.tokens[0] if frame is not None else "none"
+    token = checked_on.tokens[0] if checked_on is not None else "none"
     return Exported(out, file_format, out.stat().st_size, token, worst, tolerance)
 
 
@@ -106,6 +108,4 @@ def _require_same(model: Detector, again: Detector, frame: Batch) -> None:
     with torch.inference_mode():
         found, expected = again(frame).bev, model(frame).bev
     if not torch.equal(found, expected):
-        raise ConfigError("the weights read back say something else of the same frame; write them to another disk")
-
-
+        raise ExportError("the weights read back say something else of the same frame; write them to another disk")

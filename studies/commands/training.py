@@ -237,6 +237,41 @@ def compare(
         print_json(outcome.summary)
 
 
+@task(
+    help={
+        "run": "folder of a trained run",
+        "out": "the file to write",
+        "format": "safetensors (default): weights and config, which this project loads; pt2: a torch.export program, "
+        "which torch alone runs (lift-splat, BEVDet and BEVDepth students)",
+        "weights": "last (default), those that the run ended with, or best, those of its best validation",
+        "cache": "check the file on the first val frame of these stores (default: on a made-up frame)",
+        "callable": "the package.module:callable that the run's student is of, which may run here",
+        "json": "print a last line of JSON",
+    }
+)
+def export(
+    c: Context,
+    run: str | None = None,
+    out: str | None = None,
+    format: str = "safetensors",
+    weights: str = "last",
+    cache: str | None = None,
+    callable: str | None = None,
+    json: bool = False,
+) -> None:
+    """Write a run's student as one file, read back and compared on a frame before it is kept."""
+    from studies.exporting import export_run
+
+    folder, file = Path(need(run, "--run", "a run's folder")), Path(need(out, "--out", "the file to write"))
+    where = cache_root(cache, "a folder or URL of stores") if cache else None
+    done = export_run(folder, file, format, cache=where, weights=weights, trusted=callable or "")
+    console.print(done.line, markup=False, soft_wrap=True)
+    how = f"torch.export.load('{file}').module()" if format == "pt2" else f"models.build.load_weights('{file}')"
+    next_step(f"in Python: {how}; inputs and outputs: docs/training.md")
+    if json:
+        print_json(done.to_dict())
+
+
 @task(help={"run": "folder of the demo", "json": "print the table as the last line, as JSON"})
 def demo(c: Context, run: str = "runs/demo", json: bool = False) -> None:
     """The whole chain on a simulated world: cache, teach, train with and without distillation, score, report."""
