@@ -9,7 +9,7 @@ class BevcaskError(Exception):
     exit_status: of the task that ends in it.
     """
 
-    exit_status = 1
+    exit_status: int = 1
 
 
 class DataError(BevcaskError):

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,9 +21,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from cache.errors import BevcaskError
 from cache.roots import open_root
 from evaluation.curves import LossCurve
-from trainer.loop import train
+from studies.launch import Launch, launch
+from trainer.loop import saved_result, train
 from trainer.metrics import read_metrics
+from trainer.orphans import end_with_parent
 from trainer.recipe import load_recipe
+from trainer.run_files import RECORD
 
 ROOT = Path(__file__).parent.parent
 _POLL_S = 2.0
@@ -63,9 +65,20 @@ def train_run(
     resume: bool = False,
     threads: int | None = None,
     overrides: Mapping[str, Any] | None = None,
+    launched: Launch | None = None,
 ) -> dict[str, Any]:
-    """One training in this process; the figures of `trainer.loop.TrainResult` as plain values."""
-    result = train(load_recipe(recipe, overrides), cache, run, resume=resume, threads=threads)
+    """One training, in this process or in those of a launch; the figures of `trainer.loop.TrainResult` as plain values,
+    of a launch those of its record, none on a machine that does not see the run's folder."""
+    if launched is None:
+        result = train(load_recipe(recipe, overrides), cache, run, resume=resume, threads=threads)
+    else:
+        load_recipe(recipe, overrides)  # what is wrong with it is told before processes are started
+        arguments = ["--recipe", recipe, "--cache", open_root(cache).url, "--run-dir", str(run)]
+        arguments += ["--overrides", json.dumps(overrides or {}), *(["--resume"] if resume else [])]
+        launch(launched, [*arguments, *(["--threads", str(threads)] if threads else [])], _KEEP_MEMORY)
+        if not (run / RECORD).is_file():
+            return {}
+        result = saved_result(run)
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(result).items()}
 
 
@@ -142,22 +155,11 @@ def loss_curves(name: str, run: Path) -> list[LossCurve]:
     return [LossCurve(name, part, steps, [row.get(part, float("nan")) for row in rows]) for part in parts]
 
 
-def _end_with_parent() -> None:
-    """A demo that is killed must not leave a training behind, which a second demo would find writing its run."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 if __name__ == "__main__":
-    _end_with_parent()
+    end_with_parent()  # a demo that is killed must not leave a training behind, which a second one would find at work
     _recipe, _cache, _run, _threads, _overrides = sys.argv[1:]
     try:
         train_run(_recipe, _cache, Path(_run), resume=True, threads=int(_threads), overrides=json.loads(_overrides))
     except BevcaskError as _error:
-        sys.exit(" ".join(str(_error).split()))
+        print(" ".join(str(_error).split()), file=sys.stderr)
+        sys.exit(_error.exit_status)

@@ -47,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except BevcaskError as error:
         words = " ".join(str(error).split())
-        # what another rank failed of is told by that rank; once more here where its words may be on another machine
-        if not isinstance(error, PeerError | PreemptedError) or os.environ.get("LOCAL_RANK", "0") == "0":
+        # a launcher says it itself; else what another rank failed of is said once a machine
+        own = not isinstance(error, PeerError | PreemptedError) or os.environ.get("LOCAL_RANK", "0") == "0"
+        if own and OUTCOME not in os.environ:
             print(words, file=sys.stderr, flush=True)
         _tell("preempted" if isinstance(error, PreemptedError) else "failed", words, error)
         return error.exit_status
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tell(outcome: str, message: str, error: BevcaskError | None) -> None:
-    """Writes the outcome for the launcher; not where a rank was merely lost: torchrun may begin the run again."""
+    """Writes the outcome for the launcher; not where a rank was merely lost: torchrun may begin the run again. A rank's
+    own error goes before what others say of it."""
     path = os.environ.get(OUTCOME)
     if not path or (isinstance(error, PeerError) and error.lost):
         return

@@ -7,6 +7,7 @@ and save it. SIGTERM may come while stores are opened: then the run stops before
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from types import FrameType, TracebackType
@@ -18,9 +19,11 @@ _IMPATIENT_S = 3.0
 
 
 class PreemptedError(BevcaskError):
-    """The run was asked to stop and has saved its state. Exit status 75."""
+    """The run was asked to stop and has saved its state. Exit status 75, or Ctrl-C's where a person stopped it."""
 
-    exit_status = PREEMPTED
+    def __init__(self, message: str, by_hand: bool = False) -> None:
+        super().__init__(message)
+        self.exit_status = 130 if by_hand else PREEMPTED
 
 
 class StopRequest:
@@ -30,7 +33,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = self.by_hand = False
         self._first = 0.0
         self._before: dict[signal.Signals, object] = {}
 
@@ -46,6 +49,7 @@ class StopRequest:
             raise KeyboardInterrupt
         if not self.asked:
             self.asked, self._first = True, now
+            self.by_hand = number == signal.SIGINT and sys.stdin is not None and sys.stdin.isatty()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

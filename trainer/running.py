@@ -149,7 +149,7 @@ class Run:
             error = found
         self.ranks.raise_together(error)
         saved = f"saved after step {done} of {self.plan.steps}" if done else "before the first step"
-        raise PreemptedError(f"asked to stop: {saved}; the same command with --resume goes on")
+        raise PreemptedError(f"asked to stop: {saved}; the same command with --resume goes on", self.stop.by_hand)
 
     def _step(self, stepper: Stepper, fed: FedStep, feed: Feed, digest: str) -> StepReport:
         """Trains on one step's batch."""

@@ -17,7 +17,11 @@ from studies.commands.command_line import cache_root, console, need, next_step, 
         "recipe": "a shipped recipe (demo-student, bevdistill-tiny, ...; see docs/recipes.md) or a TOML file",
         "cache": "folder of the stores",
         "run": "folder of the run",
-        "resume": "go on from the run's last checkpoint",
+        "nproc": "so many processes of this machine train together (default with --nnodes: one a card)",
+        "nnodes": "so many machines do, each started with this command",
+        "rdzv": "HOST:PORT where they meet: one of the machines and a free port there, the same on all",
+        "local-addr": "by which the others reach this machine, where its host name does not do",
+        "resume": "go on from the run's newest whole checkpoint, with any number of processes",
         "init_from": "begin with a teacher's weights where they fit: demo, or a file written by train",
         "init_scheme": "which of its channels: fnav2 (default), fnav1, fnav2_released, bn_scale, ofa",
         "tensorboard": "write TensorBoard files into RUN/tensorboard: scalars, and pictures at every validation",
@@ -36,6 +40,10 @@ def train(
     recipe: str | None = None,
     cache: str | None = None,
     run: str | None = None,
+    nproc: str | None = None,
+    nnodes: str | None = None,
+    rdzv: str | None = None,
+    local_addr: str | None = None,
     resume: bool = False,
     init_from: str | None = None,
     init_scheme: str | None = None,
@@ -48,7 +56,12 @@ def train(
     local_cache_limit: str | None = None,
     json: bool = False,
 ) -> None:
-    """Train a detector from the stores as a recipe says: a teacher on points, a student on images."""
+    """Train a detector from the stores as a recipe says: a teacher on points, a student on images.
+
+    SIGTERM and Ctrl-C save and end it: with status 75 where a scheduler sent them, which may start it again with
+    --resume. Recipes for torchrun, SLURM and Kubernetes: docs/training.md.
+    """
+    from studies.launch import Launch
     from studies.training import train_run
     from trainer.loader_options import use_loader_options
 
@@ -59,7 +72,14 @@ def train(
     given = {"init_from": init_from, "init_scheme": init_scheme, "tensorboard": tensorboard}
     begin = {key: value for key, value in given.items() if value}
     over = {"train": begin} if begin else {}
-    summary = train_run(wanted, root, folder, resume=resume, threads=whole(threads, "--threads"), overrides=over)
+    several = None
+    if nproc or nnodes or rdzv or local_addr:
+        several = Launch(whole(nproc, "--nproc", 1), whole(nnodes, "--nnodes", 1) or 1, rdzv or "", local_addr or "")
+    count = whole(threads, "--threads", 1)
+    summary = train_run(wanted, root, folder, resume=resume, threads=count, overrides=over, launched=several)
+    if not summary:
+        console.print(f"trained; this machine sees no record of it in {folder}: look at that of rank 0", soft_wrap=True)
+        return
     console.print(f"trained: {summary['steps']} steps, weights in {summary['weights']}", soft_wrap=True)
     if summary["backbone"]:
         console.print(summary["backbone"], markup=False, soft_wrap=True)
