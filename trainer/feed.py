@@ -107,6 +107,12 @@ class Feed:
             packed = pack(tuple(pieces), pin=torch.cuda.is_available())
         return FedStep(part, packed.tree, tuple(digests), packed)
 
+    def one_by_one(self, part: RankStep) -> Iterator[Piece]:
+        """The part's frames again, each as a batch of its own: to find the one that something is wrong with."""
+        for entry, key, weight in zip(part.entries.tolist(), part.keys.tolist(), part.weight.tolist(), strict=True):
+            if weight:
+                yield Piece(*self._build(part.epoch, [(entry, key)], [self._augment(part.epoch, key)]))
+
     def prefetch(self, state: OrderState | None = None) -> contextlib.AbstractContextManager[Prefetcher | None]:
         """Fetches the shards of the coming steps into the local cache; None where no store is read through one."""
         stores = [self._plan.frames, *(teacher.store for teacher in self._plan.teachers.values())]

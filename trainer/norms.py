@@ -157,7 +157,7 @@ class _OverRanks(torch.autograd.Function):
     ) -> Tensor:
         inverse = torch.rsqrt(variance + eps)
         ctx.save_for_backward(x, weight, mean, inverse)
-        ctx.count, ctx.sync, ctx.share = count, sync, share
+        ctx.count, ctx.sync, ctx.share, ctx.biased = count, sync, share, bias is not None
         y = (x.float() - _broad(mean, x)) * _broad(inverse, x)
         if weight is not None:
             y = y * _broad(weight, x)
@@ -176,7 +176,8 @@ class _OverRanks(torch.autograd.Function):
         through = _broad(first, x) + normal * _broad(second, x)
         dx = (dy - ctx.share * through) * _broad(inverse if weight is None else inverse * weight, x)
         of_bias, of_weight = own.float()
-        return dx.to(x.dtype), of_weight if weight is not None else None, of_bias, None, None, None, None, None, None
+        affine = (of_weight if weight is not None else None, of_bias if ctx.biased else None)
+        return dx.to(x.dtype), *affine, None, None, None, None, None, None
 
 
 def _but_channels(x: Tensor) -> list[int]:

@@ -7,6 +7,7 @@ at the same step.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -157,7 +158,7 @@ class Run:
         config = plan.recipe.train
         lr = lr_at(step, plan.steps, config)
         set_lr(self.training.optimiser, lr)
-        scalars = stepper.take(fed.on(self.ranks.device), step)
+        scalars = stepper.take(fed.on(self.ranks.device), step, functools.partial(feed.one_by_one, fed.part))
         self.unlabelled += int((plan.run_order.step(step).entries >= plan.labelled).sum())
         done = step + 1
         logged = done % config.log_every == 0 or done == plan.steps

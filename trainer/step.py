@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from trainer.said import TeachersSaid
 
 Parts = dict[str, LossPart]
 Counts = dict[str, int]
+OneByOne = Callable[[], Iterable[Piece]]
 
 
 class DivergedError(BevcaskError):
@@ -47,18 +48,20 @@ class Stepper:
         self, training: Training, plan: Plan, ranks: Ranks | None = None, sync: NormSync | None = None
     ) -> None:
         self.training, self.plan, self.ranks, self._sync = training, plan, ranks or Ranks(), sync
+        self._one_by_one: OneByOne = tuple
         self._parallel: nn.Module = training.objective
         if not self.ranks.alone:
             self._parallel = _data_parallel(training.objective)
 
-    def take(self, pieces: Sequence[Piece], step: int) -> dict[str, float]:
+    def take(self, pieces: Sequence[Piece], step: int, one_by_one: OneByOne = tuple) -> dict[str, float]:
         """One optimiser step on this rank's pieces of the global batch. Returns that batch's total loss, every weighted
         part, the gradient's norm before clipping, and what changes of labels counted: the same on every rank.
 
-        Raises on every rank, before the weights are touched: DivergedError or PeerError where loss or gradient is not
-        finite, PeerError where another rank failed.
+        one_by_one: gives the frames of the pieces as pieces of their own, among which the one to blame for a loss that
+        is not finite is looked for. Raises on every rank, before the weights are touched: DivergedError or PeerError
+        where loss or gradient is not finite, PeerError where another rank failed.
         """
-        training, config = self.training, self.plan.recipe.train
+        training, config, self._one_by_one = self.training, self.plan.recipe.train, one_by_one
         training.objective.hold()
         training.optimiser.zero_grad(set_to_none=True)
         if self.ranks.alone and len(pieces) == 1:
@@ -179,6 +182,8 @@ class Stepper:
     def _diverged(self, step: int, what: str, pieces: Sequence[Piece], bad_here: bool = True) -> None:
         """Ends all ranks; those with frames whose loss is not finite name them."""
         tokens = [token for piece in pieces if piece.weight for token in piece.batch.tokens]
+        if bad_here and len(tokens) > 1:
+            tokens = self._to_blame(step) or tokens
         error = DivergedError(
             f'step {step + 1}: not finite: {what}; frames {", ".join(tokens)}; lower [train] lr, or precision = "fp32"'
         )
@@ -186,6 +191,19 @@ class Stepper:
         if any(note[0] for note in self.ranks.gather(bytes([own is not None]), 1)):
             self.ranks.raise_all(own)
         self.ranks.raise_all(error)  # each part is finite, their sum is not
+
+    @torch.no_grad()
+    def _to_blame(self, step: int) -> list[str]:
+        """Frames whose loss is not finite by themselves; none where that cannot be told, or is so of none."""
+        if self._sync is not None:  # whose norms wait for the other ranks
+            return []
+        found = list[str]()
+        for piece in self._one_by_one():
+            with contextlib.suppress(Exception):  # one frame may be too few for a batch norm
+                parts, counts = self._forward(self.training.objective, piece.to(self.ranks.device), step, 0)
+                if not bool(torch.isfinite(packed(parts, counts, 1.0)).all()):
+                    found += piece.batch.tokens
+        return found
 
 
 def _clip(training: Training, limit: float) -> Tensor:

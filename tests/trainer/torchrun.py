@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -25,11 +26,15 @@ def torchrun(processes: int, module: str, *arguments: str) -> list[str]:
     return [*agent, "-m", module, *arguments]
 
 
+def training(processes: int, recipe: Path, cache: Path, run: Path, *more: str) -> list[str]:
+    """The command that trains with so many ranks."""
+    where = ["--recipe", str(recipe), "--cache", str(cache), "--run-dir", str(run), "--threads", "1"]
+    return torchrun(processes, "trainer.main", *where, *more)
+
+
 def run_to_end(command: Sequence[str], limit_s: float) -> subprocess.CompletedProcess[str]:
     """The command's status and words; its whole process group is killed where it takes longer, which fails the test."""
-    process = subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = _start(command)
     try:
         out, err = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
@@ -37,3 +42,43 @@ def run_to_end(command: Sequence[str], limit_s: float) -> subprocess.CompletedPr
         out, err = process.communicate()
         raise AssertionError(f"no end within {limit_s} s: {' '.join(command)}\n{out[-2000:]}{err[-4000:]}") from None
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def run_until(
+    command: Sequence[str], ready: Callable[[], bool], number: signal.Signals, limit_s: float
+) -> subprocess.CompletedProcess[str]:
+    """Sends a signal once `ready`: SIGKILL to the whole process group, as a machine dies; any other to the command
+    itself. Then its status and words."""
+    process, ends = _start(command), time.monotonic() + limit_s
+    try:
+        while not ready():
+            if process.poll() is not None or time.monotonic() > ends:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise AssertionError(f"not ready: {process.communicate()[1][-4000:]}")
+            time.sleep(0.05)
+        (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
+        out, err = process.communicate(timeout=max(ends - time.monotonic(), 1.0))
+    except BaseException:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _start(command: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def processes_of(text: str) -> list[int]:
+    """Processes whose command line has `text` in it."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if text in words:
+            found.append(int(folder.name))
+    return found
