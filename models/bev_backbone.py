@@ -8,21 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 from torch import Tensor, nn
 
-from models.config import Config
+from models.config import AtLeastOne, Config
 from models.width import narrowed
 
 
 class BevBackboneConfig(Config):
     """One entry per stage: extra 3x3 convolutions, stride, channels; then the scale and channels it is brought to."""
 
-    layers: tuple[int, ...]
-    strides: tuple[int, ...]
-    filters: tuple[int, ...]
-    upsample: tuple[float, ...]
-    upsample_filters: tuple[int, ...]
+    layers: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    strides: tuple[AtLeastOne, ...]
+    filters: tuple[AtLeastOne, ...]
+    upsample: tuple[PositiveFloat, ...]
+    upsample_filters: tuple[AtLeastOne, ...]
 
     @model_validator(mode="after")
     def _check(self) -> BevBackboneConfig:

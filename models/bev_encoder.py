@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.bev_backbone import MultiScaleNeck
 from models.bevdet_neck import BevDetNeck
-from models.config import Config
+from models.config import AtLeastOne, Config
 from models.resnet import BasicBlock
 
 
@@ -25,10 +25,10 @@ class BevEncoderConfig(Config):
     neck. shortcut: past a block that halves, 1x1 with a norm, or 3x3 with a bias.
     """
 
-    layers: tuple[int, ...] = (2, 2, 2)
-    strides: tuple[int, ...] = (1, 2, 2)
-    filters: tuple[int, ...]
-    neck_channels: int
+    layers: tuple[AtLeastOne, ...] = Field((2, 2, 2), min_length=1)
+    strides: tuple[AtLeastOne, ...] = (1, 2, 2)
+    filters: tuple[AtLeastOne, ...]
+    neck_channels: int = Field(ge=1)
     neck: Literal["second", "bevdet"] = "second"
     stem: bool = False
     shortcut: Literal["1x1", "3x3"] = "1x1"

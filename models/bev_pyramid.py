@@ -10,11 +10,11 @@ import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
 from models.bev_backbone import batch_norm, second_stages
-from models.config import Config
+from models.config import AtLeastOne, Config
 
 
 class BevPyramidConfig(Config):
@@ -22,12 +22,12 @@ class BevPyramidConfig(Config):
     resolution of; channels: of every level; levels: how many there are, those beyond the last stage by subsampling.
     """
 
-    layers: tuple[int, ...]
-    strides: tuple[int, ...]
-    filters: tuple[int, ...]
+    layers: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    strides: tuple[AtLeastOne, ...]
+    filters: tuple[AtLeastOne, ...]
     first: int = Field(default=0, ge=0)
     channels: int = Field(default=256, ge=4, multiple_of=4)
-    levels: int = Field(default=4, ge=1)
+    levels: int = Field(default=4, ge=1, le=8)
 
     @model_validator(mode="after")
     def _check(self) -> BevPyramidConfig:

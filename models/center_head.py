@@ -20,7 +20,7 @@ from cache.classes import DETECTION_CLASSES
 from cache.errors import DataError
 from cache.frame import Detections
 from cache.grid import BevGrid
-from models.config import Config
+from models.config import Config, NotNegative
 from models.detector import LossPart
 from models.gaussian import centre_cells, draw_gaussians
 from models.suppress import circle_suppress, rotated_suppress
@@ -55,19 +55,19 @@ class CenterHeadConfig(Config):
     """
 
     tasks: tuple[tuple[str, ...], ...] = SIX_TASKS
-    shared_channels: int = 64
-    branch_channels: int = 64
+    shared_channels: int = Field(default=64, ge=1)
+    branch_channels: int = Field(default=64, ge=1)
     bias_before_norm: bool = False
-    min_overlap: float = 0.1
-    min_radius: int = 2
-    box_weight: float = 0.25
-    velocity_weight: float = 0.2
+    min_overlap: float = Field(default=0.1, gt=0, lt=1)
+    min_radius: int = Field(default=2, ge=0)
+    box_weight: float = Field(default=0.25, ge=0)
+    velocity_weight: float = Field(default=0.2, ge=0)
     velocity_smooth: float = Field(default=0.0, ge=0)
     headless: tuple[str, ...] = ()
     peaks: Literal["hard", "soft", "all"] = "hard"
     max_boxes: int = Field(default=300, ge=1)
-    score_threshold: float = 0.03
-    circle_nms_m: dict[str, float] = Field(default_factory=dict)
+    score_threshold: float = Field(default=0.03, ge=0, le=1)
+    circle_nms_m: dict[str, NotNegative] = Field(default_factory=dict)
     rotated_nms_iou: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
 
     @field_validator("tasks")
@@ -75,8 +75,8 @@ class CenterHeadConfig(Config):
     def _classes_once(cls, tasks: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
         names = [name for task in tasks for name in task]
         unknown = sorted(set(names) - set(DETECTION_CLASSES))
-        if unknown or len(set(names)) != len(names) or not names:
-            raise ValueError(f"each of {', '.join(DETECTION_CLASSES)} may stand in one group, once; unknown: {unknown}")
+        if unknown or len(set(names)) != len(names) or not tasks or not all(tasks):
+            raise ValueError(f"groups hold classes, each of {', '.join(DETECTION_CLASSES)} may stand in one group, once; unknown: {unknown}")
         return tasks
 
     @field_validator("circle_nms_m", "rotated_nms_iou", "headless")

@@ -16,7 +16,7 @@ from cache.errors import DataError
 from cache.frame import Detections
 from models.bev_backbone import BevBackbone, BevBackboneConfig
 from models.center_head import CenterHead, CenterHeadConfig
-from models.config import Config, GridConfig
+from models.config import Between, Config, GridConfig
 from models.detector import Batch, BevLevel, DetectorOutput, LossPart, total_of
 from models.pillars import PillarEncoder
 from models.sparse_encoder import SparseEncoder, SparseEncoderConfig
@@ -33,7 +33,7 @@ class CenterPointPillarConfig(Config):
 
     kind: Literal["centerpoint-pillar"] = "centerpoint-pillar"
     pillars: GridConfig
-    z_range: tuple[float, float] = (-5.0, 3.0)
+    z_range: Between = (-5.0, 3.0)
     pillar_channels: int = Field(default=64, ge=2, multiple_of=2)
     pillar_layers: Literal[1, 2] = 1
     pillar_features: Literal["scaled", "released"] = "scaled"
@@ -82,7 +82,7 @@ class CenterPointVoxelConfig(Config):
 
     kind: Literal["centerpoint-voxel"] = "centerpoint-voxel"
     voxels: GridConfig
-    z_range: tuple[float, float] = (-5.0, 3.0)
+    z_range: Between = (-5.0, 3.0)
     voxel_height_m: float = Field(default=0.2, gt=0)
     sparse: SparseEncoderConfig = SparseEncoderConfig()
     backbone: BevBackboneConfig

@@ -5,18 +5,29 @@ Each part's config class stands beside the part; this file only has their base a
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cache.errors import ConfigError
 from cache.grid import BevGrid
 
 
-class Config(BaseModel):
-    """Base of every config: unknown keys are errors, values never change after loading."""
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] >= ends[1]:
+        raise ValueError(f"{ends[0]:g} to {ends[1]:g} m must rise")
+    return ends
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+AtLeastOne = Annotated[int, Field(ge=1)]  # channels, strides, pixels
+NotNegative = Annotated[float, Field(ge=0)]  # weights, distances
+Between = Annotated[tuple[float, float], AfterValidator(_rising)]  # low, high (m)
+
+
+class Config(BaseModel):
+    """Base of every config: unknown keys are errors, numbers are finite, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class GridConfig(Config):
@@ -36,7 +47,10 @@ C = TypeVar("C", bound=Config)
 
 
 def parse_config(cls: type[C], values: dict[str, Any], where: str) -> C:
-    """`values` as a `cls`. Raises ConfigError, one line: `where`, the dotted key, what is wrong and what is allowed."""
+    """`values` as a `cls`. Raises ConfigError, one line: `where`, the dotted key, what is wrong and what is allowed.
+
+    A table is not told again as what was found: its validator names the values that do not go together.
+    """
     try:
         return cls.model_validate(values)
     except ValidationError as error:
@@ -45,8 +59,12 @@ def parse_config(cls: type[C], values: dict[str, Any], where: str) -> C:
         if problem["type"] == "extra_forbidden":
             allowed = ", ".join(sorted(_config_at(cls, problem["loc"][:-1]).model_fields))
             raise ConfigError(f"{where}: unknown key {key!r}; allowed there: {allowed}") from None
-        found = "" if problem["type"] == "missing" else f", found {problem['input']!r}"
-        raise ConfigError(f"{where}: key {key!r}: {problem['msg']}{found}") from None
+        whole = isinstance(problem["input"], dict) and problem["type"] in ("missing", "value_error")
+        found = "" if whole else f", found {problem['input']!r}"
+        said = problem["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{where}: {f'key {key!r}: ' if key else ''}{said}{found}") from None
+    except ConfigError as error:  # of a part that says for itself what is wrong, as a grid does
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _config_at(cls: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:

@@ -27,8 +27,8 @@ class HeatHeadConfig(Config):
 
     channels: int = Field(default=256, ge=1)
     hidden: int = Field(default=64, ge=1)
-    min_overlap: float = 0.1
-    min_radius: int = 1
+    min_overlap: float = Field(default=0.1, gt=0, lt=1)
+    min_radius: int = Field(default=1, ge=0)
     weight: float = Field(default=1.0, ge=0)
 
 

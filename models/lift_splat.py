@@ -18,7 +18,7 @@ from cache.frame import Detections
 from models.bev_backbone import MultiScaleNeck
 from models.bev_encoder import BevEncoder, BevEncoderConfig
 from models.center_head import CenterHead, CenterHeadConfig
-from models.config import Config, GridConfig
+from models.config import AtLeastOne, Between, Config, GridConfig
 from models.depth import DepthConfig, depth_loss
 from models.depth_net import BevDepthNet, Calibration, GatedDepthNet, LinearDepthNet
 from models.detector import Batch, BevLevel, DetectorOutput, LossPart, total_of
@@ -36,18 +36,18 @@ class LiftSplatConfig(Config):
     """
 
     kind: Literal["lift-splat"] = "lift-splat"
-    image_size: tuple[int, int]
+    image_size: tuple[AtLeastOne, AtLeastOne]
     bev: GridConfig
-    z_range: tuple[float, float] = (-5.0, 3.0)
+    z_range: Between = (-5.0, 3.0)
     backbone: ResNetConfig
-    fpn_channels: int
+    fpn_channels: int = Field(ge=1)
     image_neck: Literal["fpn", "second"] = "fpn"
     neck_stride: Literal[4, 8, 16, 32] = 16
     depth: DepthConfig
     depth_net: Literal["gated", "linear", "bevdepth"] = "gated"
     depth_layers: int = Field(1, ge=0)
     depth_channels: int = Field(512, ge=4, multiple_of=4)
-    context_channels: int
+    context_channels: int = Field(ge=1)
     encoder: BevEncoderConfig
     head: CenterHeadConfig = CenterHeadConfig()
 

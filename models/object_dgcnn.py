@@ -15,7 +15,7 @@ from torch import nn
 from cache.classes import DETECTION_CLASSES
 from cache.errors import DataError
 from models.bev_pyramid import BevPyramid, BevPyramidConfig
-from models.config import Config, GridConfig
+from models.config import Between, Config, GridConfig
 from models.detector import Batch, BevLevel, DetectorOutput
 from models.heat_head import HeatHead, HeatHeadConfig
 from models.pillars import PillarEncoder
@@ -31,7 +31,7 @@ class ObjectDgcnnPillarConfig(Config):
 
     kind: Literal["object-dgcnn-pillar"] = "object-dgcnn-pillar"
     pillars: GridConfig
-    z_range: tuple[float, float] = (-5.0, 3.0)
+    z_range: Between = (-5.0, 3.0)
     pillar_channels: int = Field(default=64, ge=2, multiple_of=2)
     pillar_layers: Literal[1, 2] = 1
     pillar_features: Literal["scaled", "released"] = "scaled"
@@ -72,7 +72,7 @@ class ObjectDgcnnVoxelConfig(Config):
 
     kind: Literal["object-dgcnn-voxel"] = "object-dgcnn-voxel"
     voxels: GridConfig
-    z_range: tuple[float, float] = (-5.0, 3.0)
+    z_range: Between = (-5.0, 3.0)
     voxel_height_m: float = Field(default=0.2, gt=0)
     voxel_features: Literal["learned", "mean"] = "learned"
     voxel_channels: int = Field(default=64, ge=1)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from cache.classes import DETECTION_CLASSES
@@ -43,6 +43,13 @@ class QueryHeadConfig(Config):
     max_boxes: int = Field(default=300, ge=1)
     score_threshold: float = Field(default=0.0, ge=0, le=1)
     centre_range: tuple[float, float, float, float, float, float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
+
+    @field_validator("centre_range")
+    @classmethod
+    def _rises(cls, ends: tuple[float, ...]) -> tuple[float, ...]:
+        if any(low >= high for low, high in zip(ends[:3], ends[3:], strict=True)):
+            raise ValueError("x, y, z low must lie below x, y, z high")
+        return ends
 
 
 class QueryHead(nn.Module):

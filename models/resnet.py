@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from models.config import Config
+from models.config import AtLeastOne, Config
 
 LEVELS = ("C2", "C3", "C4", "C5")
 
@@ -20,7 +20,7 @@ class ResNetConfig(Config):
     """resnet18: block basic, layers 2 2 2 2; resnet50: bottleneck, 3 4 6 3; resnet101: bottleneck, 3 4 23 3."""
 
     block: Literal["basic", "bottleneck"] = "basic"
-    layers: tuple[int, ...] = Field((2, 2, 2, 2), min_length=1, max_length=4)
+    layers: tuple[AtLeastOne, ...] = Field((2, 2, 2, 2), min_length=1, max_length=4)
     base_width: int = Field(64, ge=1)
     outputs: tuple[Literal["C2", "C3", "C4", "C5"], ...] = Field(("C3", "C4", "C5"), min_length=1)
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from cache.grid import BevGrid
-from models.config import Config
+from models.config import AtLeastOne, Config
 from models.spconv_runtime import algorithm_for, load_spconv
 from models.voxel_features import VoxelFeatures
 from models.voxels import NO_CAPS, VOXEL_FEATURES, CapsConfig, mean_voxels
@@ -26,9 +27,9 @@ class SparseEncoderConfig(Config):
     out_channels: of the last convolution, which halves z once more.
     """
 
-    channels: tuple[int, ...] = (16, 32, 64, 128)
-    blocks: int = 2
-    out_channels: int = 128
+    channels: tuple[AtLeastOne, ...] = Field((16, 32, 64, 128), min_length=1)
+    blocks: int = Field(default=2, ge=0)
+    out_channels: int = Field(default=128, ge=1)
 
     @property
     def stride(self) -> int:
