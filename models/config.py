@@ -59,8 +59,8 @@ def parse_config(cls: type[C], values: dict[str, Any], where: str) -> C:
         if problem["type"] == "extra_forbidden":
             allowed = ", ".join(sorted(_config_at(cls, problem["loc"][:-1]).model_fields))
             raise ConfigError(f"{where}: unknown key {key!r}; allowed there: {allowed}") from None
-        whole = isinstance(problem["input"], dict) and problem["type"] in ("missing", "value_error")
-        found = "" if whole else f", found {problem['input']!r}"
+        whole = isinstance(problem["input"], dict) and problem["type"] == "value_error"
+        found = "" if whole or problem["type"] == "missing" else f", found {problem['input']!r}"
         said = problem["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{where}: {f'key {key!r}: ' if key else ''}{said}{found}") from None
     except ConfigError as error:  # of a part that says for itself what is wrong, as a grid does

@@ -15,7 +15,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from nuscenes.eval.common.config import config_factory
-from torch import nn
 
 from cache.classes import DETECTION_CLASSES
 from cache.errors import DataError
@@ -25,6 +24,7 @@ from evaluation.official import CONFIG
 from models.center_head import BRANCHES, CenterHead
 from models.detector import Batch, Detector
 from studies.scoring import score
+from studies.settled_norms import settle_norms
 from trainer.augment import no_augment
 from trainer.batches import BatchBuilder
 from trainer.checkpoint import Training
@@ -70,7 +70,7 @@ def overfit(recipe: Recipe, cache: str, rows: Sequence[int] | None = None) -> Ov
     start = time.monotonic()
     loss = _learn(training, batch, plan)
     seconds = time.monotonic() - start
-    settle_norms(training.model, batch)
+    settle_norms(training.model, [batch])
     metrics = score(store, rows, predict(model, store, rows, batch=len(rows), progress=_silent))
     head = getattr(model, "head", None)
     return Overfit(
@@ -95,26 +95,6 @@ def _learn(training: Training, batch: Batch, plan: Plan) -> float:
         set_lr(training.optimiser, lr_at(step, plan.steps, plan.recipe.train))
         loss = train_step(training, batch, None, plan, step)["loss"]
     return loss
-
-
-@torch.no_grad()
-def settle_norms(model: nn.Module, batch: Batch) -> None:
-    """Gives every batch norm the statistics of this batch, under the weights as they are now.
-
-    The running ones follow with momentum 0.01 in half of the presets, so that after a few hundred steps they are those
-    of weights long gone; what a model learnt by heart is then not what it is asked in evaluation mode.
-    """
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    was_training = model.training
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the passes that follow: of one, that pass
-    model.train()
-    model(batch)
-    model.train(was_training)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
 
 
 def telling_frames(store: FrameStore, rows: Sequence[int], count: int = FRAMES) -> list[int]:

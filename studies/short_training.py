@@ -1,26 +1,36 @@
 """Whether a detector learns at all: a short training on the train split, judged on val against two that saw nothing.
 
 The two are its own predictions handed to frames of other scenes (where things usually are, without looking) and the
-same network before its first step. Cost: the training, minutes on one core; a training that was stopped goes on.
+same network before its first step. Cost: the training, minutes on one core; a training that was stopped goes on. Norms'
+statistics are taken anew on frames of the train split, since the running ones lag behind so few steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
+from cache.frame import CAMERA_CHANNELS
 from cache.layout import frames_place
 from cache.store import FrameStore
 from evaluation.official import Metrics
 from models.build import build_detector
-from models.detector import Detector
+from models.detector import Batch, Detector
 from studies.scoring import score, score_shuffled
+from studies.settled_norms import settle_norms
+from trainer.augment import no_augment
+from trainer.batches import BatchBuilder
 from trainer.loop import train
+from trainer.plan import training_needs
 from trainer.predict import load_run, predict
 from trainer.recipe import Recipe
+
+SETTLING = 16  # batches that norms' statistics are taken of
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,9 @@ def learn_shortly(recipe: Recipe, cache: Path, run: Path) -> Learnt:
     result = train(recipe, cache, run, resume=True, threads=torch.get_num_threads())
     store = FrameStore(frames_place(cache))
     rows = store.key_rows("val")
-    found = predict(load_run(run), store, rows)
+    model = load_run(run)
+    settle_norms(cast(nn.Module, model), _batches(model, store, recipe))
+    found = predict(model, store, rows)
     metrics, shuffled = score(store, rows, found), score_shuffled(store, rows, found)
     return Learnt(
         preset=recipe.name,
@@ -63,6 +75,16 @@ def learn_shortly(recipe: Recipe, cache: Path, run: Path) -> Learnt:
         loss=result.loss,
         seconds=result.seconds,
     )
+
+
+def _batches(model: Detector, store: FrameStore, recipe: Recipe) -> Iterator[Batch]:
+    """SETTLING batches of the recipe's size, spread over its split, as they are seen in evaluation."""
+    builder = BatchBuilder(store, training_needs(model, recipe))
+    rows, size = store.key_rows(recipe.data.split), recipe.train.batch
+    spread = rows[:: max(1, len(rows) // (SETTLING * size))][: SETTLING * size]
+    for first in range(0, len(spread), size):
+        chosen = spread[first : first + size]
+        yield builder.build(chosen, [no_augment(len(CAMERA_CHANNELS))] * len(chosen))[0]
 
 
 def _untrained(recipe: Recipe, store: FrameStore, rows: list[int]) -> Metrics:
