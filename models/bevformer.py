@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cache.classes import DETECTION_CLASSES
 from cache.errors import DataError
+from models.batch_checks import require_cameras
 from models.bev_history import before, renewed, require_fit
 from models.bevformer_encoder import BevFormerEncoder, BevFormerEncoderConfig
 from models.config import Config, GridConfig
@@ -128,7 +129,8 @@ class BevFormer(QueryDetector):
 
     def look(self, batch: Batch, memory: Memory | None = None) -> Tensor:
         """The map (B, C, H, W) of one moment, its history apart; `memory`: what was seen before, from this moment."""
-        images, intrinsics, to_lidar = self._cameras_of(batch)
+        size, cameras = self.settings.image_size, self.settings.cameras
+        images, intrinsics, to_lidar = require_cameras(batch, size, self.config, cameras)
         config, frames = self.settings, len(images)
         width, height = config.image_size
         padded = config.padded_size
@@ -160,29 +162,6 @@ class BevFormer(QueryDetector):
                     seen = self.look(_rows_of(past, rows), before(memory, past, rows) if memory is not None else None)
                     memory = renewed(memory, past, rows, seen)
         return memory
-
-    def _cameras_of(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Images and calibration of `batch`, checked."""
-        images, intrinsics, to_lidar = batch.images, batch.intrinsics, batch.camera_to_lidar
-        if images is None or intrinsics is None or to_lidar is None:
-            raise DataError("the batch holds no images with calibration, which a camera model reads")
-        found, wanted = (images.shape[-1], images.shape[-2]), self.settings.image_size
-        if found != wanted:
-            raise DataError(
-                f"images of {found[0]} x {found[1]} pixels, the model reads {wanted[0]} x {wanted[1]}; resize"
-            )
-        rig = (len(images), self.settings.cameras)
-        for name, tensor, axes in (
-            ("images", images, 3),
-            ("intrinsics", intrinsics, 2),
-            ("camera_to_lidar", to_lidar, 2),
-        ):
-            if tensor.dim() != 2 + axes or tuple(tensor.shape[:2]) != rig:
-                raise DataError(
-                    f"{name} of shape {tuple(tensor.shape)}, expected {rig[0]} frames of {rig[1]} cameras; "
-                    "give every frame all cameras, or a model with other `cameras`"
-                )
-        return images, intrinsics, to_lidar
 
     def _require_fit(self, batch: Batch) -> None:
         """DataError where the batch's past is not of as many frames, or its memory not of this model's map."""

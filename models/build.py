@@ -29,6 +29,7 @@ from models.lift_splat import LiftSplat, LiftSplatConfig
 from models.object_dgcnn import ObjectDgcnn, ObjectDgcnnPillarConfig, ObjectDgcnnVoxelConfig
 
 PRESETS = Path(__file__).parent / "presets"
+TOLD_KEYS = 3  # that a config may differ in from a preset, each told
 BOX_CONVENTION = "x,y,z(gravity centre),l,w,h,yaw(counter-clockwise from +x),vx,vy; canonical frame"
 
 # Everything is one string under one key: safetensors writes several keys in random order, and equal models must give
@@ -81,6 +82,22 @@ def resolve_config(config: Mapping[str, Any]) -> dict[str, Any]:
         known = f"{' or '.join(KINDS)}; or name a preset: {', '.join(preset_names())}"
         raise ConfigError(f"{where}: kind {kind!r} is unknown, expected {known}")
     return parse_config(KINDS[kind][0], values, where).model_dump(mode="json")
+
+
+def told_preset(config: Mapping[str, Any]) -> str:
+    """In words, which preset a full config is of: the one of its kind that it differs least from, and by which keys."""
+    mine, found = _leaves(config), []
+    for name in preset_names():
+        preset = load_preset(name)
+        if preset["kind"] == config.get("kind"):
+            theirs = _leaves(resolve_config(preset))
+            other = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+            found.append((len(other), name, other))
+    if not found:
+        return f"kind {config.get('kind')}"
+    count, name, other = min(found)
+    few = ", ".join(f"{key} = {mine.get(key)}" for key in other)
+    return f"preset {name}" + (f" with {few if count <= TOLD_KEYS else f'{count} other keys'}" if count else "")
 
 
 def build_detector(config: Mapping[str, Any]) -> Detector:
@@ -153,15 +170,27 @@ def load_state(model: Detector, tensors: Mapping[str, torch.Tensor], where: str)
     expected = model.state_dict()
     for name in sorted(set(expected) | set(tensors)):
         found = f"{where}: tensor {name} has shape {tuple(tensors[name].shape)}" if name in tensors else ""
+        if found and name in expected and tensors[name].shape == expected[name].shape:
+            continue
+        ours = told_preset(model.config)
         if not found:
-            raise DataError(f"{where}: tensor {name} {tuple(expected[name].shape)} is missing; it is of another model")
-        if name not in expected:
-            raise DataError(f"{found}, and the model has no such tensor; the file is of another model")
-        if tensors[name].shape != expected[name].shape:
             raise DataError(
-                f"{found}, the model has {tuple(expected[name].shape)}; load it with the config it was trained with"
+                f"{where}: tensor {name} {tuple(expected[name].shape)} of {ours} is missing; the file is of another model"
             )
+        if name not in expected:
+            raise DataError(f"{found}, and {ours} has no such tensor; the file is of another model")
+        raise DataError(
+            f"{found}, {ours} has {tuple(expected[name].shape)}; load it with the config it was trained with"
+        )
     model.load_state_dict(tensors)
+
+
+def _leaves(config: Mapping[str, Any], under: str = "") -> dict[str, Any]:
+    """Dotted key -> value of everything that is no table."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        out |= _leaves(value, f"{under}{key}.") if isinstance(value, Mapping) else {f"{under}{key}": value}
+    return out
 
 
 def _overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from cache.classes import DETECTION_CLASSES
-from cache.errors import DataError
 from cache.frame import Detections
 from cache.grid import BevGrid
+from models.batch_checks import require_annotations
 from models.config import Config, NotNegative
 from models.detector import LossPart
 from models.gaussian import centre_cells, draw_gaussians
@@ -76,7 +76,9 @@ class CenterHeadConfig(Config):
         names = [name for task in tasks for name in task]
         unknown = sorted(set(names) - set(DETECTION_CLASSES))
         if unknown or len(set(names)) != len(names) or not tasks or not all(tasks):
-            raise ValueError(f"groups hold classes, each of {', '.join(DETECTION_CLASSES)} may stand in one group, once; unknown: {unknown}")
+            raise ValueError(
+                f"groups hold classes, each of {', '.join(DETECTION_CLASSES)} may stand in one group, once; unknown: {unknown}"
+            )
         return tasks
 
     @field_validator("circle_nms_m", "rotated_nms_iou", "headless")
@@ -154,12 +156,8 @@ class CenterHead(nn.Module):
         self, boxes: list[Tensor], labels: list[Tensor], device: torch.device | str = "cpu"
     ) -> list[GroupTargets]:
         """boxes: B tensors (N, 9); labels: B tensors (N,) class ids. Boxes off the grid or of no group are left out."""
+        require_annotations(boxes, labels)
         sizes = [len(sample) for sample in labels]
-        if not sizes or sizes != [len(sample) for sample in boxes]:
-            raise DataError(
-                f"a loss needs boxes and labels of every frame, found {len(boxes)} and {len(labels)} lists, "
-                f"of {[len(sample) for sample in boxes]} and {sizes} objects; use frames with annotations"
-            )
         sample = np.repeat(np.arange(len(sizes)), sizes)
         flat_boxes = torch.cat([b.detach().cpu().float().reshape(-1, 9) for b in boxes]).numpy()
         flat_labels = torch.cat([label.detach().cpu().long() for label in labels]).numpy()

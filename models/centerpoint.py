@@ -12,8 +12,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cache.errors import DataError
 from cache.frame import Detections
+from models.batch_checks import require_points, require_same_frames
 from models.bev_backbone import BevBackbone, BevBackboneConfig
 from models.center_head import CenterHead, CenterHeadConfig
 from models.config import Between, Config, GridConfig
@@ -140,15 +140,14 @@ class CenterPoint(nn.Module):
 
     def forward(self, batch: Batch) -> DetectorOutput:
         """Reads batch.points."""
-        if batch.points is None:
-            raise DataError("the batch holds no points, which a LiDAR model reads; use `cache-frames --points`")
-        canvas = self.encoder(batch.points)
+        canvas = self.encoder(require_points(batch.points, self.config))
         stages = self.backbone.stages(canvas)
         bev = self.backbone.neck(stages)
         levels = {"canvas": canvas, **{f"stage{i}": stage for i, stage in enumerate(stages, 1)}}
         return DetectorOutput(bev=bev, heads=self.head(bev), levels=levels)
 
     def loss_parts(self, output: DetectorOutput, batch: Batch) -> dict[str, LossPart]:
+        require_same_frames(batch, len(output.bev), self.config)
         targets = self.head.targets(batch.boxes, batch.labels, output.bev.device)
         return self.head.loss_parts(output.heads, targets, batch.labelled)
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from cache.errors import DataError
 from models.config import Config
 from models.detector import LossPart
 
@@ -55,6 +56,10 @@ def depth_targets(depth_points: Tensor, images: int, size: tuple[int, int], stri
     depth_points: (K, 4) image index, u, v (pixels), depth_m; points outside the image, behind it or NaN are ignored.
     size: (h', w') of the feature map; stride: pixels per cell; edges: (D + 1,) metres.
     """
+    if depth_points.dim() != 2 or depth_points.shape[1] != 4:
+        raise DataError(
+            f"depth_points have shape {tuple(depth_points.shape)}, expected (K, 4): image, u, v (pixels), depth (m)"
+        )
     height, width = size
     points = depth_points.float()
     col, row = torch.floor(points[:, 1] / stride), torch.floor(points[:, 2] / stride)
@@ -88,7 +93,9 @@ def depth_loss(
         logits = depth_logits.permute(0, 2, 3, 1)[judged].float()  # (cells, D)
         if form == "binary":
             wanted = F.one_hot(target[judged], logits.shape[1]).float()
-            numerator = F.binary_cross_entropy(logits.softmax(dim=1), wanted, reduction="sum")
+            # torch refuses NaN there with an error of its own, and on a GPU ends the process: the loss is to tell of it
+            likely = logits.softmax(dim=1).nan_to_num(0.5)
+            numerator = F.binary_cross_entropy(likely, wanted, reduction="sum") + 0.0 * logits.sum()
         else:
             numerator = F.cross_entropy(logits, target[judged], reduction="sum")
     return LossPart(numerator[None], judged.sum()[None].float(), weight)

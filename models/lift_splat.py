@@ -13,8 +13,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cache.errors import DataError
 from cache.frame import Detections
+from models.batch_checks import require_cameras, require_same_frames
 from models.bev_backbone import MultiScaleNeck
 from models.bev_encoder import BevEncoder, BevEncoderConfig
 from models.center_head import CenterHead, CenterHeadConfig
@@ -105,15 +105,8 @@ class LiftSplat(nn.Module):
 
     def forward(self, batch: Batch) -> DetectorOutput:
         """Reads batch.images, intrinsics and camera_to_lidar."""
-        k, to_lidar = batch.intrinsics, batch.camera_to_lidar
-        if batch.images is None or k is None or to_lidar is None:
-            raise DataError("the batch holds no images with calibration, which a camera model reads")
-        found, wanted = (batch.images.shape[-1], batch.images.shape[-2]), self.settings.image_size
-        if found != wanted:
-            raise DataError(
-                f"images of {found[0]} x {found[1]} pixels, the model reads {wanted[0]} x {wanted[1]}; resize"
-            )
-        images = batch.images.flatten(0, 1).contiguous(memory_format=torch.channels_last)  # (B * cameras, 3, h, w)
+        images, k, to_lidar = require_cameras(batch, self.settings.image_size, self.config)
+        images = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)  # (B * cameras, 3, h, w)
         features = self.fpn(self.backbone(images))
         depth_logits, context = self.depth_net(features, self._calibration(batch, k, to_lidar))
         splatted = self._splat(depth_logits, context, k, to_lidar)
@@ -141,6 +134,7 @@ class LiftSplat(nn.Module):
 
     def loss_parts(self, output: DetectorOutput, batch: Batch) -> dict[str, LossPart]:
         """The head's terms, and `depth` where the batch holds LiDAR returns."""
+        require_same_frames(batch, len(output.bev), self.config)
         targets = self.head.targets(batch.boxes, batch.labels, output.bev.device)
         parts = self.head.loss_parts(output.heads, targets, batch.labelled)
         depth = self.settings.depth

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from cache.classes import DETECTION_CLASSES
-from cache.errors import DataError
+from models.batch_checks import require_points
 from models.bev_pyramid import BevPyramid, BevPyramidConfig
 from models.config import Between, Config, GridConfig
 from models.detector import Batch, BevLevel, DetectorOutput
@@ -135,9 +135,7 @@ class ObjectDgcnn(QueryDetector):
 
     def forward(self, batch: Batch) -> DetectorOutput:
         """Reads batch.points."""
-        if batch.points is None:
-            raise DataError("the batch holds no points, which a LiDAR model reads; use `cache-frames --points`")
-        canvas = self.encoder(batch.points)
+        canvas = self.encoder(require_points(batch.points, self.config))
         maps = self.backbone(canvas)
         features, references = self.transformer(maps, list(self.head.boxes))
         queries = self.head(features, references)

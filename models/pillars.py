@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cache.grid import BevGrid
-from models.voxels import NO_CAPS, CapsConfig, within_caps
+from models.voxels import NO_CAPS, CapsConfig, sound, within_caps
 
 INTENSITY_UNIT = 32.0  # of the raw 0..255: most returns lie below 60
 DT_UNIT_S = 0.1  # two sweeps
@@ -88,7 +88,7 @@ class PillarEncoder(nn.Module):
         height, width = self.grid.shape
         z = cloud[:, 2]
         inside = (col >= 0) & (col < width) & (row >= 0) & (row < height)  # NaN compares false, so it is dropped
-        inside &= (z >= self.z_range[0]) & (z < self.z_range[1])
+        inside &= (z >= self.z_range[0]) & (z < self.z_range[1]) & sound(cloud)
         outside = len(points) * height * width  # sorts behind every cell
         cell = torch.where(inside, (sample * height + row.long()) * width + col.long(), outside)
         cell, order = torch.sort(cell.int(), stable=True)

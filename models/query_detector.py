@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from cache.errors import DataError
 from cache.frame import Detections
+from models.batch_checks import require_same_frames
 from models.detector import Batch, DetectorOutput, LossPart, total_of
 from models.heat_head import HeatHead
 from models.query_head import QueryHead
@@ -14,12 +17,14 @@ from models.query_head import QueryHead
 class QueryDetector(nn.Module):
     """Base of a `models.detector.Detector` with a query head and perhaps a heatmap beside it."""
 
+    config: dict[str, Any]
     head: QueryHead
     heat: HeatHead | None
 
     def loss_parts(self, output: DetectorOutput, batch: Batch) -> dict[str, LossPart]:
         if output.queries is None:
             raise DataError("the output holds no queries, which the loss of a detector of queries is of")
+        require_same_frames(batch, len(output.bev), self.config)
         targets = self.head.targets(batch.boxes, batch.labels, output.bev.device)
         parts = self.head.loss_parts(output.queries, targets, batch.labelled)
         if self.heat is not None:

@@ -17,9 +17,9 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from cache.classes import DETECTION_CLASSES
-from cache.errors import DataError
 from cache.frame import Detections
 from cache.grid import BevGrid
+from models.batch_checks import require_annotations
 from models.center_head import LOG_SIZE_LIMIT
 from models.config import Config
 from models.detector import LossPart, QueryOutput
@@ -103,12 +103,8 @@ class QueryHead(nn.Module):
     ) -> SetTargets:
         """boxes: B tensors (N, 9); labels: B tensors (N,) class ids. Boxes off the grid or without a size are left out:
         no query can say them."""
+        require_annotations(boxes, labels)
         sizes = [len(sample) for sample in labels]
-        if not sizes or sizes != [len(sample) for sample in boxes]:
-            raise DataError(
-                f"a loss needs boxes and labels of every frame, found {len(boxes)} and {len(labels)} lists, "
-                f"of {[len(sample) for sample in boxes]} and {sizes} objects; use frames with annotations"
-            )
         sample = np.repeat(np.arange(len(sizes)), sizes)
         flat = torch.cat([b.detach().cpu().double().reshape(-1, 9) for b in boxes]).numpy()
         _, _, inside = centre_cells(flat, self.grid)

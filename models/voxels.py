@@ -56,7 +56,7 @@ def points_by_voxel(
     caps: CapsConfig = NO_CAPS,
 ) -> VoxelPoints:
     """points: B tensors (P, 5); grid: of the columns; z_range: (low, high) m; height_m: of a voxel. Points outside, or
-    with a NaN coordinate, are dropped, and what is beyond `caps`."""
+    with a number that is not finite, are dropped, and what is beyond `caps`."""
     cloud = torch.cat(points).float()
     sizes = torch.tensor([len(sample) for sample in points], device=cloud.device)
     sample = torch.repeat_interleave(torch.arange(len(points), device=cloud.device), sizes)
@@ -66,6 +66,7 @@ def points_by_voxel(
     row = torch.floor((cloud[:, 1] - grid.y_min) / grid.cell_m)
     layer = torch.floor((cloud[:, 2] - z_range[0]) / height_m)
     inside = (col >= 0) & (col < width) & (row >= 0) & (row < height) & (layer >= 0) & (layer < layers)
+    inside &= sound(cloud)
     cell = ((sample[inside] * layers + layer[inside].long()) * height + row[inside].long()) * width + col[inside].long()
     cell, order = torch.sort(cell, stable=True)
     if caps != NO_CAPS:
@@ -75,6 +76,12 @@ def points_by_voxel(
     sites = [voxels // (width * height * layers), voxels // (width * height) % layers, voxels // width % height]
     kept = cloud[inside].index_select(0, order)
     return VoxelPoints(kept, voxel_of, counts, torch.stack([*sites, voxels % width], dim=1).int())
+
+
+def sound(cloud: Tensor) -> Tensor:
+    """(P,) bool: points (P, 5) whose intensity and dt are finite. One that is not would make a whole map NaN, and the
+    norms' statistics; a coordinate that is not lies in no cell anyway."""
+    return torch.isfinite(cloud[:, 3] + cloud[:, 4])
 
 
 def mean_voxels(

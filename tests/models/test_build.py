@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,52 @@ def test_a_bad_config_is_one_line_that_names_the_key_and_what_is_allowed(config,
         assert word in str(caught.value)
 
 
+PILLAR, SPARSE, LIFT, QUERY = (
+    "centerpoint-pillar-tiny",
+    "centerpoint-voxel-tiny",
+    "lift-splat-tiny",
+    "object-dgcnn-tiny",
+)
+
+
+@pytest.mark.parametrize(
+    ("preset", "change", "key"),
+    [
+        (PILLAR, {"pillars": {"cell_m": 0}}, "grid: x range"),
+        (PILLAR, {"pillars": {"cell_m": math.nan}}, "'pillars.cell_m'"),
+        (PILLAR, {"pillars": {"x_min": 60.0}}, "grid: x range 60.0..51.2"),
+        (PILLAR, {"z_range": [3.0, -5.0]}, "'z_range': 3 to -5 m must rise"),
+        (PILLAR, {"z_range": [-5.0, math.inf]}, "'z_range.1'"),
+        (PILLAR, {"backbone": {"strides": [0, 2, 2]}}, "'backbone.strides.0'"),
+        (PILLAR, {"backbone": {"layers": [-1, 2, 2]}}, "'backbone.layers.0'"),
+        (PILLAR, {"backbone": {"upsample": [0.0, 1.0, 2.0]}}, "'backbone.upsample.0'"),
+        (PILLAR, {"width": {"encoder": math.inf}}, "'width.encoder'"),
+        (PILLAR, {"head": {"tasks": [[], ["car"]]}}, "'head.tasks'"),
+        (PILLAR, {"head": {"box_weight": -1}}, "'head.box_weight'"),
+        (PILLAR, {"head": {"velocity_weight": math.nan}}, "'head.velocity_weight'"),
+        (PILLAR, {"head": {"min_radius": -3}}, "'head.min_radius'"),
+        (PILLAR, {"head": {"min_overlap": 2}}, "'head.min_overlap'"),
+        (PILLAR, {"head": {"score_threshold": 5}}, "'head.score_threshold'"),
+        (PILLAR, {"head": {"circle_nms_m": {"car": -1}}}, "'head.circle_nms_m.car'"),
+        (SPARSE, {"sparse": {"channels": []}}, "'sparse.channels'"),
+        (SPARSE, {"sparse": {"blocks": -1}}, "'sparse.blocks'"),
+        (LIFT, {"image_size": [-256, 96]}, "'image_size.0'"),
+        (LIFT, {"fpn_channels": -3}, "'fpn_channels'"),
+        (LIFT, {"context_channels": 0}, "'context_channels'"),
+        (LIFT, {"depth": {"max_m": math.nan}}, "'depth.max_m'"),
+        (LIFT, {"backbone": {"layers": [0, 0, 0, 0]}}, "'backbone.layers.0'"),
+        (LIFT, {"encoder": {"neck_channels": 0}}, "'encoder.neck_channels'"),
+        (QUERY, {"backbone": {"levels": 99}}, "'backbone.levels'"),
+        (QUERY, {"head": {"centre_range": [1, 1, 1, 0, 0, 0]}}, "'head.centre_range'"),
+    ],
+)
+def test_a_number_out_of_bounds_is_refused_with_the_preset_and_the_key(preset, change, key):
+    with torch.device("meta"), pytest.raises(ConfigError) as caught:
+        build_detector({"preset": preset, **change})
+    assert str(caught.value).startswith(f"model preset '{preset}': ") and key in str(caught.value)
+    assert "{" not in str(caught.value)  # no whole table as what was found
+
+
 @BOTH
 def test_weights_rebuild_the_model_bit_for_bit(tmp_path, config):
     torch.manual_seed(1)
@@ -197,11 +244,11 @@ def test_a_file_that_does_not_fit_is_refused_with_the_tensor_and_both_shapes(tmp
     path = tmp_path / "model.safetensors"
     name = "encoder.linear.weight"
     changes = {
-        r"encoder.linear.weight has shape \(3, 3\), the model has \(16, 10\)": lambda t: t.update(
-            {name: torch.zeros(3, 3)}
+        r"encoder.linear.weight has shape \(3, 3\), preset \S+ with pillar_channels = 16 has \(16, 10\)": lambda t: (
+            t.update({name: torch.zeros(3, 3)})
         ),
-        r"encoder.linear.weight \(16, 10\) is missing": lambda t: t.pop(name),
-        r"encoder.more has shape \(2,\), and the model has no such": lambda t: t.update(
+        r"encoder.linear.weight \(16, 10\) of preset \S+ with pillar_channels = 16 is missing": lambda t: t.pop(name),
+        r"encoder.more has shape \(2,\), and preset \S+ with pillar_channels = 16 has no such": lambda t: t.update(
             {"encoder.more": torch.zeros(2)}
         ),
     }

@@ -1,0 +1,110 @@
+"""What a detector refuses of a batch: a tensor of another shape than it reads, told with its name and both shapes.
+
+Of what lies on a device only shapes are read, so no check waits for it; on the CPU calibration is looked at as well,
+and labels, which losses bring there anyway. What a detector itself refuses is told with its preset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cache.classes import DETECTION_CLASSES
+from cache.errors import DataError
+from models.detector import Batch
+from models.voxels import VOXEL_FEATURES
+
+BOX_NUMBERS = 9  # x, y, z, l, w, h, yaw, vx, vy
+
+
+def require_points(points: Sequence[Tensor] | None, config: Mapping[str, Any]) -> list[Tensor]:
+    """One cloud (P, 5) a frame, one frame at least. config: of the detector. DataError else."""
+    if points is None:
+        raise DataError("the batch holds no points, which a LiDAR model reads; use `cache-frames --points`")
+    if not len(points):
+        raise DataError(f"{_who(config)}: points of 0 frames, expected one cloud (P, {VOXEL_FEATURES}) a frame")
+    for frame, cloud in enumerate(points):
+        if cloud.dim() != 2 or cloud.shape[1] != VOXEL_FEATURES:
+            raise DataError(
+                f"{_who(config)}: points of frame {frame} have shape {tuple(cloud.shape)}, expected "
+                f"(P, {VOXEL_FEATURES}): x, y, z, intensity, dt_s"
+            )
+    return list(points)
+
+
+def require_cameras(
+    batch: Batch, size: tuple[int, int], config: Mapping[str, Any], cameras: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (B, N, 3, h, w), intrinsics (B, N, 3, 3) and camera_to_lidar (B, N, 4, 4) of `batch`.
+
+    size: (width, height) in pixels; cameras: N, None for any number. DataError where one is missing or does not fit.
+    """
+    images, intrinsics, to_lidar = batch.images, batch.intrinsics, batch.camera_to_lidar
+    if images is None or intrinsics is None or to_lidar is None:
+        raise DataError("the batch holds no images with calibration, which a camera model reads")
+    found = (images.shape[-1], images.shape[-2])
+    if found != size:
+        raise DataError(
+            f"{_who(config)}: images of {found[0]} x {found[1]} pixels, the model reads {size[0]} x {size[1]}; resize"
+        )
+    rig = (len(images), cameras or (images.shape[1] if images.dim() == 5 else 1))
+    wanted = {
+        "images": (images, (*rig, 3, size[1], size[0])),
+        "intrinsics": (intrinsics, (*rig, 3, 3)),
+        "camera_to_lidar": (to_lidar, (*rig, 4, 4)),
+    }
+    for name, (tensor, shape) in wanted.items():
+        if tuple(tensor.shape) != shape or not len(tensor):
+            raise DataError(
+                f"{_who(config)}: {name} of shape {tuple(tensor.shape)}, expected {rig[0] or 1} frames of {rig[1]} "
+                f"cameras, {(rig[0] or 1, *shape[1:])}; give every frame all cameras and their calibration"
+            )
+        if not tensor.is_floating_point():
+            raise DataError(
+                f"{_who(config)}: {name} of {tensor.dtype}, expected floats; normalise, do not hand on bytes"
+            )
+        if name != "images" and tensor.device.type == "cpu" and not _invertible(tensor):
+            raise DataError(f"{_who(config)}: {name} hold a matrix that is not finite or has no inverse; mend the rig")
+    return images, intrinsics, to_lidar
+
+
+def require_annotations(boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
+    """Boxes (N, 9) and as many labels, ids of classes, of every frame; what targets are made of. DataError else."""
+    sizes = [len(sample) for sample in labels]
+    if not sizes or sizes != [len(sample) for sample in boxes]:
+        raise DataError(
+            f"a loss needs boxes and labels of every frame, found {len(boxes)} and {len(labels)} lists, "
+            f"of {[len(sample) for sample in boxes]} and {sizes} objects; use frames with annotations"
+        )
+    for frame, (sample, label) in enumerate(zip(boxes, labels, strict=True)):
+        if sample.dim() != 2 or sample.shape[1] != BOX_NUMBERS:
+            raise DataError(f"boxes of frame {frame} have shape {tuple(sample.shape)}, expected (N, {BOX_NUMBERS})")
+        if len(label) and not 0 <= int(label.min()) <= int(label.max()) < len(DETECTION_CLASSES):
+            raise DataError(
+                f"labels of frame {frame} reach from {int(label.min())} to {int(label.max())}, expected ids of "
+                f"0..{len(DETECTION_CLASSES) - 1}; leave other classes out"
+            )
+
+
+def require_same_frames(batch: Batch, frames: int, config: Mapping[str, Any]) -> None:
+    """The annotations of a batch are of as many frames as the output that they are to judge. DataError else."""
+    for name, part in (("boxes", batch.boxes), ("labels", batch.labels), ("labelled", batch.labelled)):
+        if part is not None and len(part) not in (0, frames):
+            raise DataError(
+                f"{_who(config)}: {name} of {len(part)} frames for an output of {frames}; give the same batch"
+            )
+
+
+def _invertible(matrices: Tensor) -> bool:
+    size = torch.linalg.det(matrices.double())
+    return bool((torch.isfinite(size) & (size != 0)).all())
+
+
+def _who(config: Mapping[str, Any]) -> str:
+    """The detector's preset, in words."""
+    from models.build import told_preset  # here, since that module builds the detectors that check their batches
+
+    return told_preset(config)
