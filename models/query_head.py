@@ -20,7 +20,7 @@ from cache.classes import DETECTION_CLASSES
 from cache.frame import Detections
 from cache.grid import BevGrid
 from models.batch_checks import require_annotations
-from models.center_head import LOG_SIZE_LIMIT
+from models.center_head import LOG_SIZE_LIMIT, smooth
 from models.config import Config
 from models.detector import LossPart, QueryOutput
 from models.gaussian import centre_cells
@@ -33,13 +33,16 @@ PRIOR = 0.01  # of a class, before training
 
 class QueryHeadConfig(Config):
     """class_weight and box_weight: of the losses and of the costs of matching, where velocities count for nothing;
-    velocity_weight: a further factor of vx and vy in the loss. centre_range: x, y, z low, then high (m), of the boxes
+    velocity_weight: a further factor of vx and vy in the loss; velocity_smooth: errors of a velocity below this (m/s)
+    count by their square, 0 for none: most objects rest, and under plain L1 they hold the rest at 0 as well; velocity_unit: m/s that a 1 of the box branch says. centre_range: x, y, z low, then high (m), of the boxes
     that decoding keeps.
     """
 
     class_weight: float = Field(default=2.0, ge=0)
     box_weight: float = Field(default=0.25, ge=0)
     velocity_weight: float = Field(default=0.2, ge=0)
+    velocity_smooth: float = Field(default=0.0, ge=0)
+    velocity_unit: float = Field(default=1.0, gt=0)
     max_boxes: int = Field(default=300, ge=1)
     score_threshold: float = Field(default=0.0, ge=0, le=1)
     centre_range: tuple[float, float, float, float, float, float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
@@ -91,7 +94,7 @@ class QueryHead(nn.Module):
         points = torch.stack(list(references))
         places = len(self.low)
         centres = self._metres((codes[..., :places] + inverse_sigmoid(points)).sigmoid())
-        boxes = torch.cat([centres, codes[..., places:]], dim=-1)
+        boxes = torch.cat([centres, codes[..., places:-2], codes[..., -2:] * self.config.velocity_unit], dim=-1)
         return QueryOutput(logits, boxes, self._metres(points.detach())[..., :2], features[-1])
 
     def _metres(self, points: Tensor) -> Tensor:
@@ -141,7 +144,10 @@ class QueryHead(nn.Module):
             focal = sigmoid_focal(*judged).sum(dim=(1, 2, 3))  # (layers,)
             wanted = targets.boxes[item]
             known = torch.isfinite(wanted)
-            error = (boxes[layer, sample, query] - torch.where(known, wanted, 0.0)).abs() * known * self.code_weights
+            error = (boxes[layer, sample, query] - torch.where(known, wanted, 0.0)).abs()
+            if config.velocity_smooth:
+                error = torch.cat([error[:, :-2], smooth(error[:, -2:], config.velocity_smooth)], dim=1)
+            error = error * known * self.code_weights
             matched = (found >= 0).sum(dim=1).float()
             distance = torch.zeros_like(matched).index_add(0, layer, error.sum(dim=1))
         return {

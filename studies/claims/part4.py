@@ -42,7 +42,7 @@ class Trial:
 
 _CENTRE = Trial({"steps": 200, "lr": 3e-3}, {"steps": 200, "lr": 3e-3})
 _CAMERA = Trial({"steps": 300, "lr": 4e-3}, {"steps": 300, "lr": 4e-3})
-_QUERIES = Trial({"steps": 400, "lr": 2e-3}, {"steps": 600, "lr": 2e-3}, {"transformer": {"encoder_layers": 0}})
+_QUERIES = Trial({"steps": 500, "lr": 2e-3}, {"steps": 500, "lr": 2e-3}, {"transformer": {"encoder_layers": 0}})
 TRIALS = {
     "centerpoint-pillar-tiny": _CENTRE,
     "centerpoint-voxel-tiny": _CENTRE,
@@ -52,7 +52,7 @@ TRIALS = {
     "object-dgcnn-tiny": _QUERIES,
     "lift-splat-tiny": _CAMERA,
     "bevdepth-tiny": _CAMERA,
-    "bevformer-demo": Trial({"steps": 600, "lr": 1.5e-3}, {"steps": 800, "lr": 1.5e-3}, {"queue": 1}, depth=False),
+    "bevformer-demo": Trial({"steps": 400, "lr": 2e-3}, {"steps": 400, "lr": 2e-3}, {"queue": 1}, depth=False),
 }
 
 

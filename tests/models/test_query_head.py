@@ -118,6 +118,31 @@ def test_the_loss_equals_the_slow_form(unknown):
     assert (parts["class"].weight, parts["box"].weight) == (2.0, 0.25)
 
 
+def test_small_errors_of_velocities_count_by_their_square_and_large_ones_as_before():
+    said, (boxes, labels) = output(), objects()
+    plain, smooth = head(), head(velocity_smooth=0.5)
+    targets = plain.targets(boxes, labels)
+    found = match_queries(said.logits, said.boxes, targets, class_weight=2.0, box_weight=0.25)
+    less = []
+    for layer in range(LAYERS):
+        sample_boxes = said.boxes[layer, targets.sample, found[layer], 8:]
+        errors = (sample_boxes - targets.boxes[:, 8:]).abs().flatten().tolist()
+        less.append(0.2 * sum(e - (e * e if e < 0.5 else e - 0.25) for e in errors))
+    pair = [model.loss_parts(said, targets)["box"].numerator for model in (plain, smooth)]
+    torch.testing.assert_close(pair[0] - pair[1], torch.tensor(less), atol=1e-4, rtol=1e-4)
+    assert min(less) > 0
+
+
+def test_velocities_are_said_in_their_unit():
+    torch.manual_seed(0)
+    plain, tens = head(), head(velocity_unit=10.0)
+    tens.load_state_dict(plain.state_dict())
+    features, references = [torch.randn(2, QUERIES, 8)] * LAYERS, [torch.rand(2, QUERIES, 2)] * LAYERS
+    one, ten = plain(features, references).boxes, tens(features, references).boxes
+    torch.testing.assert_close(ten[..., 8:], 10 * one[..., 8:])
+    assert torch.equal(ten[..., :8], one[..., :8])
+
+
 def test_a_batch_is_the_sum_of_its_frames():
     """So that ranks and accumulation may split it anywhere."""
     model, said, (boxes, labels) = head(), output(3), objects((3, 0, 2))
