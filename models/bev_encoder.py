@@ -25,7 +25,7 @@ class BevEncoderConfig(Config):
     neck. shortcut: past a block that halves, 1x1 with a norm, or 3x3 with a bias.
     """
 
-    layers: tuple[AtLeastOne, ...] = Field((2, 2, 2), min_length=1)
+    layers: tuple[AtLeastOne, ...] = Field(default=(2, 2, 2), min_length=1)
     strides: tuple[AtLeastOne, ...] = (1, 2, 2)
     filters: tuple[AtLeastOne, ...]
     neck_channels: int = Field(ge=1)

@@ -175,7 +175,7 @@ def load_state(model: Detector, tensors: Mapping[str, torch.Tensor], where: str)
         ours = told_preset(model.config)
         if not found:
             raise DataError(
-                f"{where}: tensor {name} {tuple(expected[name].shape)} of {ours} is missing; the file is of another model"
+                f"{where}: tensor {name} {tuple(expected[name].shape)} of {ours} is missing; it is of another model"
             )
         if name not in expected:
             raise DataError(f"{found}, and {ours} has no such tensor; the file is of another model")

@@ -77,7 +77,8 @@ class CenterHeadConfig(Config):
         unknown = sorted(set(names) - set(DETECTION_CLASSES))
         if unknown or len(set(names)) != len(names) or not tasks or not all(tasks):
             raise ValueError(
-                f"groups hold classes, each of {', '.join(DETECTION_CLASSES)} may stand in one group, once; unknown: {unknown}"
+                f"groups hold classes, and each of {', '.join(DETECTION_CLASSES)} may stand in one group, once; "
+                f"unknown: {unknown}"
             )
         return tasks
 

@@ -32,10 +32,11 @@ PRIOR = 0.01  # of a class, before training
 
 
 class QueryHeadConfig(Config):
-    """class_weight and box_weight: of the losses and of the costs of matching, where velocities count for nothing;
-    velocity_weight: a further factor of vx and vy in the loss; velocity_smooth: errors of a velocity below this (m/s)
-    count by their square, 0 for none: most objects rest, and under plain L1 they hold the rest at 0 as well; velocity_unit: m/s that a 1 of the box branch says. centre_range: x, y, z low, then high (m), of the boxes
-    that decoding keeps.
+    """class_weight and box_weight: of the losses and of the costs of matching, where velocities count for nothing.
+
+    velocity_weight: a further factor of vx and vy in the loss; velocity_smooth: their errors below this (m/s) count by
+    their square, 0 for none: most objects rest, and under plain L1 they hold the others at 0 as well; velocity_unit:
+    the m/s that a 1 of the box branch says. centre_range: x, y, z low, then high (m), of the boxes that decoding keeps.
     """
 
     class_weight: float = Field(default=2.0, ge=0)

@@ -27,7 +27,7 @@ class SparseEncoderConfig(Config):
     out_channels: of the last convolution, which halves z once more.
     """
 
-    channels: tuple[AtLeastOne, ...] = Field((16, 32, 64, 128), min_length=1)
+    channels: tuple[AtLeastOne, ...] = Field(default=(16, 32, 64, 128), min_length=1)
     blocks: int = Field(default=2, ge=0)
     out_channels: int = Field(default=128, ge=1)
 
