@@ -41,11 +41,14 @@ class Exported:
 
     @property
     def line(self) -> str:
-        how = "bit for bit as" if not self.tolerance else f"within {self.difference:.1e} (of {self.tolerance:.0e}) of"
-        return (
-            f"{self.path}: {self.bytes / 1e6:.1f} MB ({self.format}); read back and run on frame {self.frame}, {how} "
-            "the run's model"
-        )
+        checked = f"read back and run on frame {self.frame}"
+        if self.tolerance:
+            apart = (
+                f"{self.difference:.1e} of a map's largest value away from the run's model, {self.tolerance:.0e} may be"
+            )
+        else:
+            apart = "bit for bit as the run's model"
+        return f"{self.path}: {self.bytes / 1e6:.1f} MB ({self.format}); {checked}: {apart}"
 
 
 def export_run(

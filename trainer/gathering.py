@@ -1,4 +1,4 @@
-"""Detections of all ranks brought to rank 0: a header of three numbers a rank, then arrays of fixed width. No pickle.
+"""Detections of all ranks brought to rank 0: a header of four numbers a rank, then arrays of fixed width. No pickle.
 
 A frame costs 8 bytes and a box 44; boxes come back bit for bit. One process gathers nothing and needs no group.
 """
@@ -38,34 +38,39 @@ ALONE = Ranks()
 @dataclass(frozen=True)
 class Gathered:
     """parts: on rank 0 the (rows, detections) of every rank, by rank, elsewhere none; failed: ranks that could not give
-    any."""
+    any; stopped: whether any was asked to stop."""
 
     parts: list[tuple[list[int], list[Detections]]]
     failed: list[int]
+    stopped: bool = False
 
 
-def gather(ranks: Ranks, rows: Sequence[int], detections: Sequence[Detections], failed: bool = False) -> Gathered:
-    """A collective call: every rank gives the rows it has predicted since the last one, and whether it has failed.
+def gather(
+    ranks: Ranks, rows: Sequence[int], detections: Sequence[Detections], failed: bool = False, stop: bool = False
+) -> Gathered:
+    """A collective call: every rank gives the rows it has predicted since the last one, whether it has failed, and
+    whether it was asked to stop.
 
-    Where one has, nothing moves and every rank is told which. Raises RanksError where one is gone.
+    Where one has or was, nothing moves and every rank is told. Raises RanksError where one is gone.
     """
     if ranks.world == 1:
-        return Gathered([(list(rows), list(detections))], [0] if failed else [])
+        return Gathered([(list(rows), list(detections))], [0] if failed else [], stop)
     try:
-        return _moved(ranks, rows, detections, failed)
+        return _moved(ranks, rows, detections, failed, stop)
     except RuntimeError as error:  # its connections are closed
         raise RanksError(f"rank {ranks.rank} of {ranks.world} has lost the others: {error}") from error
 
 
-def _moved(ranks: Ranks, rows: Sequence[int], detections: Sequence[Detections], failed: bool) -> Gathered:
+def _moved(ranks: Ranks, rows: Sequence[int], detections: Sequence[Detections], failed: bool, stop: bool) -> Gathered:
     frames, boxes = pack(rows, detections)
-    header = torch.tensor([int(failed), len(frames), len(boxes)], dtype=torch.int64)
+    header = torch.tensor([int(failed), int(stop), len(frames), len(boxes)], dtype=torch.int64)
     headers = [torch.empty_like(header) for _ in range(ranks.world)]
     dist.all_gather(headers, header, group=ranks.group)
     bad = [rank for rank, one in enumerate(headers) if int(one[0])]
-    if bad:
-        return Gathered([], bad)
-    sizes = torch.stack(headers)[:, 1:]
+    stopped = any(int(one[1]) for one in headers)
+    if bad or stopped:
+        return Gathered([], bad, stopped)
+    sizes = torch.stack(headers)[:, 2:]
     all_frames = _to_first(ranks, frames, int(sizes[:, 0].max()))
     all_boxes = _to_first(ranks, boxes, int(sizes[:, 1].max()))
     parts = [

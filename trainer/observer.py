@@ -6,7 +6,7 @@ observers are told. What must run on every rank, as a validation does, is a `Val
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -110,8 +110,9 @@ class Validation(Protocol):
         """Whether to look after `done` steps."""
         ...
 
-    def start(self, training: Training, done: int) -> float:
-        """Looks, on every rank; returns its seconds. What it found comes later."""
+    def start(self, training: Training, done: int, stop: Callable[[], bool] | None = None) -> float:
+        """Looks, on every rank; returns its seconds. What it found comes later. stop: where it turns true on any rank,
+        all of them give up."""
         ...
 
     def found(self, wait: bool = False) -> Sequence[Found]:

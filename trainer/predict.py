@@ -130,13 +130,15 @@ def stream_over_ranks(
     batch: int = 4,
     precision: Precision = "fp32",
     progress: Progress | None = None,
-) -> None:
+    stop: Callable[[], bool] | None = None,
+) -> bool:
     """Every rank predicts its consecutive part of the rows; rank 0 gets each portion, soon after it was made.
 
     All ranks call it, with the same rows. Whole batches (of temporal models: of scenes) are dealt out, so that a
     frame's batch, and its answer to the last bit, does not depend on the number of ranks. deliver: called on rank 0
     alone, portions of a rank in order, those of different ranks in turns. An error on one rank, `deliver`'s too, is
-    raised on all of them.
+    raised on all of them. stop: asked between batches; where it is true on any rank all of them end early, and False is
+    returned.
     """
     work = work_of(model, store, rows, batch)
     parts = [rank_part(len(work.units), rank, ranks.world) for rank in range(ranks.world)]
@@ -153,7 +155,10 @@ def stream_over_ranks(
                     ready = [portion for _, portion in zip(range(ROUND), portions, strict=False)]
             except Exception as error:
                 failed = error
-            for portion in _gathered(ready, ranks, failed):
+            gathered = _gathered(ready, ranks, failed, stop is not None and stop())
+            if gathered is None:
+                return False
+            for portion in gathered:
                 try:
                     if failed is None:
                         deliver(portion)
@@ -163,20 +168,24 @@ def stream_over_ranks(
             if progress is not None and ranks.rank == 0:
                 progress(done, len(rows))
         _gathered([], ranks, failed)
+    return True
 
 
-def _gathered(ready: Sequence[Portion], ranks: Ranks, failed: Exception | None) -> list[Portion]:
-    """The portions of all ranks on rank 0, none on the others; raises where a rank failed."""
+def _gathered(
+    ready: Sequence[Portion], ranks: Ranks, failed: Exception | None, stop: bool = False
+) -> list[Portion] | None:
+    """The portions of all ranks on rank 0, none on the others; None where a rank was asked to stop. Raises where one
+    failed."""
     rows = [row for portion in ready for row in portion.rows]
     found = [one for portion in ready for one in portion.detections]
-    gathered = gather(ranks, rows, found, failed is not None)
+    gathered = gather(ranks, rows, found, failed is not None, stop)
     if failed is not None:
         raise failed
     if gathered.failed:
         raise RanksError(
             f"rank {gathered.failed[0]} of {ranks.world} could not predict its frames; what it says itself tells why"
         )
-    return [Portion(rows, found) for rows, found in gathered.parts if rows]
+    return None if gathered.stopped else [Portion(rows, found) for rows, found in gathered.parts if rows]
 
 
 def _shown(bar: Bar) -> Progress:

@@ -80,7 +80,7 @@ class Run:
                 if self.validation is not None:
                     self.validation.begin()
                     if self.validation.owed(done):
-                        self.clock.left_out(self.validation.start(self.training, done))
+                        self.clock.left_out(self.validation.start(self.training, done, lambda: self.stop.asked))
                 while done < plan.steps:
                     fed, digest = self._next(loader, done, cursor.get_state())
                     self.clock.fed(loader.stalled_s)
@@ -190,7 +190,7 @@ class Run:
             self._save(done, state)
         self.observers.step(report)
         if self.validation is not None and self.validation.due(done):
-            self.clock.left_out(self.validation.start(self.training, done))
+            self.clock.left_out(self.validation.start(self.training, done, lambda: self.stop.asked))
         self._tell_found()
 
     def _tell_found(self, wait: bool = False) -> None:

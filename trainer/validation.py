@@ -131,30 +131,36 @@ class Validator:
         dist.broadcast(told, group=self._ranks.group, group_src=0)
         return bool(told)
 
-    def start(self, training: Training, done: int) -> float:
+    def start(self, training: Training, done: int, stop: Callable[[], bool] | None = None) -> float:
         """Predicts, with all ranks; returns its seconds. The figures come out of `found` later, on rank 0.
 
-        Raises what `trainer.predict.stream_over_ranks` raises, on every rank.
+        stop: whether this rank was asked to stop; then all ranks give the validation up, and the run that goes on owes
+        it. Raises what `trainer.predict.stream_over_ranks` raises, on every rank.
         """
         begun = time.perf_counter()
         self._settle()
         state = training.average.tensors if training.average is not None else training.model.state_dict()
         self._model.load_state_dict(state)
-        self._model.eval()
         rank_0 = self._ranks.rank == 0
         scoring = ScoringThread(self._plan.frames, self.rows, done, self._keeper(done)) if rank_0 else None
         deliver = scoring.add if scoring else _nothing
+        after = None
         try:
-            stream_over_ranks(self._model, self._plan.frames, self.rows, deliver, self._ranks, batch=BATCH)
-            after = self._look(self._model, done, self.rows) if scoring and self._look else None
+            whole = stream_over_ranks(
+                self._model, self._plan.frames, self.rows, deliver, self._ranks, batch=BATCH, stop=stop
+            )
+            if whole and scoring and self._look:
+                after = self._look(self._model, done, self.rows)
         except BaseException:
             if scoring:
                 scoring.cancel()
             raise
+        if scoring and not whole:
+            scoring.cancel()
         seconds = time.perf_counter() - begun
-        if scoring:
+        if scoring and whole:
             scoring.close(seconds, after)
-        self._at_work = scoring
+            self._at_work = scoring
         return seconds
 
     def found(self, wait: bool = False) -> list[Found]:

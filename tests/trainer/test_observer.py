@@ -53,7 +53,7 @@ class Halves:
     def due(self, done: int) -> bool:
         return done % 2 == 0
 
-    def start(self, training: Training, done: int) -> float:
+    def start(self, training: Training, done: int, stop: Any = None) -> float:
         self.ready.append(Found(done, {"val/half": done / 2}))
         return 0.0
 

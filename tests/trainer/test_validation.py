@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from cache.errors import ConfigError, OutOfSpaceError, StoreError
 from cache.frame import Detections
 from cache.store import FrameStore
 from models.build import load_weights, read_metadata
+from models.centerpoint import CenterPoint
 from studies.scoring import evaluate_source
 from tests.trainer.synthetic import TINY_TEACHER, write_frames
 from tests.trainer.test_loop import killed_at, losses, quiet
@@ -22,6 +25,7 @@ from tests.trainer.torchrun import run_to_end, torchrun
 from trainer import scoring_thread
 from trainer.loop import train
 from trainer.metrics import read_metrics, read_validations
+from trainer.preemption import PreemptedError
 from trainer.recipe import Recipe, TrainConfig, make_recipe
 from trainer.run_files import BEST, WEIGHTS
 from trainer.validation import validation_rows
@@ -95,6 +99,27 @@ def test_a_run_killed_anywhere_validates_as_the_undisturbed_one(world: Path, tmp
     assert not list((tmp_path / "cut").glob("*.partial"))
 
 
+def test_a_run_asked_to_stop_gives_a_validation_up_and_owes_it(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = CenterPoint.decode
+
+    def asked(self: Any, output: Any) -> Any:  # training decodes nothing: this is the validation after step 4
+        if len(found(tmp_path / "cut")) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return decode(self, output)
+
+    train(recipe(), world, tmp_path / "whole", progress=quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr(CenterPoint, "decode", asked)
+        with pytest.raises(PreemptedError, match="after step 4"):
+            train(recipe(), world, tmp_path / "cut", progress=quiet)
+    assert [line["step"] for line in found(tmp_path / "cut")] == [2]
+    train(recipe(), world, tmp_path / "cut", resume=True, progress=quiet)
+    assert found(tmp_path / "cut") == found(tmp_path / "whole")
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
 def test_ranks_validate_together_and_say_what_one_process_says(world: Path, tmp_path: Path) -> None:
     """Two ranks of a real torchrun, once with validations and once without."""
     for name, every in (("with", 2), ("without", 0)):
@@ -119,8 +144,6 @@ def test_validation_may_be_switched_on_when_a_run_goes_on(world: Path, tmp_path:
 def test_boxes_that_cannot_be_scored_are_told_and_never_the_best(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from models.centerpoint import CenterPoint
-
     decode = CenterPoint.decode
     steps: list[int] = []
 
