@@ -7,6 +7,7 @@ from typing import Any
 
 from invoke.context import Context
 
+from cache.errors import ConfigError
 from studies.commands.command_line import cache_root, console, need, next_step, path_of, print_json, task, whole
 
 
@@ -62,6 +63,10 @@ def simulate(
         "token": "one frame: draw it to a PNG",
         "teacher": "the teacher store to draw, too (default: the only one)",
         "out": "the PNG (default: TOKEN.png)",
+        "scene": "with --export: the scene, by name",
+        "export": "write the scene as a Rerun recording, FILE.rrd: points, cameras, boxes, masks (extra viewer)",
+        "run": "with --export: a trained run whose boxes are shown, too",
+        "callable": "with --export and --run: the package.module:callable that its student is of, which may run here",
         "order": "tell which rank and worker reads what at a step",
         "recipe": "with --order: whose batch, frames and fields",
         "batch": "with --order: frames a step, of all ranks together (default: the recipe's)",
@@ -81,6 +86,10 @@ def inspect(
     token: str | None = None,
     teacher: str | None = None,
     out: str | None = None,
+    scene: str | None = None,
+    export: str | None = None,
+    run: str | None = None,
+    callable: str | None = None,
     order: bool = False,
     recipe: str | None = None,
     batch: str | None = None,
@@ -118,6 +127,20 @@ def inspect(
         if json:
             print_json(view)
         return
+    if scene or export:
+        from studies.recording import SceneRequest, export_scene
+
+        name = need(scene, "--scene", "the name of a scene, such as scene-0003")
+        path = Path(need(export, "--export", "a file for the recording, such as scene.rrd"))
+        only = [teacher] if teacher else None
+        recorded = export_scene(root, SceneRequest(name, path, only, path_of(run), callable or ""))
+        console.print(
+            f"{name}: {recorded['frames']} frames, {recorded['bytes'] / 1e6:.1f} MB, in {path}", soft_wrap=True
+        )
+        next_step(f"rerun {path}")
+        return
+    if run or callable:
+        raise ConfigError(f"{'--run' if run else '--callable'} belongs to --export; add --scene NAME --export FILE.rrd")
     if token is None:
         for renderable in describe(root):
             console.print(renderable, soft_wrap=isinstance(renderable, str))
