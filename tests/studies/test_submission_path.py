@@ -17,9 +17,12 @@ import pytest
 from cache.errors import ConfigError, DataError, StoreError
 from cache.frame import Frame
 from cache.store import FrameStore
+from evaluation import official
 from evaluation.submission import submission_results
+from evaluation.subsets import parse_subset
 from pipeline.frames import FrameOptions, cache_frames
 from studies.scoring import evaluate_source
+from tests.evaluation.test_array_metric import within
 from tests.evaluation.worlds import noisy_detections
 from tests.pipeline.real_data import REAL_ROOT, needs_real_data
 
@@ -160,8 +163,6 @@ def test_splits_and_tokens_that_do_not_fit_are_named(cache: Path, tmp_path: Path
 def test_a_summary_is_of_the_whole_split_and_nothing_is_written_where_scoring_fails(
     cache: Path, tmp_path: Path
 ) -> None:
-    from evaluation.subsets import parse_subset
-
     store, path = FrameStore(cache / "frames"), tmp_path / "results.json"
     content = as_mmdetection3d(predicted(store, "mini_val"))
     next(boxes for boxes in content["results"].values() if boxes)[0]["size"] = [1, 1, -1]
@@ -171,3 +172,49 @@ def test_a_summary_is_of_the_whole_split_and_nothing_is_written_where_scoring_fa
     with pytest.raises(DataError, match="expected w, l, h > 0"):
         evaluate_source(cache, submission=path, export_summary=tmp_path / "o")
     assert not (tmp_path / "o").exists()
+
+
+def test_any_combination_of_filters_scores_as_the_devkit_on_what_is_left(cache: Path, tmp_path: Path) -> None:
+    """Scenes, words of their descriptions, distance, classes, visibility, drawn at random and cut by hand for the
+    devkit; through the stores and a file."""
+    store, random = FrameStore(cache / "frames"), np.random.default_rng(12)
+    results, path = predicted(store, "mini_train", seed=3), tmp_path / "results.json"
+    path.write_text(json.dumps(as_mmdetection3d(results)))
+    scenes = [scene for scene in store.manifest.scenes if scene.split == "mini_train"]
+    kept: set[int] = set()
+    for _ in range(8):
+        scene = scenes[int(random.integers(len(scenes)))]
+        word = str(random.choice(scene.description.split(", ")))
+        near, far = np.sort(random.choice(np.arange(0.25, 60, 3.5), 2, replace=False)).tolist()
+        texts = [
+            *([f"scenes={scene.name}"] if random.random() < 0.3 else []),
+            *([f"description={word}"] if random.random() < 0.3 else []),
+            *([f"distance={near}-{far}"] if random.random() < 0.6 else []),
+            *(["classes=vehicles+barrier"] if random.random() < 0.3 else []),
+            *(["visibility=3+4"] if random.random() < 0.3 else []),
+        ]
+        subset = parse_subset(texts)
+        said = evaluate_source(cache, submission=path, split="mini_train", subset=subset).summary
+        rows = [
+            row
+            for row in store.key_rows("mini_train")
+            if (subset.scenes is None or store.scene_of(row) == scene.name)
+            and all(word.lower() in description(store, row).lower() for word in subset.description)
+        ]
+        frames = [store.frame(row) for row in rows]
+        truth, cut = within(
+            subset, frames, [store.truth(row) for row in rows], {f.token: results[f.token] for f in frames}
+        )
+        theirs = official.evaluate_submission(frames, truth, cut)
+        names = subset.classes or tuple(theirs.ap)
+        assert said is not None
+        assert said["mAP"] == pytest.approx(np.mean([theirs.class_ap(name) for name in names]), abs=1e-12), texts
+        for key, error in (("mATE", "trans_err"), ("mASE", "scale_err"), ("mAOE", "orient_err"), ("mAVE", "vel_err")):
+            mean = np.nanmean([theirs.tp_errors[name][error] for name in names])
+            assert said[key] == pytest.approx(min(1.0, mean), abs=1e-12), (texts, key)
+        kept.add(theirs.truth_counts.outside_racks)
+    assert len(kept) > 3
+
+
+def description(store: FrameStore, row: int) -> str:
+    return next(scene.description for scene in store.manifest.scenes if scene.name == store.scene_of(row))
