@@ -36,10 +36,12 @@ def third_party_imports(path: Path) -> set[str]:
 
 
 def test_every_import_of_the_packages_is_a_declared_dependency() -> None:
-    requirements = [*PROJECT["dependencies"], *EXTRAS["cpu"], *EXTRAS["cuda"], *EXTRAS["bench"], *EXTRAS["slurm"]]
+    extras = [text for extra in ("cpu", "cuda", "bench", "slurm", "viewer") for text in EXTRAS[extra]]
+    requirements = [*PROJECT["dependencies"], *extras]
     declared = {canonicalize_name(Requirement(text).name) for text in requirements}
     distributions = packages_distributions()
-    benchmarks = {"streaming": "mosaicml-streaming", "litdata": "litdata"}  # not installed everywhere
+    # not installed everywhere
+    elsewhere = {"streaming": "mosaicml-streaming", "litdata": "litdata", "rerun": "rerun-sdk"}
     # What is theirs to bring: pillow and pyquaternion are in the devkit's interface, psutil is how distributed looks at
     # processes; atheris is imported where someone installed it to fuzz, and nowhere else.
     brought = {"pillow", "pyquaternion", "psutil", "atheris"}
@@ -48,7 +50,7 @@ def test_every_import_of_the_packages_is_a_declared_dependency() -> None:
     undeclared = set()
     for path in [path for room in ROOMS for path in (ROOT / room).rglob("*.py")] + [ROOT / "tasks.py"]:
         for module in third_party_imports(path):
-            names = {canonicalize_name(name) for name in distributions.get(module, [benchmarks.get(module, module)])}
+            names = {canonicalize_name(name) for name in distributions.get(module, [elsewhere.get(module, module)])}
             if not names & (declared | brought | (dev if "claims" in path.parts else set())):
                 undeclared.add(f"{path.relative_to(ROOT)}: {module}")
     assert undeclared == set()
