@@ -65,6 +65,11 @@ class TermWorld:
         count = self.grid.height * self.grid.width if needs.every_cell or "dense" in names else sizes.cells
         index = torch.cat([self._cells(boxes, count) for boxes in self.boxes])
         weights = torch.rand(len(index), len(names), generator=self.random)
+        if needs.every_cell:  # selectors of objects weigh no more of a whole map
+            weighed = torch.zeros(frames, count, dtype=torch.bool)
+            for frame, boxes in enumerate(self.boxes):
+                weighed[frame, self._cells(boxes, sizes.cells)] = True
+            weights *= weighed.view(-1, 1)
         cells = TeacherCells(
             index, self.noise(len(index), sizes.channels), weights, torch.arange(frames + 1) * count, names
         )
@@ -148,13 +153,14 @@ class TermWorld:
         return total
 
     def _cells(self, boxes: Tensor, count: int) -> Tensor:
-        """(count,) flat cells, rising: those of the boxes' centres among them."""
+        """(count,) flat cells, rising: those nearest to the boxes' centres, as selectors of objects choose them."""
         grid = self.grid
         col = ((boxes[:, 0] - grid.x_min) / grid.cell_m).long()
         row = ((boxes[:, 1] - grid.y_min) / grid.cell_m).long()
-        rank = torch.rand(grid.height * grid.width, generator=self.random)
-        rank[row * grid.width + col] = -1.0
-        return rank.argsort()[:count].sort().values
+        every = torch.arange(grid.height * grid.width)
+        places = torch.stack([every // grid.width, every % grid.width], dim=1).float()
+        distance = torch.cdist(places, torch.stack([row, col], dim=1).float()).amin(dim=1)
+        return distance.argsort(stable=True)[:count].sort().values
 
     def _items(self, needs: TermNeeds) -> list[Asked]:
         """The samples that are read, each once."""

@@ -2,10 +2,10 @@
 
 Terms are computed with their default options, forward and backward, on made-up answers (`studies.benches.term_world`)
 under a BEV augmentation, on one thread; medians over `repeats`. The student's step is its forward pass, its detection
-loss and backward, measured on one frame and multiplied by the frames, since four would need more memory than many
-machines have; so is the optimiser left out, which makes the share of the terms larger than it is. `together` are the
-terms of the three methods' default recipes, each method in one backward pass as a run has it. A quarter of an hour at
-the defaults.
+loss and backward in the recipes' precision, measured on one frame and multiplied by the frames, since four would need
+more memory than many machines have. Shares are made larger than they are: the optimiser is left out, and terms that
+read queries are held against the same step, where the student of queries takes far longer. `together` are all terms of
+the three methods, each method in one backward pass as a run has it. A quarter of an hour at the defaults.
 """
 
 from __future__ import annotations
@@ -27,11 +27,20 @@ from models.build import build_detector
 from models.detector import Batch, Detector, total_of
 from studies.benches.term_world import Sizes, TermWorld
 from studies.model_cost import pictures
-from trainer.recipe import load_recipe
 from trainer.terms import RELABELS, TERMS, parse_options
 
 ABOUT = "what each distillation term costs a step, beside the student's own step"
-METHODS = ("bevdistill-tiny", "sparsekd-tiny", "bev-lgkd-tiny")
+METHODS = {
+    "BEVDistill": (
+        "bevdistill_dense",
+        "bevdistill_heat",
+        "bevdistill_sparse",
+        "bevdistill_instance",
+        "bevdistill_contrast",
+    ),
+    "SparseKD": ("sparsekd_logits", "sparsekd_regression", "sparsekd_label"),
+    "BEV-LGKD": ("lgkd_feature", "lgkd_depth", "lgkd_response"),
+}
 GOAL = 0.1
 
 
@@ -48,25 +57,31 @@ def run(
     queries: int = 900,
     repeats: int = 5,
     terms: str = "",
+    precision: str = "bf16",
 ) -> dict[str, Any]:
-    """student, query_student: presets; terms: names with commas between, empty for all."""
+    """student, query_student: presets; terms: names with commas between, empty for all; precision: of the student's
+    step, bf16 or fp32 (terms are in fp32 either way)."""
+    if precision not in ("bf16", "fp32"):
+        raise ConfigError(f"precision {precision!r}: expected bf16 or fp32")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         return _measured(
-            console, (student, query_student), Sizes(frames, boxes, cells, channels, queries), repeats, terms
+            console, (student, query_student), Sizes(frames, boxes, cells, channels, queries), repeats, terms, precision
         )
     finally:
         torch.set_num_threads(before)
 
 
-def _measured(console: Console, students: tuple[str, str], sizes: Sizes, repeats: int, terms: str) -> dict[str, Any]:
+def _measured(
+    console: Console, students: tuple[str, str], sizes: Sizes, repeats: int, terms: str, precision: str
+) -> dict[str, Any]:
     names = [name for name in terms.split(",") if name] or [*TERMS, *RELABELS]
     if unknown := sorted(set(names) - {*TERMS, *RELABELS}):
         raise ConfigError(f"terms: {', '.join(unknown)} unknown; there are {', '.join([*TERMS, *RELABELS])}")
     worlds = [_world(preset, sizes) for preset in students]
-    step = _step_ms(worlds[0].model, max(1, repeats // 2)) * sizes.frames
-    console.print(f"{students[0]}: {step:,.0f} ms a step of {sizes.frames} frames, forward and backward, one thread")
+    step = _step_ms(worlds[0].model, max(1, repeats // 2), precision) * sizes.frames
+    console.print(f"{students[0]}: {step:,.0f} ms a step of {sizes.frames} frames, forward and backward in {precision}")
     rows: dict[str, dict[str, Any]] = {}
     for name in names:
         world = worlds[1] if _reads_queries(name) else worlds[0]
@@ -76,20 +91,23 @@ def _measured(console: Console, students: tuple[str, str], sizes: Sizes, repeats
         console.print(f"{name}: {ms:,.0f} ms, {ms / step:.1%}")
     methods: dict[str, dict[str, Any]] = {}
     if not terms:
-        for recipe in METHODS:
-            chosen = [term.name for term in load_recipe(recipe).terms]
-            work, stored = _work(chosen, worlds[0])
-            ms = _median_ms(work, repeats)
-            methods[recipe] = {"terms": chosen, "ms": ms, "share": ms / step, "stored_bytes": stored}
+        for method, chosen in METHODS.items():
+            ms, read = 0.0, 0
+            for world in worlds:
+                work, stored = _work([name for name in chosen if (world is worlds[1]) == _reads_queries(name)], world)
+                ms, read = ms + _median_ms(work, repeats), read + stored
+            methods[method] = {"terms": chosen, "ms": ms, "share": ms / step, "stored_bytes": read}
     console.print(_table(rows, methods))
     together = sum(method["share"] for method in methods.values())
     if methods:
-        console.print(f"all of them together: {together:.1%} of the student's step (goal: under {GOAL:.0%})")
+        console.print(f"the three methods together: {together:.1%} of the student's step (goal: under {GOAL:.0%})")
     return {
         "student_step_ms": step,
         "terms": rows,
         "methods": methods,
         "together_share": together,
+        "every_term_share": sum(row["share"] for row in rows.values()),
+        "precision": precision,
         "goal": GOAL,
         "sizes": sizes.__dict__,
     }
@@ -135,7 +153,7 @@ def _work(names: Sequence[str], world: TermWorld) -> tuple[Callable[[], None], i
     return step, stored
 
 
-def _step_ms(model: Detector, repeats: int) -> float:
+def _step_ms(model: Detector, repeats: int, precision: str) -> float:
     """Of one frame: forward, detection loss, backward."""
     batch: Batch = replace(
         pictures(model),
@@ -146,7 +164,9 @@ def _step_ms(model: Detector, repeats: int) -> float:
     def step() -> None:
         for parameter in model.parameters():
             parameter.grad = None
-        loss = torch.stack(list(total_of(model.loss_parts(model(batch), batch)).values())).sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            output = model(batch)
+        loss = torch.stack(list(total_of(model.loss_parts(output, batch)).values())).sum()
         loss.backward()  # type: ignore[no-untyped-call]
 
     return _median_ms(step, repeats)

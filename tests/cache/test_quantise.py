@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.errors import StoreError
-from cache.quantise import dequantise_u8, quantise_u8
+from cache.quantise import dequantise_u8, keeps_zero, quantise_u8
 
 FINITE32 = st.floats(-(2.0**100), 2.0**100, width=32)
 
@@ -18,7 +18,10 @@ FINITE32 = st.floats(-(2.0**100), 2.0**100, width=32)
 def slow_codes(channel: list[float]) -> tuple[list[int], float, float]:
     """The codes, offset and step of one channel, in exact arithmetic as far as Python's float64 goes."""
     low, high = min(channel), max(channel)
-    step = float(np.float32((high - low) / 255))
+    around = low < 0 <= high
+    step = float(np.float32((high - low) / (254 if around else 255)))
+    if around and step:
+        low = -float(np.float32(math.ceil(-low / step) * step))
     return [min(255, max(0, round((value - low) / step))) if step else 0 for value in channel], low, step
 
 
@@ -39,7 +42,11 @@ def test_every_value_is_at_most_half_a_step_off(rows: list[list[float]]) -> None
 def test_codes_are_the_obvious_ones(channel: list[float]) -> None:
     codes, scale = quantise_u8(np.array(channel, np.float32)[:, None], 1)
     expected, low, step = slow_codes(channel)
-    assert (scale[0, 0], scale[1, 0]) == (low, step)
+    assert scale[1, 0] == step
+    if min(channel) < 0 <= max(channel):
+        assert scale[0, 0] == low or abs(scale[0, 0] - low) <= 1.001 * step  # a quotient at a whole number
+        return
+    assert scale[0, 0] == low
     assert np.abs(codes[:, 0].astype(int) - expected).max() <= 1  # a tie may fall to the other side in float32
 
 
@@ -52,6 +59,22 @@ def test_zero_stays_exactly_zero_in_a_channel_that_is_not_negative(channel: list
     assert (again[values == 0] == 0).all() and (again >= 0).all()
 
 
+@given(st.lists(FINITE32, min_size=1, max_size=50), st.integers(0, 49))
+def test_zero_stays_exactly_zero_in_every_channel(channel: list[float], where: int) -> None:
+    """A cell that no camera reached is told by its zeros, whatever other cells have in a channel."""
+    values = np.array(channel, np.float32)
+    values[where % len(values)] = 0
+    codes, scale = quantise_u8(values[:, None], 1)
+    assert (dequantise_u8(codes, scale, 1)[:, 0][values == 0] == 0).all()
+    assert keeps_zero(scale).all()
+
+
+def test_a_scale_that_loses_zeros_is_told() -> None:
+    """As stores had it where a channel's least value is negative; without a zero in reach there is none to lose."""
+    scale = np.array([[-1.0, 0.0, 0.5, -9.0], [0.3, 0.3, 0.3, 0.03]], np.float32)
+    assert keeps_zero(scale).tolist() == [False, True, True, True]
+
+
 @given(FINITE32, st.integers(1, 9))
 def test_a_constant_channel_is_exact(value: float, count: int) -> None:
     values = np.full((count, 2), value, np.float32)
@@ -60,10 +83,12 @@ def test_a_constant_channel_is_exact(value: float, count: int) -> None:
 
 
 def test_the_least_and_the_greatest_value_of_a_channel_are_kept() -> None:
-    values = np.array([[-3.0, 10.0], [5.0, 20.0], [1.0, 11.0]], np.float32)
+    """To half a step where one of the codes means 0."""
+    values = np.array([[-3.0, 10.0, -9.0], [5.0, 20.0, -4.0], [1.0, 11.0, -5.0]], np.float32)
     again = dequantise_u8(*quantise_u8(values, 1), 1)
-    np.testing.assert_allclose(again[[0, 1], [0, 0]], [-3, 5], rtol=1e-6)
+    np.testing.assert_allclose(again[[0, 1], [0, 0]], [-3, 5], atol=0.501 * 8 / 254)
     np.testing.assert_allclose(again[[0, 1], [1, 1]], [10, 20], rtol=1e-6)
+    np.testing.assert_allclose(again[[0, 1], [2, 2]], [-9, -4], rtol=1e-6)
 
 
 def test_each_channel_and_each_frame_has_its_own_step() -> None:

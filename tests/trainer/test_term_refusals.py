@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cache.errors import BevcaskError, ConfigError, StoreError
-from tests.trainer.synthetic import TINY_STUDENT, TINY_TEACHER
+from tests.trainer.synthetic import TINY_STUDENT, TINY_TEACHER, write_frames, write_teacher
 from tests.trainer.test_cached_equals_live import QUERY_STUDENT
 from tests.trainer.test_loop import quiet
 from trainer.checkpoints import list_checkpoints
@@ -70,6 +71,43 @@ def test_a_student_without_the_output_is_refused_with_what_to_do(
     error = refusal(cache, tmp_path / "run", student, [{"name": term}])
     assert isinstance(error, ConfigError)
     assert re.search(words, str(error)), str(error)
+
+
+def test_a_store_whose_zeros_are_lost_is_refused_to_a_term_that_tells_by_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As u8 was written before 0 had a code of its own in channels that are negative, too."""
+
+    def without_zero(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+        moved = np.moveaxis(np.asarray(values, np.float32), axis, -1)
+        flat = moved.reshape(-1, moved.shape[-1])
+        low = flat.min(axis=0, initial=0)
+        step = ((flat.max(axis=0, initial=0) - low) / 255).astype(np.float32)
+        codes = np.rint((moved - low) / np.where(step > 0, step, 1)).astype(np.uint8)
+        return np.ascontiguousarray(np.moveaxis(codes, -1, axis)), np.stack([low, step])
+
+    write_frames(tmp_path, boxes=(5, 3))
+    term: dict[str, Any] = {"name": "lgkd_feature", "options": {"selector": "gaussian", "views": "none"}}
+    with monkeypatch.context() as old:
+        old.setattr("cache.bev.quantise_u8", without_zero)
+        write_teacher(tmp_path, boxes=(5, 3), dtype="u8")
+    error = refusal(tmp_path, tmp_path / "run", "heat", [term])
+    assert isinstance(error, StoreError)
+    assert re.search(
+        r"term lgkd_feature: .*bev_scale of frame 0+ has no code for 0 in channel \d, .*--dtype float16` under another "
+        r'--name, .* or set counted = "all"',
+        str(error),
+    )
+    write_teacher(tmp_path, name="again", boxes=(5, 3), dtype="u8")
+    everything = {**term, "options": {**term["options"], "counted": "all"}}
+    for teacher, chosen in (("again", term), ("demo", everything)):
+        values = {
+            "model": TINY_STUDENT,
+            "data": {"teacher": teacher},
+            "train": {"steps": 1, "batch": 2, "lr": 1e-3},
+            "terms": [chosen],
+        }
+        train(make_recipe(values, "test", "test"), tmp_path, tmp_path / teacher, progress=quiet)
 
 
 def test_what_a_recipe_contradicts_is_refused_when_it_is_read(cache: Path, tmp_path: Path) -> None:

@@ -1,14 +1,15 @@
 """BEVDistill's side head: class heatmaps from the student's map, whose first convolution is the dense term's adaptor.
 
-    heat    sum_(class, cell) focal(heat, gaussians of the annotated boxes) / max(peaks, 1)
+    heat    sum_(class, cell) focal(heat, gaussians of the annotated boxes) / max(peaks, 1)     over `over`
     dense   sum_k w_k r_c (S_feat(A p_k) - T_feat,k)^2 / max(sum_k w_k, 1),      S_feat = ReLU(BN(conv3x3(S)))
 
 T_feat is what the teacher's own side head makes of its map: its frozen convolution, from the store's header, at the
 cells that count (the store must hold every cell of the map: a convolution reads the neighbours), or a level of the
 store that was cached behind it. Both sides are above 0, so nothing is standardised. As released, but for the bias of
 the heat, which the released student's config has with the wrong sign (+2.19). Frames without annotations add to neither
-part. Four frames of 1,500 cells, 256 channels, 128 x 128: 2.9 s on one core, two thirds of it the student's shared
-convolution; without the class branch 2.0 s. Source: Chen et al. 2022 and its released code.
+part. over = "cells" computes what is near objects alone (`trainer.terms.some_cells`); over = "map" is the release, 153
+billion multiply-adds of 256 channels on 128 x 128 cells for four frames, a tenth of a ResNet-50 student's step. Source:
+Chen et al. 2022 and its released code.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ from trainer.said import TeacherSaid
 from trainer.terms.adaptor import FrozenAdaptor, student_adaptor
 from trainer.terms.annotations import annotated_frames
 from trainer.terms.masked import Reduce, distance_per_cell, weighted_part
-from trainer.terms.places import cell_places, column_of
-from trainer.terms.sampling import sample_bilinear
+from trainer.terms.places import CellPlaces, cell_places, column_of
+from trainer.terms.sampling import corners, sample_bilinear
+from trainer.terms.some_cells import SomeCells, between, layer_at, rows_of
 from trainer.terms.store_facts import column_name, level_item, map_fields, said_map, teacher_map
 from trainer.terms.student import map_of
 from trainer.terms.term import TermNeeds
@@ -47,8 +49,12 @@ class BevDistillHeatOptions(Config):
     `level`; heat_weight, dense_weight: of the parts, 0 leaves one out; reduce: of the dense part, over channels; convs,
     branch_channels: of the class branch; heat_bias: its last bias before training; min_overlap, min_radius: of the
     gaussians.
+
+    over: where the head is computed and judged: at the cells of the gaussians and those that the dense part reads, or
+    on the whole map, as released; norms take their statistics there too.
     """
 
+    over: Literal["cells", "map"] = "cells"
     selector: str = "gaussian"
     teacher: Literal["adaptor", "level"] = "adaptor"
     level: str = "adapted"
@@ -116,35 +122,73 @@ class BevDistillHeat(nn.Module):
 
     def forward(self, output: DetectorOutput, batch: Batch, said: TeacherSaid) -> dict[str, LossPart]:
         options, parts = self.options, {}
-        with torch.autocast(output.bev.device.type, enabled=False):
-            student = self.adaptor(map_of(output))  # (B, C, H, W)
-            annotated = annotated_frames(batch, student.device)
+        bev = map_of(output)
+        with torch.autocast(bev.device.type, enabled=False):
+            annotated = annotated_frames(batch, bev.device)
+            target = places = None
             if options.heat_weight:
-                target = heat_targets(batch, annotated, self.grid, options.min_overlap, options.min_radius)
-                target = target.to(student)
-                numerator = focal_numerator(self.heat(student[annotated]), target)
-                peaks = (target == 1).sum()[None].to(student.dtype)
-                parts[f"{self.name}.heat"] = LossPart(numerator[None], peaks, self.weight * options.heat_weight)
+                target = heat_targets(batch, annotated, self.grid, options.min_overlap, options.min_radius).to(bev)
             if options.dense_weight:
-                parts[f"{self.name}.dense"] = self._dense(student, batch, said, annotated)
+                cells, grid = said_map(said, "" if self.frozen is not None else options.level)
+                weights = column_of(cells, self.column) * annotated[cells.samples()]
+                places = cell_places(cells, weights, batch, grid, self.grid)
+            answer = self._near if options.over == "cells" else self._everywhere
+            logits, wanted_heat, found = answer(bev, annotated, target, places)
+            if target is not None:
+                peaks = (target == 1).sum()[None].to(bev.dtype)
+                numerator = focal_numerator(logits, wanted_heat)
+                parts[f"{self.name}.heat"] = LossPart(numerator[None], peaks, self.weight * options.heat_weight)
+            if places is not None:
+                wanted = (
+                    cells.values[places.chosen] if self.frozen is None else self.frozen.at(cells, places.chosen, grid)
+                )
+                parts[f"{self.name}.dense"] = self._dense(found - wanted.to(bev.dtype), places, len(bev))
         return parts
 
-    def _dense(self, student: Tensor, batch: Batch, said: TeacherSaid, annotated: Tensor) -> LossPart:
+    def _everywhere(
+        self, bev: Tensor, annotated: Tensor, target: Tensor | None, places: CellPlaces | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Class logits and their targets, both (annotated frames, classes, H, W), and the adapted map at places (K,
+        C); empty where the part is off."""
+        student, none = self.adaptor(bev), bev.new_zeros(0)
+        heat = none if target is None else self.heat(student[annotated])
+        found = none if places is None else sample_bilinear(student, places.samples, places.row, places.col)
+        return heat, none if target is None else target, found
+
+    def _near(
+        self, bev: Tensor, annotated: Tensor, target: Tensor | None, places: CellPlaces | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same at the cells near objects: logits and targets (N, classes)."""
+        shape, none = (bev.shape[0], bev.shape[2], bev.shape[3]), bev.new_zeros(0)
+        wanted_heat, read = none, none.long()
+        sets: list[SomeCells] = []  # of the class branch's layers, the last one's first
+        if target is not None:
+            area = shape[1] * shape[2]
+            at = (target.amax(dim=1) > 0).flatten(1)  # (annotated frames, H * W)
+            frame, cell = at.nonzero(as_tuple=True)
+            wanted_heat = rows_of(target)[frame * area + cell]
+            sets = [SomeCells(annotated.nonzero()[:, 0][frame] * area + cell, shape)]
+            for _ in range(1, len(self.heat)):
+                sets.append(sets[-1].grown())
+            read = sets[-1].grown().index
+        if places is not None:
+            read = torch.cat([read, corners(places.samples, places.row, places.col, shape[1:])[0].flatten()])
+        shared = SomeCells.of(read, shape)
+        rows = adapted = layer_at(self.adaptor, rows_of(bev), shared.neighbours())
+        below = shared
+        for layer, here in zip(self.heat, reversed(sets), strict=False):
+            rows, below = layer_at(layer, rows, below.positions(here.neighbours())), here
+        found = none if places is None else between(adapted, shared, places.samples, places.row, places.col)
+        return rows if sets else none, wanted_heat, found
+
+    def _dense(self, difference: Tensor, places: CellPlaces, frames: int) -> LossPart:
         options = self.options
-        cells, grid = said_map(said, "" if self.frozen is not None else options.level)
-        weights = column_of(cells, self.column) * annotated[cells.samples()]
-        places = cell_places(cells, weights, batch, grid, self.grid)
-        if self.frozen is not None:
-            wanted = self.frozen.at(cells, places.chosen, grid)
-        else:
-            wanted = cells.values[places.chosen]
-        found = sample_bilinear(student, places.samples, places.row, places.col)
-        per_cell = distance_per_cell(found - wanted.to(student.dtype), options.reduce, "squared")
+        per_cell = distance_per_cell(difference, options.reduce, "squared")
         return weighted_part(
             per_cell,
-            places.weights.to(student.dtype),
+            places.weights.to(per_cell.dtype),
             places.samples,
-            len(student),
+            frames,
             "mass",
             self.grid.height * self.grid.width,
             self.weight * options.dense_weight,

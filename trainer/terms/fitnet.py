@@ -38,7 +38,7 @@ class FitNetOptions(Config):
     mask: Literal["selector", "none"] = "selector"
     selector: str = "gaussian"
     soft: bool = True
-    adaptor: Literal["none", "conv1x1", "conv3x3", "conv3x3_linear"] = "conv1x1"
+    adaptor: Literal["none", "conv1x1", "conv3x3", "conv3x3_linear", "conv3x3_cells"] = "conv1x1"
     standardise: Standard = "none"
 
 

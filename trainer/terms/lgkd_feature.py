@@ -31,7 +31,7 @@ from trainer.said import TeacherCells, TeacherSaid
 from trainer.terms.adaptor import PlainAdaptor, adapted_at, student_adaptor
 from trainer.terms.places import augmentation_of, cell_centres, cell_places
 from trainer.terms.standardise import Standard, Standardise
-from trainer.terms.store_facts import columns_of, map_fields, said_map, teacher_map
+from trainer.terms.store_facts import columns_of, map_fields, require_exact_zeros, said_map, teacher_map
 from trainer.terms.student import MapFacts, map_of, student_map
 from trainer.terms.term import TermNeeds
 from trainer.terms.views import cells_in_view, lidar_to_camera
@@ -87,6 +87,8 @@ class LgkdFeature(nn.Module):
                 f"term {name}: views from calibration are those of a camera student's pictures, this one reads LiDAR; "
                 'set views_from = "store" or views = "none"'
             )
+        if options.counted != "all":
+            require_exact_zeros(name, 'set counted = "all"', teacher, options.level, teacher_rows)
         student, said = student_map(name, model, options.student_level), teacher_map(teacher, options.level)
         columns = columns_of(needs_of(options).selectors)
         standardise = Standardise.fit(options.standardise, teacher, options.level, teacher_rows, columns)

@@ -15,6 +15,14 @@ def sample_bilinear(bev: Tensor, samples: Tensor, row: Tensor, col: Tensor) -> T
     follows K, and has the exact value, not one to rounding, where a place is a cell centre.
     """
     batch, channels, height, width = bev.shape
+    index, weights = corners(samples, row, col, (height, width))
+    rows = bev.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
+    return F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights.to(bev.dtype))
+
+
+def corners(samples: Tensor, row: Tensor, col: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Flat cells (K, 4) of maps (B, *shape) between which the places (K,) lie, and the share (K, 4) of each."""
+    height, width = shape
     row, col = row.clamp(0, height - 1), col.clamp(0, width - 1)
     top, left = row.floor(), col.floor()
     down, right = row - top, col - left
@@ -24,6 +32,4 @@ def sample_bilinear(bev: Tensor, samples: Tensor, row: Tensor, col: Tensor) -> T
             r, c = (top + i).clamp(max=height - 1), (left + j).clamp(max=width - 1)
             index.append((samples * height + r.long()) * width + c.long())
             weight.append(row_weight * col_weight)
-    rows = bev.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
-    weights = torch.stack(weight, dim=1).to(bev.dtype)
-    return F.embedding_bag(torch.stack(index, dim=1), rows, mode="sum", per_sample_weights=weights)
+    return torch.stack(index, dim=1), torch.stack(weight, dim=1)

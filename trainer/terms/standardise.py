@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from cache.store import TeacherStore
-from trainer.terms.store_facts import nothing_there, teacher_cells
+from trainer.terms.store_facts import evenly, nothing_there, teacher_cells
 
 Standard = Literal["none", "channels", "whiten"]
-STATISTICS_FRAMES = 128  # enough for a channel's mean and deviation to 1 %; evenly spread over the training rows
 _RIDGE = 1e-3  # of the mean eigenvalue: directions that the teacher hardly uses are not blown up to its main ones
 
 
@@ -48,7 +47,7 @@ class Standardise(nn.Module):
     def fit(
         cls, kind: Standard, teacher: TeacherStore, level: str, rows: Sequence[int], columns: Sequence[str] | None
     ) -> Standardise:
-        """From up to STATISTICS_FRAMES of `rows` of the feature ("") or a level, over the cells that any of these
+        """From some of `rows` (`evenly`) of the feature ("") or a level, over the cells that any of these
         columns of weights keeps (None: over all stored cells), each cell counted once. Deterministic. StoreError where
         there is no such cell."""
         if kind == "none":
@@ -56,9 +55,9 @@ class Standardise(nn.Module):
         read = teacher_cells(teacher, level)
         kept = None if columns is None else [list(teacher.selectors).index(name) for name in columns]
         count, total, squares = 0, np.zeros(1), np.zeros(1)
-        picked = _evenly(len(rows))
-        for i in picked:
-            cells = read(rows[i])
+        picked = evenly(rows)
+        for row in picked:
+            cells = read(row)
             chosen = slice(None) if kept is None else (cells.weights[:, kept] > 0).any(axis=1)
             values = cells.values[chosen].astype(np.float64)
             square = values.T @ values if kind == "whiten" else (values**2).sum(axis=0)
@@ -67,11 +66,6 @@ class Standardise(nn.Module):
             raise nothing_there(teacher.root, columns or ("any",), len(picked))
         mean = total / count
         return cls(*_moments(kind, mean, squares / count))
-
-
-def _evenly(count: int) -> list[int]:
-    """Up to STATISTICS_FRAMES of 0..count - 1, evenly spread."""
-    return sorted(set(np.linspace(0, count - 1, min(count, STATISTICS_FRAMES)).round().astype(int).tolist()))
 
 
 def _moments(kind: Standard, mean: np.ndarray, second: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -9,15 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from cache.cells import Cells
 from cache.errors import ConfigError, StoreError
 from cache.field_list import Asked
 from cache.grid import BevGrid
+from cache.quantise import keeps_zero
 from cache.serving import NeededSelector
 from cache.store import TeacherStore
 from models.detector import Detector
 from trainer.said import TeacherCells, TeacherSaid
 from trainer.terms.student import MapFacts, head_classes, require_box_maps
+
+LOOKED_AT = 128  # frames whose values are looked at before training: enough for a channel's mean to 1 %
 
 
 def teacher_map(teacher: TeacherStore, level: str) -> MapFacts:
@@ -64,6 +69,30 @@ def depth_edges(teacher: TeacherStore) -> tuple[float, ...]:
     store: Any = teacher
     store.require("depth")
     return tuple(store.further.depth.edges_m)
+
+
+def require_exact_zeros(term: str, remedy: str, teacher: TeacherStore, level: str, rows: Sequence[int]) -> None:
+    """StoreError where zeros of a map in u8 did not stay zeros, by the scales of some of `rows`; remedy: what else the
+    term could be told. Stores written since 2026-11-30 keep them, and float16 always does."""
+    store: Any = teacher
+    encoding = store.further.level(level).encoding if level else teacher.bev
+    if encoding.dtype != "u8":
+        return
+    field = store.further.level(level).stored_name("bev_scale") if level else "bev_scale"
+    for row in evenly(rows):
+        lost = ~keeps_zero(store.read(row, field))
+        if lost.any():
+            raise StoreError(
+                f"term {term}: {teacher.root}: {field} of frame {teacher.token(row)} has no code for 0 in channel "
+                f"{int(lost.argmax())}, and the term tells by zeros what the teacher did not see; run `cache-teacher "
+                f"--dtype float16` under another --name, or u8 again with this version, or {remedy}"
+            )
+
+
+def evenly(rows: Sequence[int]) -> list[int]:
+    """Up to LOOKED_AT of the rows, evenly spread: what is looked at before training."""
+    places = np.linspace(0, len(rows) - 1, min(len(rows), LOOKED_AT)).round().astype(int)
+    return [rows[place] for place in sorted(set(places.tolist()))]
 
 
 def sampled_channels(teacher: TeacherStore, item: str) -> int:

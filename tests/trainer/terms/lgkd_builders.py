@@ -152,7 +152,7 @@ def a_store(world: World, **changes: Any) -> Any:
         return read
 
     further = SimpleNamespace(
-        level=lambda name: SimpleNamespace(encoding=SimpleNamespace(channels=SPLAT), grid=COARSE),
+        level=lambda name: SimpleNamespace(encoding=SimpleNamespace(channels=SPLAT, dtype="float16"), grid=COARSE),
         groups=TEACHER_GROUPS,
         depth=SimpleNamespace(edges_m=EDGES),
         channels={"samples_truth_9": TEACHER},
@@ -160,7 +160,7 @@ def a_store(world: World, **changes: Any) -> Any:
     values: dict[str, Any] = {
         "root": "memory://teacher",
         "grid": GRID,
-        "bev": SimpleNamespace(channels=TEACHER),
+        "bev": SimpleNamespace(channels=TEACHER, dtype="float16"),
         "selectors": list(SELECTORS),
         "cells": cells_of(world.cells),
         "level_cells": cells_of(world.level),

@@ -63,6 +63,8 @@ def slow_loss(term: BevDistillHeat, frames: list[Frame]) -> Tensor:
         target = draw_gaussians(boxes, frame.labels, CLASSES, GRID, min_radius=1)
         heat = term.heat(adapted[None])[0].sigmoid()
         for place in np.ndindex(*target.shape):
+            if options.over == "cells" and not target[:, place[1], place[2]].any():
+                continue
             p, wanted = heat[place].clamp(1e-4, 1 - 1e-4), float(target[place])
             if wanted == 1:
                 peaks += 1
@@ -91,10 +93,38 @@ def slow_loss(term: BevDistillHeat, frames: list[Frame]) -> Tensor:
     return options.heat_weight * focal / max(peaks, 1) + options.dense_weight * dense / max(mass, 1.0)
 
 
-@pytest.mark.parametrize("options", [{}, {"teacher": "level", "reduce": "mean", "dense_weight": 1.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"over": "map"},
+        {"over": "map", "teacher": "level", "reduce": "mean", "dense_weight": 1.0},
+        {},
+        {"teacher": "level", "reduce": "mean", "dense_weight": 1.0},
+        {"dense_weight": 0.0},
+        {"heat_weight": 0.0, "dense_weight": 1.0},
+    ],
+)
 def test_values_and_gradients_equal_the_slow_formula(options: dict[str, Any]) -> None:
     term, frames = a_term(**options), a_world(5, frames=2)
     require_equal(term, frames, lambda: slow_loss(term, frames))
+
+
+def test_cells_and_map_agree_in_the_dense_part_where_norms_do_not_see_the_cells() -> None:
+    frames = a_world(5, frames=2)
+    near, whole = (parts_of(a_term(over=over), frames)["t.dense"] for over in ("cells", "map"))
+    assert torch.allclose(near.numerator, whole.numerator, rtol=1e-12) and torch.equal(
+        near.normaliser, whole.normaliser
+    )
+
+
+def test_what_is_far_from_objects_does_not_move_the_loss_near_them() -> None:
+    """Four convolutions behind one another see four cells far; the map beyond is not even read."""
+    frames = a_world(5, frames=2)
+    term = a_term()
+    loss = sum(part.value() for part in parts_of(term, frames).values())
+    [one, other] = gradients(loss, [frame.answer["bev"] for frame in frames])
+    reached = torch.stack([one, other]).abs().sum(dim=1) > 0
+    assert 0 < int(reached.sum()) < reached.numel()
 
 
 def test_unlabelled_frames_add_to_neither_part() -> None:

@@ -99,6 +99,7 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "contrast cells": lambda: contrast(places="cells", limit=9, critic="crd", noise=2.0),
     "contrast queries": lambda: contrast(places="queries", layers="all", apart_cells=0.0),
     "heat adaptor": lambda: heat(dense_weight=1.0),
+    "heat whole map": lambda: heat(over="map", dense_weight=1.0),
     "heat level": lambda: heat(teacher="level", dense_weight=1.0, reduce="mean"),
     "fitnet": lambda: fitnet(),
     "fitnet none": lambda: fitnet(mask="none"),
