@@ -86,15 +86,16 @@ class _Run:
     recipe: Recipe | None
     pasts: Pasts | None = None
 
+    def past_rows(self, epoch: int, entry: int, key: int) -> list[int]:
+        """The earlier moments that a temporal student is shown with the entry, oldest first."""
+        return [row for row in self.pasts.of(entry, epoch, key) if row != ABSENT] if self.pasts else []
+
     def past_reads(self, epoch: int, entry: int, key: int) -> list[dict[str, Any]]:
-        """What is read of the earlier moments that a temporal student is shown with the entry."""
-        if self.pasts is None:
-            return []
+        """What is read of those moments."""
         images = _Read("frames", self.frames, [], list(PICTURES))
         return [
             {**read, "past": self.frames.token(row)}
-            for row in self.pasts.of(entry, epoch, key)
-            if row != ABSENT
+            for row in self.past_rows(epoch, entry, key)
             for read in images.of_row(row)
         ]
 
@@ -115,7 +116,8 @@ class _Run:
             augment = frame_augment(
                 data.bev_augmentation, data.image_augmentation, len(CAMERA_CHANNELS), self.order.seed, whole.epoch, key
             )
-            frames.append(frame_digest(self.frames.token(self.rows[entry]), augment))
+            past = [self.frames.token(row).encode() for row in self.past_rows(whole.epoch, entry, key)]
+            frames.append(frame_digest(self.frames.token(self.rows[entry]), augment, past))
         return step_digest(frames)
 
 

@@ -160,6 +160,12 @@ class Feed:
     def _digests(self, batch: Batch, augments: list[FrameAugment]) -> list[bytes]:
         inputs = self._plan.recipe.train.digest == "inputs"
         return [
-            frame_digest(token, augment, frame_buffers(batch, at) if inputs else ())
+            frame_digest(token, augment, [*past_tokens(batch, at), *(frame_buffers(batch, at) if inputs else ())])
             for at, (token, augment) in enumerate(zip(batch.tokens, augments, strict=True))
         ]
+
+
+def past_tokens(batch: Batch, frame: int) -> list[bytes]:
+    """The tokens of the earlier moments that frame `frame` is shown, oldest first."""
+    tokens = [past.frames.tokens[frame] for past in batch.history]
+    return [token.encode() for token in tokens if token]

@@ -27,6 +27,7 @@ BENCHES = {
     "evaluate": "studies.benches.evaluate",
     "faults": "studies.benches.faults",
     "loader": "studies.benches.loader",
+    "memory": "studies.benches.memory",
     "order": "studies.benches.order",
     "pillar-profile": "studies.benches.pillar_profile",
     "report": "studies.benches.report",

@@ -19,6 +19,7 @@ from tests.trainer.drives import write_drives
 from tests.trainer.synthetic import TINY_STUDENT, write_frames, write_teacher
 from trainer.augment import frame_augment
 from trainer.batches import BatchBuilder
+from trainer.feed import Feed
 from trainer.plan import make_plan, said_reader, training_needs
 from trainer.recipe import Recipe, make_recipe
 from trainer.step_digest import frame_digest, step_digest
@@ -108,7 +109,13 @@ def test_what_is_read_of_the_past_of_a_temporal_student_is_told(tmp_path: Path) 
     model = {"preset": "bevformer-demo", "image_size": [64, 32], "queue": 3}
     data = {"depth": False, "past": {"skipped": 0}}
     values = {"model": model, "data": data, "train": {"epochs": 1, "batch": 5, "lr": 1e-3}}
-    view = order_view(tmp_path, OrderQuestion(recipe=make_recipe(values, "test", "windows")))
+    recipe = make_recipe(values, "test", "windows")
+    view = order_view(tmp_path, OrderQuestion(recipe=recipe))
+    plan = make_plan(recipe, tmp_path)
+    feed = Feed(plan, build_detector(recipe.model))
+    assert view["digest"] == step_digest(feed.build(next(feed.steps())).digests)
+    other = make_recipe({**values, "data": {"depth": False, "past": {"skipped": 1}}}, "test", "windows")
+    assert order_view(tmp_path, OrderQuestion(recipe=other))["digest"] != view["digest"]
     past = {f["token"]: [r["past"] for r in f["reads"] if "past" in r] for f in frames_of(view)}
     tokens = {(s, m): f"{100 * s + m:032x}" for s in range(2) for m in range(3)}
     assert past == {

@@ -3,7 +3,9 @@ behind. Every test has a time limit: none may hang."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import pytest
 
 from cache.errors import CorruptError, StoreError
 from cache.roots import LocalRoot
+from tests.trainer import torchrun
 from tests.trainer.synthetic import TINY_STUDENT, write_frames, write_teacher
 from trainer import watch
 from trainer.loader import StuckError
@@ -26,14 +29,6 @@ from trainer.observer import StepReport
 from trainer.recipe import Recipe, make_recipe
 
 ROOT = Path(__file__).parents[2]
-RECIPE = """[model]
-preset = "lift-splat-tiny"
-[train]
-steps = 100000
-batch = 2
-lr = 1e-3
-log_every = 1
-"""
 
 
 @pytest.fixture
@@ -160,12 +155,31 @@ def test_an_error_that_names_no_frame_comes_with_it(
         train(recipe(), stores, tmp_path / "run", progress=lambda report: None)
 
 
+@pytest.mark.timeout(150)
+def test_a_rank_whose_reads_hang_ends_every_rank_naming_the_shard(
+    stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = shard_of(stores, "frames")
+    monkeypatch.setitem(torchrun.ENVIRONMENT, "HANGING", str(shard))
+    monkeypatch.setitem(torchrun.ENVIRONMENT, STUCK_AFTER, "2")
+    (tmp_path / "run.json").write_text(json.dumps(recipe().to_dict()))
+    options = ["--recipe", tmp_path / "run.json", "--cache", stores, "--run-dir", tmp_path / "run", "--threads", 1]
+    command = torchrun.torchrun(2, "tests.trainer.hanging_rank", *map(str, options))
+    done = torchrun.run_to_end(command, 120)
+    assert done.returncode != 0
+    named = rf"the loader is stuck: \d+ s at stage read, {shard}: [0-9a-f]{{32}}\.\S+; check that disk"
+    assert re.search(rf"(?m)^{named}", done.stderr), done.stderr  # rank 1's own words
+    assert re.search(rf"(?m)^rank 1 of 2: {named}", done.stderr), done.stderr  # and rank 0's
+
+
 @pytest.mark.timeout(120)
 def test_ctrl_c_leaves_no_process_no_thread_and_no_shared_memory(stores: Path, tmp_path: Path) -> None:
-    (tmp_path / "long.toml").write_text(RECIPE)
+    long = recipe().to_dict()
+    long["train"] |= {"steps": 100_000, "log_every": 1}
+    (tmp_path / "long.json").write_text(json.dumps(long))
     run = tmp_path / "run"
     before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
-    options = ["--recipe", tmp_path / "long.toml", "--cache", stores, "--run", run, "--loader-threads", 3]
+    options = ["--recipe", tmp_path / "long.json", "--cache", stores, "--run", run, "--loader-threads", 3]
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "invoke", "train", *map(str, options)],
         cwd=ROOT,
