@@ -5,8 +5,10 @@ The same fields as the devkit's `DetectionConfig`, with its checks in our words,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,15 @@ class MetricConfig:
     mean_ap_weight: float = 5
 
     def __post_init__(self) -> None:
+        given = (*self.class_range.values(), *self.dist_ths, self.dist_th_tp, self.min_recall, self.min_precision)
+        wrong = [one for one in (*given, self.mean_ap_weight, self.max_boxes_per_sample) if not _is_finite(one)]
+        if wrong or not self.dist_ths:
+            raise ConfigError(f"metric: {wrong[0]!r} is no finite number" if wrong else "metric: dist_ths is empty")
+        if self.mean_ap_weight < 0 or self.max_boxes_per_sample < 0:
+            raise ConfigError(
+                f"metric: mean_ap_weight {self.mean_ap_weight} and max_boxes_per_sample {self.max_boxes_per_sample}, "
+                "expected 0 or more"
+            )
         if set(self.class_range) != set(DETECTION_CLASSES):
             raise ConfigError(
                 f"metric: class_range has {', '.join(self.class_range)}; expected the ten classes "
@@ -76,7 +87,13 @@ class MetricConfig:
         """From the content of a devkit config file. ConfigError where a field is missing, foreign or wrong."""
         if set(values) != set(_FIELDS):
             raise ConfigError(f"metric: fields {', '.join(sorted(values))}; expected {', '.join(sorted(_FIELDS))}")
+        if not isinstance(values["dist_ths"], list | tuple) or not isinstance(values["class_range"], Mapping):
+            raise ConfigError("metric: expected a list of dist_ths and an object of class_range")
         return cls(**{**values, "dist_ths": tuple(values["dist_ths"])})
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 CVPR_2019 = MetricConfig()

@@ -25,7 +25,7 @@ from cache.layout import teacher_place
 from evaluation.array_metric import PORTION, ArrayMetric
 from evaluation.box_arrays import detection_arrays, places_of, truth_arrays
 from evaluation.metrics import SUMMARY_KEYS, Metrics
-from evaluation.submission import submission_results
+from evaluation.submission import export_submission, submission_meta, submission_results
 from studies.benches.evaluate_data import Split, made_up_split, write_stores
 
 ABOUT = "the array metric against the devkit's code at 6,019 samples x 200 predictions, and the task from stores"
@@ -34,10 +34,12 @@ TEACHER = "made-up"
 
 _TASK = """
 import json, re, resource, sys, time
+from pathlib import Path
 start = time.perf_counter()
 from studies.scoring import evaluate_source
 loaded = time.perf_counter()
-summary = evaluate_source(sys.argv[1], teacher=sys.argv[2]).summary
+source = {"teacher": sys.argv[3]} if sys.argv[2] == "teacher" else {"submission": Path(sys.argv[3])}
+summary = evaluate_source(sys.argv[1], **source).summary
 ended = time.perf_counter()
 try:  # ru_maxrss would tell what the benchmark held when it started this process
     peak = int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
@@ -57,11 +59,13 @@ def run(
     rounds: int = 3,
     devkit: bool = True,
     whole: bool = True,
+    submission: bool = False,
 ) -> dict[str, Any]:
     """devkit_s (one run), ours_s (median of rounds), speedup, max_abs_diff over every figure; pack_s and
     devkit_objects_s: making arrays and objects of what a model says; task: medians of total_s, imports_s, work_s,
     cpu_s (of all its threads) and peak_mb.
 
+    submission: also `evaluate --submission` of the same boxes as a JSON file, once: file, as task, and its file_mb.
     devkit, whole: leave a side out. The devkit takes minutes and some GB at full size.
     """
     console.print(f"[dim]making up {samples} samples x {predictions} predictions ...[/dim]")
@@ -75,6 +79,10 @@ def run(
         console.print(
             f"from stores: {task['total_s']:.2f} s of which imports {task['imports_s']:.2f} s, {task['peak_mb']:.0f} MB"
         )
+    if submission:
+        out["file"] = _from_file(work, split, metrics)
+        found = out["file"]
+        console.print(f"from {found['file_mb']:.0f} MB of JSON: {found['total_s']:.1f} s, {found['peak_mb']:.0f} MB")
     if devkit:
         console.print("[dim]the devkit's turn ...[/dim]")
         out |= _devkit(split, metrics)
@@ -130,23 +138,39 @@ def _devkit(split: Split, ours: Metrics) -> dict[str, Any]:
 
 
 def _whole_task(work: Path, split: Split, rounds: int, expected: Metrics) -> dict[str, Any]:
+    cache, seen = _stores(work, split), []
+    for _ in range(rounds):
+        cold = _dropped_from_memory(cache)
+        seen.append(_in_new_process(cache, "teacher", TEACHER, expected))
+    keys = ("total_s", "imports_s", "work_s", "cpu_s", "peak_mb")
+    return {**{key: median(one[key] for one in seen) for key in keys}, "cold_files": cold}
+
+
+def _from_file(work: Path, split: Split, expected: Metrics) -> dict[str, Any]:
+    path = work / "submission.json"
+    export_submission(path, split.frames, split.detections, submission_meta(lidar=True))
+    found = _in_new_process(_stores(work, split), "submission", str(path), expected)
+    size = path.stat().st_size / 1e6
+    path.unlink()
+    return {**{key: value for key, value in found.items() if key != "summary"}, "file_mb": size}
+
+
+def _stores(work: Path, split: Split) -> Path:
     sizes = [len(split.frames), len(split.detections[split.frames[0].token])]
     cache = work / f"stores-{digest_of([*sizes, 1])[:8]}"
     if not (Path(teacher_place(cache, TEACHER)) / "manifest.json").is_file():
         write_stores(cache, split, TEACHER)
-    seen = []
-    for _ in range(rounds):
-        cold = _dropped_from_memory(cache)
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", _TASK, str(cache), TEACHER], capture_output=True, text=True, check=True
-        )
-        one = json.loads(done.stdout.splitlines()[-1])
-        seen.append({"total_s": time.perf_counter() - start, **one})
-        if one["summary"] != expected.summary():
-            raise AssertionError(f"from stores {one['summary']}, in memory {expected.summary()}")
-    keys = ("total_s", "imports_s", "work_s", "cpu_s", "peak_mb")
-    return {**{key: median(one[key] for one in seen) for key in keys}, "cold_files": cold}
+    return cache
+
+
+def _in_new_process(cache: Path, kind: str, source: str, expected: Metrics) -> dict[str, Any]:
+    start = time.perf_counter()
+    command = [sys.executable, "-c", _TASK, str(cache), kind, source]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    one = json.loads(done.stdout.splitlines()[-1])
+    if one["summary"] != expected.summary():
+        raise AssertionError(f"from {kind} {one['summary']}, in memory {expected.summary()}")
+    return {"total_s": time.perf_counter() - start, **one}
 
 
 def _dropped_from_memory(folder: Path) -> bool:

@@ -207,6 +207,12 @@ def test_the_official_settings_are_the_devkits_file() -> None:
         ({"dist_ths": (2.0, 2.0)}, "expected different distances"),
         ({"min_precision": 1.0}, "expected 0 to below 1"),
         ({"more": 1}, "fields .*more"),
+        ({"dist_ths": [2.0, "4"]}, "'4' is no finite number"),
+        ({"dist_ths": []}, "dist_ths is empty"),
+        ({"dist_ths": 2.0}, "expected a list of dist_ths"),
+        ({"min_recall": float("nan")}, "nan is no finite number"),
+        ({"class_range": {**CVPR_2019.class_range, "car": None}}, "None is no finite number"),
+        ({"mean_ap_weight": -1}, "mean_ap_weight -1 and max_boxes_per_sample 500, expected 0 or more"),
     ],
 )
 def test_wrong_settings_are_refused(change: dict, says: str) -> None:
