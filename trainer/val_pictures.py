@@ -1,7 +1,7 @@
 """Pictures of a few val frames while a run goes on: from above with truth, teacher and student, and both BEV maps.
 
 The same frames at every validation, so that TensorBoard's slider shows a student learning. The student looks at them
-when it is told to; drawing, about two seconds of one core a frame, is left to whoever calls what comes back.
+when it is told to; drawing, about half a second of one core a frame, is left to whoever calls what comes back.
 """
 
 from __future__ import annotations
