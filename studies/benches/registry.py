@@ -26,6 +26,7 @@ BENCHES = {
     "cache-teacher": "studies.benches.cache_teacher",
     "evaluate": "studies.benches.evaluate",
     "faults": "studies.benches.faults",
+    "full-size-steps": "studies.benches.full_size_steps",
     "loader": "studies.benches.loader",
     "memory": "studies.benches.memory",
     "order": "studies.benches.order",
