@@ -17,7 +17,7 @@ import torch
 from rich.console import RenderableType
 from rich.table import Table
 
-from cache.errors import DataError
+from cache.errors import ConfigError, DataError
 from models.build import build_detector, load_preset, preset_names
 from models.cost import ModelCost, PartCost, compression_performance, count_cost, latency_ms
 from models.cost_published import SPARSEKD, Comparison, compare
@@ -26,7 +26,7 @@ from pipeline.points import aggregate, read_lidar_file
 from pipeline.simulator import simulate
 from pipeline.simulator.rig import rig
 from pipeline.tables import open_tables
-from trainer.recipe import load_recipe
+from trainer.recipe import load_recipe, recipe_names
 
 IMAGE_FILE = (1600, 900)  # pixels that a rig's intrinsics are of
 SIMULATED = "v1.0-mini"
@@ -54,8 +54,14 @@ class Measured:
 
 
 def config_of(name: str) -> dict[str, Any]:
-    """The detector config of a preset, a shipped recipe or a recipe's file."""
-    return load_preset(name) if name in preset_names() else dict(load_recipe(name).model)
+    """The detector config of a preset, a shipped recipe or a recipe's file; ConfigError naming what there is."""
+    if name in preset_names():
+        return load_preset(name)
+    if name not in recipe_names() and not Path(name).is_file():
+        raise ConfigError(
+            f"model {name!r}: no preset, shipped recipe or recipe's file; the presets are {', '.join(preset_names())}"
+        )
+    return dict(load_recipe(name).model)
 
 
 def read_cloud(source: CloudSource) -> tuple[np.ndarray, str]:

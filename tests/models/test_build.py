@@ -296,13 +296,29 @@ def test_a_preset_may_be_laid_over_another_and_that_over_a_third():
     assert deep["backbone"]["outputs"] == ["C2", "C3", "C4", "C5"]
 
 
-def test_the_documents_table_tells_every_preset_and_its_parameters():
+def test_the_documents_table_tells_every_preset_its_parameters_and_its_map():
     rows = [line for line in (ROOT / "docs" / "models.md").read_text().splitlines() if line.startswith("| `")]
-    told = {}
+    counts, maps, cells = {}, {}, {}
     for line in rows:
-        names, _, counts, *_ = (cell.strip() for cell in line.strip("|").split("|"))
-        split = [count.strip() for count in counts.split(";")]
-        told |= dict(zip((name.strip(" `") for name in names.split(",")), split, strict=True))
+        first, _, parameters, sides, metres = (cell.strip() for cell in line.strip("|").split("|"))
+        names = [name.strip(" `") for name in first.split(",")]
+        counts |= dict(zip(names, _of_each(parameters, ";", names), strict=True))
+        shapes = [[int(side) for side in text.split(" x ")] for text in _of_each(sides, ";", names)]
+        maps |= dict(zip(names, _named(shapes), strict=True))
+        cells |= dict(zip(names, [float(m) for m in _of_each(metres.removesuffix(" m"), ",", names)], strict=True))
     with torch.device("meta"):
         models = {name: build_detector(load_preset(name)) for name in preset_names()}
-    assert told == {name: f"{sum(p.numel() for p in model.parameters()):,}" for name, model in models.items()}
+    assert counts == {name: f"{sum(p.numel() for p in model.parameters()):,}" for name, model in models.items()}
+    assert maps == {name: (model.bev_channels, *model.grid.shape) for name, model in models.items()}
+    assert cells == pytest.approx({name: model.grid.cell_m for name, model in models.items()}, abs=5e-4)
+
+
+def _of_each(text: str, between: str, names: list[str]) -> list[str]:
+    """One entry a name; one entry alone is that of all."""
+    parts = [part.strip() for part in text.split(between)]
+    return parts * len(names) if len(parts) == 1 else parts
+
+
+def _named(shapes: list[list[int]]) -> list[tuple[int, ...]]:
+    """Channels, H, W of each; where channels are not told again they are the first one's."""
+    return [tuple(shape) if len(shape) == 3 else (shapes[0][0], *shape) for shape in shapes]
