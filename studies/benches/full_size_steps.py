@@ -34,7 +34,7 @@ def run(
     """By preset: parameters, median milliseconds of `steps` steps of `batch` frames, peak memory (GPU: allocated, of
     its own preset; CPU: the process's so far). presets: names with commas between, in place of all full-size ones."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("full-size-steps: torch finds no CUDA device; run it where there is one, or --option device=cpu")
+        raise ConfigError("full-size-steps: torch finds no CUDA device here; or --option device=cpu")
     names = presets.split(",") if presets else full_size_presets()
     cloud = read_cloud(CloudSource(sweeps=SWEEPS))[0] if not all(is_camera(name) for name in names) else None
     out: dict[str, Any] = {"device": torch.cuda.get_device_name() if device == "cuda" else device, "batch": batch}
