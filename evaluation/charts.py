@@ -75,7 +75,7 @@ def interval_chart(rows: Sequence[Difference], about: str) -> str:
     most = max([*ends, 1e-3]) * 1.05
     width, left, step = 420, 136, 22
     height = step * len(rows) + 30
-    x_of = _scale(-most, most, left, width - 12)
+    x_of = _scale(-most, most, left, width - 30)
     parts = []
     for value in (-_nice(most), 0.0, _nice(most)):
         x = x_of(value)

@@ -15,6 +15,7 @@ from invoke.exceptions import Exit
 
 from cache.errors import ConfigError, DataError
 from cache.store import FrameStore
+from studies.benches.evaluate_data import made_up_split, write_stores
 from studies.commands.training import compare, evaluate
 from studies.comparing import ComparisonRequest, compare_sources
 from studies.reporting import ReportRequest, reporter
@@ -90,6 +91,15 @@ def test_an_image_that_is_damaged_is_told_and_the_rest_is_drawn(between_cache: P
     evaluate_source(cache, teacher="t", listener=reporter(path, 1, 20))
     text = path.read_text()
     assert "no pictures of the cameras: " in text and 'class="bev"' in text and 'class="cameras"' not in text
+
+
+def test_a_teacher_of_boxes_alone_and_frames_without_pictures_are_reported_with_what_there_is(tmp_path: Path) -> None:
+    write_stores(tmp_path / "cache", made_up_split(90, 30), "boxes")
+    path = tmp_path / "report.html"
+    evaluate_source(tmp_path / "cache", teacher="boxes", listener=reporter(path, 2, 20))
+    text = path.read_text()
+    assert "no pictures of the cameras: 4 bytes do not decode" in text and "over 3 scenes (20 draws" in text
+    assert text.count('<img class="bev"') == 3 and "<figcaption>" in text  # two worst frames and a typical one
 
 
 def test_stores_at_a_url_are_reported_too(between_cache: Path, tmp_path: Path) -> None:
