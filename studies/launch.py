@@ -64,7 +64,10 @@ class Launch:
             options += ["--nnodes", str(self.nnodes), "--max-restarts", str(RESTARTS), "--rdzv-id", "bevcask"]
             options += ["--rdzv-backend", "c10d", "--rdzv-endpoint", self.rdzv]
         if self.local_addr:
+            host = self.rdzv.rpartition(":")[0]
             options += ["--local-addr", self.local_addr]
+            # torchrun looks for HOST among the addresses of this machine's name, which are not all that it has
+            options += ["--rdzv-conf", f"is_host={str(host == self.local_addr).lower()}"] if self.nnodes > 1 else []
         return [*options, "-m", "trainer.main", *arguments]
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from cache.errors import BevcaskError, ConfigError
 from cache.files import read_json, write_json
-from studies.claims import part1, part2, part3, part4, part6_loader, part7
+from studies.claims import part1, part2, part3, part4, part6, part6_loader, part7
 from studies.claims.claim import ROOT, Claim, commit
 
 CLAIMS: tuple[Claim, ...] = (
@@ -28,6 +28,7 @@ CLAIMS: tuple[Claim, ...] = (
     *part2.CLAIMS,
     *part3.CLAIMS,
     *part4.CLAIMS,
+    *part6.CLAIMS,
     *part6_loader.CLAIMS,
     *part7.CLAIMS,
 )

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from cache.store import FrameStore
+from studies.ranks import ROOT, processes_of, run_to_end, run_until, steps_logged, training
 from tests.trainer import synthetic
 from tests.trainer.conftest import BOXES
 from tests.trainer.test_loop import losses, quiet, recipe
-from tests.trainer.torchrun import ROOT, processes_of, run_to_end, run_until, training
 from trainer.checkpoints import list_checkpoints
 from trainer.loop import train
 from trainer.recipe import Recipe
@@ -31,8 +31,7 @@ def written(chosen: Recipe, folder: Path) -> Path:
 
 def lines(run: Path, count: int) -> Callable[[], bool]:
     """Whether the run's log has so many lines."""
-    log = run / "metrics.jsonl"
-    return lambda: log.is_file() and log.read_bytes().count(b"\n") >= count
+    return lambda: steps_logged(run) >= count
 
 
 def digests(run: Path) -> list[str]:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from studies.ranks import run_to_end, torchrun
 from tests.trainer.rank_gradients import gradients
 from tests.trainer.test_loop import recipe
-from tests.trainer.torchrun import run_to_end, torchrun
 from trainer.distributed import Ranks
 from trainer.recipe import Recipe
 

@@ -1,4 +1,5 @@
-"""Real processes for the trainer's tests: modules under torchrun, each with a time limit, none left behind."""
+"""Trainings of several processes for proofs and tests: started, watched through their logs, killed, each with a time
+limit and none left behind."""
 
 from __future__ import annotations
 
@@ -10,14 +11,22 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+from trainer.metrics import read_metrics
+from trainer.run_files import METRICS
+
+ROOT = Path(__file__).parent.parent
+_KEPT_OUT = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
+    **{name: value for name, value in os.environ.items() if name not in _KEPT_OUT},
     "PYTHONPATH": str(ROOT),
     "PYTHONSAFEPATH": "1",
     "OMP_NUM_THREADS": "1",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
+
+
+class NoEndError(Exception):
+    """A command that did not end, or not become ready, in its time; it is killed."""
 
 
 def torchrun(processes: int, module: str, *arguments: str) -> list[str]:
@@ -33,14 +42,14 @@ def training(processes: int, recipe: Path, cache: Path, run: Path, *more: str) -
 
 
 def run_to_end(command: Sequence[str], limit_s: float) -> subprocess.CompletedProcess[str]:
-    """The command's status and words; its whole process group is killed where it takes longer, which fails the test."""
-    process = _start(command)
+    """The command's status and words; NoEndError, and its whole process group killed, where it takes longer."""
+    process = start(command)
     try:
         out, err = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
-        raise AssertionError(f"no end within {limit_s} s: {' '.join(command)}\n{out[-2000:]}{err[-4000:]}") from None
+        raise NoEndError(f"no end within {limit_s} s: {' '.join(command)}\n{out[-2000:]}{err[-4000:]}") from None
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
@@ -48,13 +57,13 @@ def run_until(
     command: Sequence[str], ready: Callable[[], bool], number: signal.Signals, limit_s: float
 ) -> subprocess.CompletedProcess[str]:
     """Sends a signal once `ready`: SIGKILL to the whole process group, as a machine dies; any other to the command
-    itself. Then its status and words."""
-    process, ends = _start(command), time.monotonic() + limit_s
+    itself. Then its status and words. NoEndError where one or the other takes too long."""
+    process, ends = start(command), time.monotonic() + limit_s
     try:
         while not ready():
             if process.poll() is not None or time.monotonic() > ends:
                 os.killpg(process.pid, signal.SIGKILL)
-                raise AssertionError(f"not ready: {process.communicate()[1][-4000:]}")
+                raise NoEndError(f"not ready: {process.communicate()[1][-4000:]}")
             time.sleep(0.05)
         (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
         out, err = process.communicate(timeout=max(ends - time.monotonic(), 1.0))
@@ -65,10 +74,33 @@ def run_until(
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def _start(command: Sequence[str]) -> subprocess.Popen[str]:
+def start(command: Sequence[str], log: Path | None = None) -> subprocess.Popen[str]:
+    """The command in a process group of its own; log: a file for its words, else they are piped."""
+    where = open(log, "ab") if log is not None else subprocess.PIPE
     return subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=ENVIRONMENT,
+        stdout=where,
+        stderr=where,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
     )
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to a started command and all that it started, as when a machine dies."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def steps_logged(run: Path) -> int:
+    """How many steps a run's log tells of; every step has a line where log_every = 1."""
+    log = run / METRICS
+    return len(read_metrics(log)) if log.is_file() else 0
 
 
 def processes_of(text: str) -> list[int]:
