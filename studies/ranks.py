@@ -3,6 +3,7 @@ limit and none left behind."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from trainer.metrics import read_metrics
 from trainer.run_files import METRICS
@@ -76,24 +78,16 @@ def run_until(
 
 def start(command: Sequence[str], log: Path | None = None) -> subprocess.Popen[str]:
     """The command in a process group of its own; log: a file for its words, else they are piped."""
-    where = open(log, "ab") if log is not None else subprocess.PIPE
-    return subprocess.Popen(
-        command,
-        env=ENVIRONMENT,
-        stdout=where,
-        stderr=where,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+    with contextlib.ExitStack() as stack:
+        where: Any = stack.enter_context(log.open("ab")) if log is not None else subprocess.PIPE
+        words = {"stdout": where, "stderr": where, "stdin": subprocess.DEVNULL, "text": True}
+        return subprocess.Popen(command, env=ENVIRONMENT, start_new_session=True, **words)
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:
     """SIGKILL to a started command and all that it started, as when a machine dies."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
