@@ -28,8 +28,8 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
     """Both, for as long as it is open."""
     names = [f"bevcask-{os.getpid()}-{side}" for side in "ab"]
     if not _namespaces(names):
-        inside = ("env", "GLOO_SOCKET_IFNAME=lo")
-        yield Host("127.0.0.2", inside, "loopback address"), Host("127.0.0.3", inside, "loopback address")
+        by_loopback = ("env", "GLOO_SOCKET_IFNAME=lo")
+        yield Host("127.0.0.2", by_loopback, "loopback address"), Host("127.0.0.3", by_loopback, "loopback address")
         return
     try:
         cables = [f"bc{os.getpid() % 100000}{side}" for side in "ab"]
