@@ -85,6 +85,9 @@ def launch(asked: Launch, arguments: Sequence[str], environment: Mapping[str, st
         "PYTHONSAFEPATH": "1",  # a folder named cache in the caller's directory must not be imported in place of ours
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_S),
     }
+    if asked.nnodes > 1:
+        # torchrun 2.13 tells the workers' meeting place once: a machine that comes back would wait for it in vain
+        forced["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with tempfile.TemporaryDirectory(prefix="bevcask-") as folder, _signals_as_before():
         outcome = Path(folder) / "outcome.json"
         os.environ.update({**defaults, **os.environ, **forced, OUTCOME: str(outcome)})
