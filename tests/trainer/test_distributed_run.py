@@ -5,15 +5,14 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from cache.store import FrameStore
+from models.lift_splat import LiftSplat
 from studies.ranks import ROOT, processes_of, run_to_end, run_until, steps_logged, training
 from tests.trainer import synthetic
-from tests.trainer.conftest import BOXES
+from tests.trainer.poisoned_rank import poisoned
 from tests.trainer.test_loop import losses, quiet, recipe
 from trainer.checkpoints import list_checkpoints
 from trainer.loop import train
@@ -95,24 +94,22 @@ def test_a_damaged_shard_ends_every_rank_with_its_name(tmp_path: Path, cache: Pa
 
 
 def test_a_loss_that_is_not_finite_ends_every_rank_and_names_the_frame(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A NaN in a cloud, which batch norms carry into the loss of all six frames: the log names the one."""
-    original = synthetic.frame_values
-
-    def values(number: int, *rest: Any) -> dict[str, Any]:
-        out = original(number, *rest)
-        if number == 3:
-            out["points"][7, 3] = np.nan
-        return out
-
-    monkeypatch.setattr(synthetic, "frame_values", values)
-    synthetic.write_frames(tmp_path / "cache", boxes=BOXES)
-    chosen = recipe("teacher", batch=6)
+    """One of the six frames of a batch has a NaN in its loss: the error names that one, on the rank that held it and
+    on the other."""
     token = synthetic.token_of(3)
-    with pytest.raises(DivergedError, match=rf"step 1: not finite: \{{'loss': nan.*\}}; frames {token};"):
-        train(chosen, tmp_path / "cache", tmp_path / "one", progress=quiet)
-    done = run_to_end(training(2, written(chosen, tmp_path), tmp_path / "cache", tmp_path / "two"), LIMIT_S)
+    chosen = recipe("student", batch=6)
+    command = training(2, written(chosen, tmp_path), cache, tmp_path / "two")
+    place = command.index("trainer.main")
+    command[place : place + 1] = ["tests.trainer.poisoned_rank", token]
+    done = run_to_end(command, LIMIT_S)
     assert done.returncode == 1
-    assert f"frames {token};" in done.stderr, done.stderr[-3000:]
+    told = [line for line in done.stderr.splitlines() if f"frames {token};" in line]
+    assert any(line.startswith("step 1: not finite") for line in told), done.stderr[-3000:]
+    assert any(line.startswith("rank 1 of 2: step 1: not finite") for line in told) or len(told) == 1
     assert list_checkpoints(tmp_path / "two") == []
+
+    monkeypatch.setattr(LiftSplat, "loss_parts", poisoned(token))
+    with pytest.raises(DivergedError, match=rf"step 1: not finite: \{{'loss': nan, 'vel': nan\}}; frames {token};"):
+        train(chosen, cache, tmp_path / "one", progress=quiet)
