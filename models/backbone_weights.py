@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import ConfigError, DataError
+from models.build import told_preset
 from models.detector import Detector
 from models.foreign_files import read_checkpoint
 from models.resnet import ResNet
@@ -72,14 +73,14 @@ def load_backbone(model: Detector, path: Path) -> BackboneLoad:
     left_out = {name for names in skipped.values() for name in names}
     wanted = {name: tensor for name, tensor in found.items() if name not in left_out}
     expected = backbone.state_dict()
-    _require_fit(expected, wanted, str(path))
+    _require_fit(expected, wanted, str(path), model)
     for name, own in expected.items():
         if name in wanted:
             own.copy_(wanted[name])
     return BackboneLoad(str(path), prefix, sum(name in wanted for name in expected), skipped)
 
 
-def _require_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
+def _require_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str, model: Detector) -> None:
     missing = tuple(name for name in expected if name not in found and not name.endswith(COUNTER))
     left = tuple(name for name in found if name not in expected)
     other = tuple(
@@ -90,7 +91,10 @@ def _require_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], wh
     problems = {"missing": missing, "of another shape": other, "without a place": left}
     if any(problems.values()):
         told = "; ".join(f"{len(names)} tensors {what}: {_some(names)}" for what, names in problems.items() if names)
-        raise DataError(f"{where}: another backbone: {told}; set [model.backbone] to the one of the file")
+        raise DataError(
+            f"{where}: another backbone than that of {told_preset(model.config)}: {told}; set [model.backbone] to the "
+            "one of the file"
+        )
     for name, tensor in found.items():
         if not torch.isfinite(tensor.float()).all():
             raise DataError(f"{where}: tensor {name} holds NaN or infinite values; take another file")
