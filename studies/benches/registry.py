@@ -24,6 +24,7 @@ from studies.benches.machine import machine
 
 BENCHES = {
     "cache-teacher": "studies.benches.cache_teacher",
+    "drift": "studies.benches.drift",
     "evaluate": "studies.benches.evaluate",
     "faults": "studies.benches.faults",
     "full-size-steps": "studies.benches.full_size_steps",
