@@ -1,7 +1,8 @@
 """The bird's-eye-view encoder of camera models: residual stages at falling resolution, and a neck that joins them.
 
-(B, C, H, W) -> (B, C', H, W). Three forms: without a stem, as a splatted map is already small (the default);
-BEVDepth's, with a stem of stride 2 and the map itself beside the stages in the neck; BEVDet's, with its own neck.
+(B, C, H, W) -> (B, C', H, W). Four forms: without a stem, as a splatted map is already small (the default);
+BEVDepth's, with a stem of stride 2 and the map itself beside the stages in the neck; BEVDet's, with its own neck; and
+the plain stages of a LiDAR detector, for students that begin from one's weights.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.bev_backbone import MultiScaleNeck
+from models.bev_backbone import MultiScaleNeck, second_stages
 from models.bevdet_neck import BevDetNeck
 from models.config import AtLeastOne, Config
 from models.resnet import BasicBlock
@@ -20,7 +21,8 @@ from models.resnet import BasicBlock
 class BevEncoderConfig(Config):
     """One entry per stage: residual blocks, stride, channels.
 
-    neck: `second` brings each stage to `neck_channels` at full resolution, `bevdet` joins the first and the last to
+    block: residual, or plain: SECOND's stages, of one convolution of the stride and so many more as `layers` says, which
+    are a LiDAR detector's own, so that its weights mean here what they mean there. neck: `second` brings each stage to `neck_channels` at full resolution, `bevdet` joins the first and the last to
     `neck_channels` in all. stem: a 7x7 convolution of stride 2 before the stages, and the input beside them in the
     neck. shortcut: past a block that halves, 1x1 with a norm, or 3x3 with a bias.
     """
@@ -28,6 +30,7 @@ class BevEncoderConfig(Config):
     layers: tuple[AtLeastOne, ...] = Field(default=(2, 2, 2), min_length=1)
     strides: tuple[AtLeastOne, ...] = (1, 2, 2)
     filters: tuple[AtLeastOne, ...]
+    block: Literal["residual", "plain"] = "residual"
     neck_channels: int = Field(ge=1)
     neck: Literal["second", "bevdet"] = "second"
     stem: bool = False
@@ -39,6 +42,8 @@ class BevEncoderConfig(Config):
             raise ValueError("layers, strides and filters need one entry per stage")
         if self.neck == "bevdet" and (self.stem or len(self.filters) < 2):
             raise ValueError("neck bevdet goes with two stages or more, and no stem")
+        if self.block == "plain" and (self.stem or self.shortcut != "1x1"):
+            raise ValueError("block plain has no shortcuts and goes without a stem")
         return self
 
     @property
@@ -66,13 +71,11 @@ class BevEncoder(nn.Module):
             stem = nn.Conv2d(in_channels, config.filters[0], 7, 2, 3, bias=False)
             self.stem = nn.Sequential(stem, nn.BatchNorm2d(config.filters[0]), nn.ReLU(inplace=True))
             in_channels = config.filters[0]
-        self.stages = nn.ModuleList()
-        for layers, stride, width in zip(config.layers, config.strides, config.filters, strict=True):
-            blocks = [BasicBlock(in_channels, width, stride), *(BasicBlock(width, width) for _ in range(layers - 1))]
-            if config.shortcut == "3x3" and blocks[0].downsample is not None:
-                blocks[0].downsample = nn.Conv2d(in_channels, width, 3, stride, 1)
-            self.stages.append(nn.Sequential(*blocks))
-            in_channels = width
+        self.plain = config.block == "plain"
+        if self.plain:
+            self.stages = second_stages(in_channels, config.layers, config.strides, config.filters)
+        else:
+            self.stages = _residual_stages(in_channels, config)
         totals = config.total_strides
         self.neck: MultiScaleNeck | BevDetNeck
         if config.neck == "second":
@@ -90,3 +93,14 @@ class BevEncoder(nn.Module):
             bev = stage(bev)
             maps.append(bev)
         return self.neck(maps)
+
+
+def _residual_stages(in_channels: int, config: BevEncoderConfig) -> nn.ModuleList:
+    stages = nn.ModuleList()
+    for layers, stride, width in zip(config.layers, config.strides, config.filters, strict=True):
+        blocks = [BasicBlock(in_channels, width, stride), *(BasicBlock(width, width) for _ in range(layers - 1))]
+        if config.shortcut == "3x3" and blocks[0].downsample is not None:
+            blocks[0].downsample = nn.Conv2d(in_channels, width, 3, stride, 1)
+        stages.append(nn.Sequential(*blocks))
+        in_channels = width
+    return stages

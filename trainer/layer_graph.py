@@ -74,10 +74,10 @@ def layer_graph(model: nn.Module) -> Graph:
     """The graph of one of our detectors. ConfigError for a module of another make."""
     builder = _Builder(model)
     if isinstance(model, CenterPoint):
-        bev = builder.plain_trunk("backbone", builder.lidar_encoder("encoder", model.encoder))
+        bev = builder.plain_trunk("backbone", "blocks", builder.lidar_encoder("encoder", model.encoder))
     elif isinstance(model, LiftSplat):
         builder.graph.fixed.add("splat")
-        bev = builder.residual_trunk("encoder", model.encoder, "splat")
+        bev = builder.camera_trunk("encoder", model.encoder, "splat")
     else:
         raise ConfigError(
             f"a {type(model).__name__} cannot inherit or bequeath weights; those that can are CenterPoint and LiftSplat"
@@ -133,12 +133,17 @@ class _Builder:
         graph.derived["canvas"] = Flatten(out, encoder.layers_out)
         return "canvas"
 
-    def plain_trunk(self, at: str, stream: str) -> str:
+    def camera_trunk(self, at: str, encoder: BevEncoder, stream: str) -> str:
+        if encoder.plain:
+            return self.plain_trunk(at, "stages", stream)
+        return self.residual_trunk(at, encoder, stream)
+
+    def plain_trunk(self, at: str, stages: str, stream: str) -> str:
         ends = []
-        for i, block in enumerate(cast(Iterator[nn.Sequential], self.modules[f"{at}.blocks"])):
+        for i, block in enumerate(cast(Iterator[nn.Sequential], self.modules[f"{at}.{stages}"])):
             convs = [k for k, module in enumerate(block) if isinstance(module, nn.Conv2d)]
             for n, k in enumerate(convs):
-                here = f"{at}.blocks.{i}"
+                here = f"{at}.{stages}.{i}"
                 stream = self.layer(f"trunk.{i}.{n}", f"{here}.{k}", f"{here}.{k + 1}", stream, f"trunk.{i}.{n}")
             ends.append(stream)
         return self.neck(f"{at}.neck", ends)
