@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from invoke.tasks import Task
 
-from studies.commands import benches, caching, checking, data, development, training, upkeep
+from studies.commands import ablation, benches, caching, checking, data, development, training, upkeep
 from studies.commands.command_line import task
 
 __all__ = ["task"]
 
-for _group in (data, caching, checking, upkeep, training, benches, development):
+for _group in (data, caching, checking, upkeep, training, ablation, benches, development):
     globals().update({name: value for name, value in vars(_group).items() if isinstance(value, Task)})

@@ -21,10 +21,11 @@ from models.resnet import BasicBlock
 class BevEncoderConfig(Config):
     """One entry per stage: residual blocks, stride, channels.
 
-    block: residual, or plain: SECOND's stages, of one convolution of the stride and so many more as `layers` says, which
-    are a LiDAR detector's own, so that its weights mean here what they mean there. neck: `second` brings each stage to `neck_channels` at full resolution, `bevdet` joins the first and the last to
-    `neck_channels` in all. stem: a 7x7 convolution of stride 2 before the stages, and the input beside them in the
-    neck. shortcut: past a block that halves, 1x1 with a norm, or 3x3 with a bias.
+    block: residual, or plain: SECOND's stages, of one convolution of the stride and `layers` more. A LiDAR detector has
+    the same, so that its weights mean here what they mean there. neck: `second` brings each stage to `neck_channels` at
+    full resolution, `bevdet` joins the first and the last to `neck_channels` in all. stem: a 7x7 convolution of stride
+    2 before the stages, and the input beside them in the neck. shortcut: past a block that halves, 1x1 with a norm, or
+    3x3 with a bias.
     """
 
     layers: tuple[AtLeastOne, ...] = Field(default=(2, 2, 2), min_length=1)

@@ -31,7 +31,7 @@ from trainer.run_files import RECORD
 ROOT = Path(__file__).parent.parent
 _POLL_S = 2.0
 # glibc gives large blocks back to the kernel and faults them in again at every step: keeping them saves 5 to 20 %
-_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 _CURVE_SKIPS = (
     "step",
     "epoch",
@@ -75,7 +75,7 @@ def train_run(
         load_recipe(recipe, overrides)  # what is wrong with it is told before processes are started
         arguments = ["--recipe", recipe, "--cache", open_root(cache).url, "--run-dir", str(run)]
         arguments += ["--overrides", json.dumps(overrides or {}), *(["--resume"] if resume else [])]
-        launch(launched, [*arguments, *(["--threads", str(threads)] if threads else [])], _KEEP_MEMORY)
+        launch(launched, [*arguments, *(["--threads", str(threads)] if threads else [])], KEEP_MEMORY)
         if not (run / RECORD).is_file():
             return {}
         result = saved_result(run)
@@ -124,7 +124,7 @@ def _start(job: TrainingJob, threads: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "studies.training", *arguments],
         cwd=ROOT,
-        env={**_KEEP_MEMORY, **os.environ},
+        env={**KEEP_MEMORY, **os.environ},
         stdout=subprocess.DEVNULL,
         stderr=open(job.run / "training.log", "w"),
         text=True,

@@ -1,0 +1,165 @@
+"""One training of the ablation and its score: a process in, one small JSON file out.
+
+A job is plain values. Its key is a digest of what they say before defaults are filled in, so that a new default key
+elsewhere in the project does not orphan results, and a changed weight, world or preset does. The file is written whole
+or not at all; a job that was killed goes on from its last checkpoint. Cost: minutes, on one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache.classes import DETECTION_CLASSES
+from cache.errors import BevcaskError
+from cache.files import digest_of, read_json, write_json
+from cache.layout import frames_place
+from cache.store import FrameStore
+from models.build import load_preset
+from models.detector import Detector
+from studies.ablation.suite import laid_over
+from studies.benches.machine import machine
+from studies.claims.claim import commit
+from studies.scoring import score
+from studies.training import end_with_parent, train_run
+from trainer.metrics import read_metrics
+from trainer.predict import load_run, predict
+from trainer.recipe import RECIPES
+
+FORMAT = "bevcask-ablation-1"
+CURVE_POINTS = 10
+
+
+@dataclass(frozen=True)
+class Label:
+    """Where a result stands in the tables. The key does not depend on suite and row: suites share what is the same."""
+
+    suite: str
+    row: str
+    student: str
+    regime: str
+    round: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.row} ({self.student}, {self.regime}), seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """recipe and overrides: what is trained; train_cache: its stores; score_cache and split: what it is scored on; run:
+    the training's folder; result: the file; key: see `key_of`; origin: digests of the files that it stands on."""
+
+    label: Label
+    key: str
+    recipe: str
+    overrides: Mapping[str, Any]
+    train_cache: str
+    score_cache: str
+    split: str
+    run: str
+    result: str
+    origin: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Job:
+        return cls(**{**values, "label": Label(**values["label"])})
+
+
+def recipe_source(name: str) -> dict[str, Any]:
+    """A shipped recipe as written, what it extends and its preset laid out, and no defaults."""
+    values = tomllib.loads((RECIPES / f"{name}.toml").read_text())
+    base = values.pop("extends", None)
+    if base is not None:
+        return laid_over(recipe_source(base), values)
+    return values
+
+
+def key_of(recipe: str, overrides: Mapping[str, Any], stands_on: Mapping[str, Any]) -> str:
+    """Hex digest of a recipe as written under its overrides, and of the worlds and stores that it stands on."""
+    written = laid_over(recipe_source(recipe), overrides)
+    model = dict(written["model"])
+    if "preset" in model:
+        model = laid_over(load_preset(str(model.pop("preset"))), model)
+    written["model"] = model
+    return digest_of({"format": FORMAT, "recipe": written, **stands_on})[:16]
+
+
+def is_done(job: Job) -> bool:
+    """Whether its result is there. DataError where the file is not JSON."""
+    path = Path(job.result)
+    return path.is_file() and read_json(path, "an ablation's result").get("key") == job.key
+
+
+def run_job(values: Mapping[str, Any], threads: int = 1) -> dict[str, Any]:
+    """Trains and scores one job, and writes its result; comes back at once where that is there."""
+    job = Job.of(values)
+    if is_done(job):
+        return dict(read_json(Path(job.result), "an ablation's result"))
+    run = Path(job.run)
+    torch.set_num_threads(threads)
+    trained = train_run(job.recipe, job.train_cache, run, resume=True, threads=threads, overrides=job.overrides)
+    lines = read_metrics(run / "metrics.jsonl")
+    result = {
+        "format": FORMAT,
+        "key": job.key,
+        **asdict(job.label),
+        **score_of(load_run(run), job.score_cache, job.split),
+        "steps": trained["steps"],
+        "loss": round(trained["loss"], 5),
+        "loss_curve": curve_of(lines),
+        "train_minutes": round(trained["seconds"] / 60, 3),
+        "stall_share": round(trained["stall_share"], 4),
+        "origin": dict(job.origin),
+        "commit": commit(),
+        "cpu": machine()["cpu"],
+        "torch": torch.__version__,
+    }
+    write_json(Path(job.result), result)
+    (run / "checkpoint.safetensors").unlink(missing_ok=True)  # the optimiser's state; the weights stay
+    return result
+
+
+def score_of(model: Detector, cache: str | Path, split: str) -> dict[str, Any]:
+    """The metric's figures of a detector on a split's labelled key frames, the AP of each class, and the minutes."""
+    start = time.monotonic()
+    store = FrameStore(frames_place(cache))
+    rows = [row for row in store.key_rows(split) if store.is_labelled(row)]
+    metrics = score(store, rows, predict(model, store, rows, progress=lambda done, total: None))
+    return {
+        **metrics.summary(),
+        "class_ap": {name: round(float(metrics.class_ap(name)), 5) for name in DETECTION_CLASSES},
+        "frames": len(rows),
+        "score_minutes": round((time.monotonic() - start) / 60, 3),
+    }
+
+
+def curve_of(lines: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    """(step, detection loss averaged since the point before) at tenths of a run: whether it is flat at its end. The
+    terms' own losses are left out: rows have different ones."""
+    size = max(1, len(lines) // CURVE_POINTS)
+    chunks = [lines[i : i + size] for i in range(0, len(lines) - size + 1, size)]
+    names = ("heatmap", "center", "height", "dim", "rot", "vel")
+    own = [[sum(line.get(name, 0.0) for name in names) for line in chunk] for chunk in chunks]
+    return [
+        (int(chunk[-1]["step"]), round(sum(values) / len(values), 4)) for chunk, values in zip(chunks, own, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    try:
+        run_job(json.loads(Path(sys.argv[1]).read_text()))
+    except BevcaskError as _error:
+        sys.exit(" ".join(str(_error).split()))

@@ -1,0 +1,159 @@
+"""What jobs stand on, made once in the run's folder: worlds with their frame stores, teachers, teacher stores.
+
+Every step is skipped where its result lies there, and goes on where it was stopped. A world of 500 frames takes minutes
+of all cores, a teacher as long as a student, a store under a minute.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cache.files import digest_of, file_sha256
+from cache.layout import frames_place
+from cache.manifest import MANIFEST
+from cache.store import FrameStore
+from models.build import resolve_config
+from pipeline.engine import default_workers
+from pipeline.frames import FrameOptions, cache_frames
+from pipeline.teacher import TeacherOptions, cache_teacher
+from studies.ablation.controls import untrained_teacher, write_basis
+from studies.ablation.job import recipe_source
+from studies.ablation.regimes import Regime, World
+from studies.ablation.suite import Speaker, StoreSpec
+from studies.demo import VERSION
+from studies.simulation import simulate_with_progress
+from studies.training import TrainingJob, train_side_by_side
+
+TEACHER, CAMERA_TEACHER = "ablation-teacher", "ablation-camera-teacher"
+TEACHER_SEED = 0
+CALLABLES: Mapping[Speaker, str] = {
+    "another_frame": "studies.ablation.controls:another_frame",
+    "annotations": "studies.ablation.controls:annotated",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a run. teacher, camera: laid over the recipes of both teachers, for tests; workers: processes of passes."""
+
+    folder: Path
+    console: Console
+    teacher: Mapping[str, Any]
+    camera: Mapping[str, Any]
+    workers: int | None = None
+
+
+def store_name(spec: StoreSpec) -> str:
+    """Of a store in its world's cache."""
+    return f"{spec.says}-{digest_of(spec.model_dump(mode='json'))[:8]}"
+
+
+def teacher_over(settings: Settings, regime: Regime, says: Speaker) -> tuple[str, dict[str, Any]]:
+    """(recipe, overrides) of the teacher behind a store; of the LiDAR one also where a control stands on it."""
+    camera = says == "camera"
+    steps = regime.camera_steps if camera else regime.teacher_steps
+    over = dict(settings.camera if camera else settings.teacher)
+    over["train"] = {"steps": steps, "seed": TEACHER_SEED, **dict(over.get("train", {}))}
+    return (CAMERA_TEACHER if camera else TEACHER), over
+
+
+def describes(settings: Settings, regime: Regime, world: World, spec: StoreSpec | None, init: str) -> dict[str, Any]:
+    """What a row's store and first weights are, as data, for keys."""
+    out: dict[str, Any] = {"world": asdict(world)}
+    if spec is not None:
+        recipe, over = teacher_over(settings, regime, spec.says)
+        out |= {"store": spec.model_dump(mode="json"), "teacher": [recipe_source(recipe), over]}
+    if init:
+        recipe, over = teacher_over(settings, regime, "trained")
+        out |= {"init": init, "init_teacher": [recipe_source(recipe), over]}
+    return out
+
+
+def world_cache(settings: Settings, world: World) -> Path:
+    """Where a world's stores lie."""
+    return settings.folder / "worlds" / f"{world.name}-{digest_of(asdict(world))[:8]}" / "cache"
+
+
+def make_world(settings: Settings, world: World) -> Path:
+    """Its cache, with the frame store: images, points, annotations. The raw folder is removed once all is in there."""
+    cache = world_cache(settings, world)
+    data = cache.with_name("data")
+    if (cache / "frames" / MANIFEST).is_file():
+        shutil.rmtree(data, ignore_errors=True)
+        return cache
+    settings.console.print(f"[bold]world[/bold] {world.name}: {world.train_scenes} + {world.val_scenes} scenes")
+    if not data.is_dir():
+        simulate_with_progress(
+            data,
+            version=VERSION,
+            train_scenes=world.train_scenes,
+            val_scenes=world.val_scenes,
+            frames=world.frames,
+            sweeps=world.sweeps,
+            seed=world.seed,
+            between_images=world.between,
+            workers=settings.workers,
+        )
+    options = FrameOptions(image_scale=world.image_scale, points=True, sweeps=world.sweeps, between=world.between)
+    cache_frames(data, VERSION, cache, options=options, workers=settings.workers)
+    shutil.rmtree(data)
+    return cache
+
+
+def teacher_file(settings: Settings, regime: Regime, world: World, says: Speaker) -> Path:
+    """Where a teacher's weights lie, or will."""
+    recipe, over = teacher_over(settings, regime, says)
+    digest = digest_of({"recipe": recipe_source(recipe), "over": over, "world": asdict(world)})[:8]
+    return settings.folder / "teachers" / f"{says}-{digest}" / "model.safetensors"
+
+
+def make_teacher(settings: Settings, regime: Regime, world: World, says: Speaker) -> Path:
+    """The weights of the trained or the camera teacher, from the labelled frames of the world's train split alone, or
+    of the untrained one."""
+    recipe, over = teacher_over(settings, regime, says)
+    cache, weights = world_cache(settings, world), teacher_file(settings, regime, world, says)
+    run = weights.parent
+    if weights.is_file():
+        return weights
+    if says == "untrained":
+        frames = FrameStore(frames_place(cache))
+        rows = [row for row in frames.split_rows("train") if frames.is_labelled(row)]
+        source = recipe_source(recipe)["model"]
+        config = resolve_config({**source, **over.get("model", {})})
+        run.mkdir(parents=True, exist_ok=True)
+        untrained_teacher(config, frames, rows, weights, TEACHER_SEED)
+        return weights
+    settings.console.print(f"[bold]teacher[/bold] {recipe} on {world.name}")
+    threads = settings.workers or default_workers()
+    train_side_by_side([TrainingJob(f"{says} teacher", recipe, cache, run, over)], threads=threads)
+    return weights
+
+
+def make_store(settings: Settings, regime: Regime, world: World, spec: StoreSpec) -> dict[str, str]:
+    """The teacher store of a spec in the world's cache; returns what it stands on, by name: digests of weights and
+    manifest. One that is there is opened, not made."""
+    cache, name = world_cache(settings, world), store_name(spec)
+    speaker: Speaker = spec.says if spec.says not in CALLABLES else "trained"
+    weights = make_teacher(settings, regime, world, speaker)
+    teacher, checkpoint = "own", weights
+    if spec.says in CALLABLES:
+        teacher = CALLABLES[spec.says]
+        checkpoint = weights.parent / f"basis-{digest_of(str(cache))[:8]}.json"
+        write_basis(checkpoint, FrameStore(frames_place(cache)), weights)
+    if not (cache / "teachers" / name / MANIFEST).is_file():
+        settings.console.print(f"[bold]store[/bold] {name}: {spec.coverage} {spec.fields}", markup=True)
+    manifest = cache_teacher(
+        cache,
+        name,
+        teacher=teacher,
+        checkpoint=checkpoint,
+        options=TeacherOptions(spec.coverage, fields=spec.fields),
+        workers=settings.workers,
+    )
+    return {"teacher_sha256": file_sha256(weights)[:16], "store": manifest.digest[:16]}

@@ -1,0 +1,312 @@
+"""The ablation end to end in a tiny world: killed in the middle, called again, tables made; what its parts promise."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from scipy.stats import t
+
+from cache.errors import ConfigError
+from cache.layout import teacher_place
+from cache.store import FrameStore, TeacherStore
+from models.build import build_detector, save_weights
+from pipeline.teacher import TeacherOptions, cache_teacher
+from studies.ablation.controls import partners
+from studies.ablation.job import key_of, recipe_source
+from studies.ablation.plan import TEACHER_ROW, Cell, Sweep, jobs_of, overrides_of
+from studies.ablation.prepare import Settings, make_store, store_name, world_cache
+from studies.ablation.regimes import REGIMES, Scale, place_of
+from studies.ablation.report import make_tables
+from studies.ablation.running import run_sweep
+from studies.ablation.suite import chosen_suites, load_suite, suite_names
+from studies.ablation.tables import BEGIN, END, read_results
+from tests.studies.ablation_world import SMALL_TEACHER, SUITE, SWEEP_SCRIPT, tiny_sweep
+from trainer.loop import make_training
+from trainer.plan import make_plan, said_reader
+from trainer.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, dict[str, Any], str]:
+    """The tiny sweep, killed with -9 once while a training was under way, then called again."""
+    folder = tmp_path_factory.mktemp("ablation")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-c", SWEEP_SCRIPT, str(folder)]
+    with open(folder / "said", "w") as said:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said, process_group=0)
+        deadline = time.monotonic() + 300
+        while not list(folder.glob("run/runs/*/checkpoint.safetensors")) and process.poll() is None:
+            assert time.monotonic() < deadline, (folder / "said").read_text()
+            time.sleep(0.1)
+        assert process.poll() is None, (folder / "said").read_text()
+        process.send_signal(signal.SIGKILL)  # the parent alone: its trainings must end by themselves
+        process.wait()
+    before = sorted((folder / "docs" / "results").glob("*.json"))
+    assert all(json.loads(path.read_text())["key"] for path in before)
+    time.sleep(2.5)
+    sweep = tiny_sweep(folder, Console(quiet=True))
+    outcome = run_sweep(sweep, budget_min=None, at_once=2, console=sweep.settings.console)
+    assert outcome.there == len(before) and outcome.left == 0
+    assert outcome.there + len(outcome.done) == len(list(jobs_of(sweep)))
+    return sweep, read_results(sweep.results), (folder / "said").read_text()
+
+
+def test_a_killed_sweep_goes_on_and_every_job_has_its_result(finished: tuple[Sweep, dict[str, Any], str]) -> None:
+    sweep, results, _ = finished
+    keys = {job.key for _, job in jobs_of(sweep)}
+    trained = {key for key, result in results.items() if result["row"] != TEACHER_ROW}
+    assert trained == keys and len(keys) == 6 and len(results) == 7  # the teacher's own score is the seventh
+    for result in results.values():
+        assert 0 <= result["NDS"] <= 1 and result["frames"] > 0 and result["steps"] == 3
+    again = run_sweep(sweep, budget_min=None, at_once=1, console=Console(quiet=True))
+    assert again.done == [] and again.there == len(keys)
+
+
+def test_rows_of_a_seed_differ_in_nothing_but_their_terms_and_first_weights(
+    finished: tuple[Sweep, dict[str, Any], str],
+) -> None:
+    sweep, _, _ = finished
+    recipes = {}
+    for cell, job in jobs_of(sweep):
+        recipe = json.loads((Path(job.run) / "recipe.json").read_text())
+        recipes[cell.row.name, job.label.seed] = recipe
+    for (row, seed), recipe in recipes.items():
+        assert recipe["train"]["seed"] == seed and bool(recipe["terms"]) == (row != "none")
+        assert recipe["train"]["steps"] == 3
+        for part in ("name", "terms"):
+            recipe.pop(part)
+        recipe["data"].pop("teacher")
+        recipe["train"].pop("init_from"), recipe["train"].pop("init_scheme")
+    assert all(recipe == recipes["none", seed] for (_, seed), recipe in recipes.items())
+
+
+def test_the_table_is_made_of_the_files_alone_and_the_text_around_it_stays(
+    finished: tuple[Sweep, dict[str, Any], str],
+) -> None:
+    sweep, results, _ = finished
+    docs = sweep.results.parent
+    (docs / "results.md").write_text(f"# Results\n\nThe protocol.\n\n{BEGIN}\nold\n{END}\n\nThe end.\n")
+    lines = make_tables(docs, [sweep])
+    text = (docs / "results.md").read_text()
+    assert text.startswith("# Results\n\nThe protocol.\n") and text.endswith("The end.\n") and "old" not in text
+    told = json.loads((docs / "results.json").read_text())
+    assert [row["row"] for row in told] == [row.name for row in SUITE.rows] == [line.cell.row.name for line in lines]
+    assert "| teacher | ablation-teacher | scarce | 0 | 0 |" in text
+    assert all(row["seeds"] == 2 for row in told)
+    dense = next(row for row in told if row["row"] == "dense")
+    by_row = {
+        row: [100 * r["NDS"] for r in sorted(results.values(), key=lambda r: r["seed"]) if r["row"] == row]
+        for row in ("none", "dense")
+    }
+    gains = np.subtract(by_row["dense"], by_row["none"])
+    assert dense["gain_nds"] == pytest.approx(gains.mean(), abs=1e-3)
+    half = t.ppf(0.975, 1) * gains.std(ddof=1) / np.sqrt(2)
+    assert (dense["ci_low"], dense["ci_high"]) == pytest.approx((gains.mean() - half, gains.mean() + half), abs=2e-3)
+    assert dense["distils"] in (True, False) and next(r for r in told if r["row"] == "none")["gain_nds"] is None
+    first = (docs / "results.md").read_bytes()
+    make_tables(docs, [sweep])
+    assert (docs / "results.md").read_bytes() == first
+
+
+def test_results_of_a_row_that_is_gone_stay_in_the_list(finished: tuple[Sweep, dict[str, Any], str]) -> None:
+    sweep, results, _ = finished
+    fewer = replace(sweep, suites=[SUITE.model_copy(update={"rows": SUITE.rows[:1]})])
+    make_tables(sweep.results.parent, [fewer])
+    text = (sweep.results.parent / "results.md").read_text()
+    kept = text[text.index("no row of a suite any more") :]
+    assert kept.count("| tiny | dense |") == 2 and len(results) == 7
+
+
+def test_a_budget_begins_nothing_that_it_cannot_end(finished: tuple[Sweep, dict[str, Any], str]) -> None:
+    sweep, _, _ = finished
+    more = replace(sweep, seeds=3)
+    outcome = run_sweep(more, budget_min=0.0, at_once=2, console=Console(quiet=True))
+    assert outcome.done == [] and outcome.left == 3 and outcome.there == 6
+
+
+def stores_of(sweep: Sweep) -> tuple[FrameStore, dict[str, TeacherStore]]:
+    """The train world's frames, and by who speaks the store of `SUITE`, made where no row has asked for it."""
+    place = sweep.place
+    cache = world_cache(sweep.settings, place.train)
+    for spec in SUITE.stores.values():
+        make_store(sweep.settings, sweep.regime, place.train, spec)
+    stores = {spec.says: TeacherStore(teacher_place(cache, store_name(spec))) for spec in SUITE.stores.values()}
+    return FrameStore(cache / "frames"), stores
+
+
+def test_the_untrained_teacher_says_something_else_of_the_same_frames(
+    finished: tuple[Sweep, dict[str, Any], str],
+) -> None:
+    _, stores = stores_of(finished[0])
+    trained, untrained = stores["trained"].cells(0), stores["untrained"].cells(0)
+    where = np.intersect1d(trained.index, untrained.index)
+    assert len(where)
+    said = [cells.values[np.isin(cells.index, where)] for cells in (trained, untrained)]
+    assert said[0].shape == said[1].shape and not np.allclose(said[0], said[1], atol=1e-2)
+    assert said[1].std() > 1e-3
+
+
+def test_another_frame_is_the_trained_teacher_on_a_frame_of_another_scene(
+    finished: tuple[Sweep, dict[str, Any], str],
+) -> None:
+    frames, stores = stores_of(finished[0])
+    for row, partner in partners(frames).items():
+        assert frames.scene_of(row) != frames.scene_of(partner)
+        mine = stores["another_frame"].index.row_of(frames.tokens[row])
+        theirs = stores["trained"].index.row_of(frames.tokens[partner])
+        assert mine is not None and theirs is not None
+        for name in ("boxes_lidar", "scores", "labels"):
+            said = getattr(stores["another_frame"].detections(mine), name)
+            np.testing.assert_array_equal(said, getattr(stores["trained"].detections(theirs), name))
+        own = stores["trained"].detections(mine).boxes_lidar
+        assert not np.array_equal(own, stores["another_frame"].detections(mine).boxes_lidar)
+
+
+def test_the_annotations_in_the_teachers_place_are_the_losss_own_targets(
+    finished: tuple[Sweep, dict[str, Any], str],
+) -> None:
+    sweep = finished[0]
+    frames, stores = stores_of(sweep)
+    store = stores["annotations"]
+    model: Any = build_detector(load_recipe("ablation-teacher", {"model": SMALL_TEACHER}).model)
+    for row in range(2):
+        ids = frames.read(row, "gt_ids")
+        seen = ids[:, 2] + ids[:, 3] > 0
+        boxes = torch.from_numpy(np.array(frames.boxes_lidar(row)[seen], np.float32))
+        target = model.head.targets([boxes], [torch.from_numpy(ids[seen, 0].astype(np.int64))])[0].heatmap[0]
+        told = store.index.row_of(frames.tokens[row])
+        assert told is not None
+        cells = store.cells(told)
+        height, width = store.grid.shape
+        flat = target.reshape(len(target), height * width).numpy()
+        np.testing.assert_allclose(cells.values[:, : len(target)], flat[:, cells.index].T, atol=1e-3)
+        found = store.detections(told)
+        assert len(found.scores) == int(seen.sum()) and (found.scores == 1).all()
+        np.testing.assert_allclose(found.boxes_lidar[:, :7], boxes.numpy()[:, :7], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_every_row_of_a_suite_is_served_by_the_store_that_it_names(
+    name: str, finished: tuple[Sweep, dict[str, Any], str], tmp_path: Path
+) -> None:
+    """Each row's recipe is built against a store cached as its suite says, from one small teacher."""
+    sweep = finished[0]
+    cache, suite = world_cache(sweep.settings, sweep.place.train), load_suite(name)
+    done = set()
+    for row, student in suite.cells():
+        if not row.store or (row.store, json.dumps(row.recipe), student) in done:
+            continue
+        done.add((row.store, json.dumps(row.recipe), student))
+        spec = suite.stores[row.store]
+        weights = next(sweep.settings.folder.glob("teachers/trained-*/model.safetensors"))
+        if spec.says == "camera":
+            weights = camera_weights(tmp_path)
+        kept = f"{'camera' if spec.says == 'camera' else 'lidar'}-{store_name(spec)[-8:]}"
+        cache_teacher(
+            cache,
+            kept,
+            teacher="own",
+            checkpoint=weights,
+            options=TeacherOptions(spec.coverage, fields=spec.fields),
+            workers=1,
+        )
+        cells = Sweep([suite], REGIMES["scarce"], 0, 1, sweep.settings, sweep.results)
+        over = overrides_of(cells, Cell(suite, row, student), 0)
+        over["data"]["teacher"] = kept
+        plan = make_plan(load_recipe(suite.students[student].base, over), cache)
+        make_training(plan, torch.device("cpu"))
+        said_reader(plan)
+
+
+def camera_weights(folder: Path) -> Path:
+    path = folder / "camera.safetensors"
+    if not path.is_file():
+        save_weights(build_detector(load_recipe("ablation-camera-teacher").model), path)
+    return path
+
+
+def test_every_suite_reads_and_the_order_of_all_is_the_protocols() -> None:
+    suites = chosen_suites("all")
+    assert [suite.primary is not None for suite in suites] == [True] * 3
+    settings = Settings(Path("runs/x"), Console(quiet=True), {}, {})
+    sweep = Sweep(suites, REGIMES["scarce"], 1, 5, settings, Path("docs/results"))
+    order = list(dict.fromkeys(cell.row.name for cell, _ in jobs_of(sweep)))
+    places = [
+        order.index(row)
+        for row in (
+            "none",
+            "none, longer",
+            "dense",
+            "sparse",
+            "dense + sparse",
+            "PP",
+            "label + TGI",
+            "PP + label + TGI",
+            "unmasked",
+            "LiDAR mask",
+            "FitNet",
+        )
+    ]
+    assert places == sorted(places)
+    first = order[: order.index("dense")]
+    assert {"dense, untrained teacher", "dense, another frame", "PP, annotations"} <= set(first)
+    jobs = list(jobs_of(sweep))
+    assert len({job.key for _, job in jobs}) == len(jobs)
+    nones = [job for cell, job in jobs if cell.row.name == "none" and job.recipe == "ablation-student"]
+    assert len(nones) == 5  # one for all three suites
+
+
+def test_a_key_is_of_what_is_written_so_that_defaults_may_come_and_a_weight_may_not_change() -> None:
+    base = key_of("ablation-student", {"train": {"seed": 1}}, {})
+    assert base == key_of("ablation-student", {"train": {"seed": 1}}, {})
+    assert base != key_of("ablation-student", {"train": {"seed": 2}}, {})
+    assert base != key_of("ablation-student", {"train": {"seed": 1}}, {"world": 1})
+    assert "min_lr_factor" not in recipe_source("ablation-student")["train"]
+
+
+def test_rounds_share_neither_worlds_nor_seeds() -> None:
+    places = [place_of(REGIMES["scarce"], number) for number in range(4)]
+    seeds = [{place.train.seed, place.score.seed} for place in places]
+    assert all(not a & b for i, a in enumerate(seeds) for b in seeds[:i])
+    assert len({place.first_seed for place in places}) == 4
+    assert places[0].score == places[0].train and places[0].split == "val"
+    for place in places[1:]:
+        assert place.score.train_scenes * place.score.frames >= 400 and place.train.val_scenes == 0
+    with pytest.raises(ConfigError, match="round"):
+        place_of(REGIMES["scarce"], -1)
+
+
+def test_regimes_are_as_long_and_as_scarce_as_the_protocol_says() -> None:
+    for regime in REGIMES.values():
+        frames = regime.scenes * Scale().frames * (2 if regime.between else 1)
+        assert regime.steps * 4 / frames >= 15, regime.name
+    assert 200 <= REGIMES["scarce"].scenes * Scale().frames <= 400
+
+
+def test_a_suite_that_names_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    for wrong, said in (
+        ('[[rows]]\nname = "none"\n[[rows]]\nname = "x"\nstore = "gone"\n', "no store 'gone'"),
+        ('[[rows]]\nname = "none"\n[[rows]]\nname = "x"\ncontrols = ["y"]\n', "controls names 'y'"),
+        ('[[rows]]\nname = "x"\n', "one of them 'none'"),
+        ('[[rows]]\nname = "none"\nwieght = 1\n', "unknown key"),
+    ):
+        path = tmp_path / "mine.toml"
+        path.write_text(f'about = "a"\n[students.s]\nbase = "ablation-student"\n{wrong}')
+        with pytest.raises(ConfigError, match=said):
+            load_suite(str(path))
+    with pytest.raises(ConfigError, match="not one of bev-lgkd"):
+        load_suite("nothing")
