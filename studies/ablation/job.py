@@ -7,6 +7,7 @@ or not at all; a job that was killed goes on from its last checkpoint. Cost: min
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -25,6 +26,7 @@ from cache.layout import frames_place
 from cache.store import FrameStore
 from models.build import load_preset
 from models.detector import Detector
+from studies.ablation.lock import alone_in
 from studies.ablation.suite import laid_over
 from studies.benches.machine import machine
 from studies.claims.claim import commit
@@ -77,8 +79,9 @@ class Job:
         return cls(**{**values, "label": Label(**values["label"])})
 
 
+@functools.cache
 def recipe_source(name: str) -> dict[str, Any]:
-    """A shipped recipe as written, what it extends and its preset laid out, and no defaults."""
+    """A shipped recipe as written over what it extends, without defaults. Not to be changed: it is read once."""
     values = tomllib.loads((RECIPES / f"{name}.toml").read_text())
     base = values.pop("extends", None)
     if base is not None:
@@ -91,9 +94,14 @@ def key_of(recipe: str, overrides: Mapping[str, Any], stands_on: Mapping[str, An
     written = laid_over(recipe_source(recipe), overrides)
     model = dict(written["model"])
     if "preset" in model:
-        model = laid_over(load_preset(str(model.pop("preset"))), model)
+        model = laid_over(_preset(str(model.pop("preset"))), model)
     written["model"] = model
     return digest_of({"format": FORMAT, "recipe": written, **stands_on})[:16]
+
+
+@functools.cache
+def _preset(name: str) -> dict[str, Any]:
+    return load_preset(name)
 
 
 def is_done(job: Job) -> bool:
@@ -160,6 +168,8 @@ def curve_of(lines: list[dict[str, Any]]) -> list[tuple[int, float]]:
 if __name__ == "__main__":
     end_with_parent()
     try:
-        run_job(json.loads(Path(sys.argv[1]).read_text()))
+        _values = json.loads(Path(sys.argv[1]).read_text())
+        with alone_in(Path(_values["run"]), wait=True):  # the orphan of a killed command ends within a second
+            run_job(_values)
     except BevcaskError as _error:
         sys.exit(" ".join(str(_error).split()))

@@ -23,6 +23,7 @@ from cache.errors import BevcaskError
 from cache.files import write_json
 from pipeline.engine import Cluster, run_shards
 from studies.ablation.job import Job, is_done, run_job
+from studies.ablation.lock import alone_in
 from studies.ablation.plan import Cell, Sweep, jobs_of, make_ready
 from studies.training import KEEP_MEMORY, ROOT
 from trainer.metrics import read_metrics
@@ -52,7 +53,12 @@ class _Running:
 
 def run_sweep(sweep: Sweep, *, budget_min: float | None, at_once: int, console: Console) -> Outcome:
     """Every job whose result is missing, in order. Raises BevcaskError with a failed job's last words; those beside it
-    are stopped, and go on in the next call."""
+    are stopped, and go on in the next call. ConfigError where another command works in the folder."""
+    with alone_in(sweep.settings.folder):
+        return _run_all(sweep, budget_min, at_once, console)
+
+
+def _run_all(sweep: Sweep, budget_min: float | None, at_once: int, console: Console) -> Outcome:
     outcome, started = Outcome(), time.monotonic()
     todo = []
     for cell, job in jobs_of(sweep):

@@ -25,6 +25,7 @@ from models.build import build_detector, save_weights
 from pipeline.teacher import TeacherOptions, cache_teacher
 from studies.ablation.controls import partners
 from studies.ablation.job import key_of, recipe_source
+from studies.ablation.lock import alone_in
 from studies.ablation.plan import TEACHER_ROW, Cell, Sweep, jobs_of, overrides_of
 from studies.ablation.prepare import Settings, make_store, store_name, world_cache
 from studies.ablation.regimes import REGIMES, Scale, place_of
@@ -57,7 +58,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, dict[str,
         process.wait()
     before = sorted((folder / "docs" / "results").glob("*.json"))
     assert all(json.loads(path.read_text())["key"] for path in before)
-    time.sleep(2.5)
     sweep = tiny_sweep(folder, Console(quiet=True))
     outcome = run_sweep(sweep, budget_min=None, at_once=2, console=sweep.settings.console)
     assert outcome.there == len(before) and outcome.left == 0
@@ -136,6 +136,12 @@ def test_a_budget_begins_nothing_that_it_cannot_end(finished: tuple[Sweep, dict[
     more = replace(sweep, seeds=3)
     outcome = run_sweep(more, budget_min=0.0, at_once=2, console=Console(quiet=True))
     assert outcome.done == [] and outcome.left == 3 and outcome.there == 6
+
+
+def test_two_commands_do_not_work_in_one_folder(finished: tuple[Sweep, dict[str, Any], str]) -> None:
+    sweep, _, _ = finished
+    with alone_in(sweep.settings.folder), pytest.raises(ConfigError, match="another command works in it"):
+        run_sweep(sweep, budget_min=None, at_once=1, console=Console(quiet=True))
 
 
 def stores_of(sweep: Sweep) -> tuple[FrameStore, dict[str, TeacherStore]]:
