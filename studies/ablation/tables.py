@@ -17,7 +17,9 @@ from typing import Any
 from cache.errors import DataError
 from cache.files import read_json, write_bytes, write_json
 from evaluation.seeds import PairedGain, paired_gain, spread
+from studies.ablation.costs import cost_table
 from studies.ablation.plan import TEACHER_ROW, Cell, Sweep, cells_of, job_of
+from studies.ablation.prepare import TEACHER
 
 BEGIN, END = "<!-- tables: made by `./bevcask ablate --table` -->", "<!-- end of tables -->"
 Result = Mapping[str, Any]
@@ -174,11 +176,26 @@ def _markdown(lines: Sequence[Line], teachers: Sequence[Result], earlier: Sequen
         what = "choosing" if number == 0 else f"round {number}"
         command = f"./bevcask ablate --suite {suite} --regime {regime} --round {number} --seeds {_seeds(members)}"
         parts += [f"### {suite}, {student}: {regime}, {what}", "", f"`{command}`", "", _table(members), ""]
+    parts += _costs(lines, teachers)
     if teachers:
         parts += ["### Teachers, scored on what their students are scored on", "", _single_runs(teachers), ""]
     if earlier:
         parts += ["### Tried, and no row of a suite any more", "", _single_runs(earlier), ""]
     return "\n".join(parts) if parts else "No results yet.\n"
+
+
+def _costs(lines: Sequence[Line], teachers: Sequence[Result]) -> list[str]:
+    """SparseKD's students beside their teacher, where that has a score in the regime and round."""
+    parts: list[str] = []
+    for regime, number in dict.fromkeys((line.regime, line.round) for line in lines):
+        members = [line for line in lines if (line.regime, line.round) == (regime, number)]
+        of_suite = [line for line in members if line.cell.suite.name == "sparsekd"]
+        scores = [t for t in teachers if (t["regime"], t["round"], t["student"]) == (regime, number, TEACHER)]
+        if of_suite and scores:
+            rows = [line.to_dict() for line in of_suite]
+            made = cost_table(of_suite[0].cell.suite, rows, 100 * scores[0]["NDS"])
+            parts += [f"### sparsekd, cost and performance: {regime}, round {number}", "", *made, ""] if made else []
+    return parts
 
 
 def _seeds(lines: Sequence[Line]) -> int:

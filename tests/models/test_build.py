@@ -30,6 +30,8 @@ BOTH = pytest.mark.parametrize("config", [LIDAR, CAMERA], ids=["lidar", "camera"
 
 def test_every_preset_builds_and_student_and_teacher_share_a_grid():
     assert preset_names() == [
+        "ablation-student",
+        "ablation-teacher",
         "bevdepth-r101",
         "bevdepth-r18",
         "bevdepth-r50",
@@ -68,6 +70,7 @@ def test_every_preset_builds_and_student_and_teacher_share_a_grid():
     assert models["lift-splat-tiny"].grid == models["centerpoint-voxel-tiny"].grid
     assert models["lift-splat-tiny"].grid == models["object-dgcnn-tiny"].grid
     assert models["lift-splat-tiny"].grid == models["bevformer-demo"].grid
+    assert models["ablation-student"].grid == models["ablation-teacher"].grid
     assert models["lift-splat-r50"].grid == models["centerpoint-voxel-0.1"].grid
     assert models["lift-splat-r50"].grid == models["object-dgcnn-voxel-0.1"].grid
     assert models["lift-splat-r50"].grid == models["centerpoint-pillar-0.2"].grid

@@ -258,6 +258,29 @@ def test_a_camera_student_gets_trunk_and_head_and_every_omission_is_said() -> No
     assert note == "bev is made of layers that were left, and is 15 wide, not 18"
 
 
+def test_behind_its_first_convolution_a_plain_camera_trunk_is_the_teachers_own() -> None:
+    student, teacher = a_model({"preset": "ablation-student"}, 1), a_model({"preset": "ablation-teacher"}, 2)
+    found = inherit(student, teacher)
+    student = with_state(student, found)
+    trunk = [line for line in found.lines if line.name.startswith(("encoder.", "head."))]
+    assert {line.name.split(".")[3] for line in trunk if line.how == "left"} == {"0", "1"}
+    assert all(line.name.startswith("encoder.stages.0.") for line in trunk if line.how == "left")
+    assert not any(line.how == "sliced" for line in found.lines)
+    first = torch.rand(1, 32, 64, 64)  # what the first convolution gives: from there on both are one function
+    with torch.no_grad():
+        maps = []
+        for stages in (student.encoder.stages, teacher.backbone.blocks):
+            out = [stages[0][3:](first)]
+            for stage in list(stages)[1:]:
+                out.append(stage(out[-1]))
+            maps.append(out)
+        mine, theirs = student.encoder.neck(maps[0]), teacher.backbone.neck(maps[1])
+        torch.testing.assert_close(mine, theirs)
+        heads = student.head(mine)[0], teacher.head(theirs)[0]
+    for name in heads[0]:
+        torch.testing.assert_close(heads[0][name], heads[1][name])
+
+
 def test_wider_deeper_and_other_sensors_are_left_by_layer() -> None:
     teacher = a_model(HALF_PILLARS, 17)
     wide = a_model({**HALF_PILLARS, "backbone": {**HALF_BACKBONE, "filters": [6, 6, 8], "layers": [2, 1, 1]}}, 18)
