@@ -74,6 +74,11 @@ def partners(frames: FrameStore) -> dict[int, int]:
     return out
 
 
+def row_of(token: str, frames: FrameStore) -> int | None:
+    """The row that a pass's token is; None for the tokens of the trial before a pass, which are of no frame."""
+    return int(token) if len(token) < 32 and int(token) < len(frames.tokens) else None
+
+
 class AnotherFrame(nn.Module):
     """A `models.detector.Detector` of LiDAR that looks at the wrong cloud."""
 
@@ -86,8 +91,13 @@ class AnotherFrame(nn.Module):
         self.config, self.levels, self.heat_classes = teacher.config, teacher.levels, teacher.heat_classes
 
     def forward(self, batch: Batch) -> DetectorOutput:
-        """The teacher on the partners of the batch's rows."""
-        clouds = [torch.from_numpy(np.array(self.frames.points(self.partner[int(token)]))) for token in batch.tokens]
+        """The teacher on the partners of the batch's rows; on the very clouds of the trial before a pass."""
+        given = batch.points or []
+        rows = [row_of(token, self.frames) for token in batch.tokens]
+        clouds = [
+            cloud if row is None else torch.from_numpy(np.array(self.frames.points(self.partner[row])))
+            for row, cloud in zip(rows, given, strict=True)
+        ]
         return cast(DetectorOutput, self.teacher(Batch(points=clouds, tokens=batch.tokens)))
 
     def decode(self, output: DetectorOutput) -> list[Detections]:
@@ -115,7 +125,7 @@ class Annotations(nn.Module):
 
     def forward(self, batch: Batch) -> DetectorOutput:
         """Targets of the annotated boxes of the batch's rows; what no return hit is left out, as in training."""
-        found = [self._boxes(int(token)) for token in batch.tokens]
+        found = [self._boxes(row_of(token, self.frames)) for token in batch.tokens]
         targets = self.head.targets([boxes for boxes, _ in found], [labels for _, labels in found])
         heads, maps = [], []
         for target in targets:
@@ -132,8 +142,8 @@ class Annotations(nn.Module):
         """The annotated boxes of the last forward pass, with score 1."""
         return self._said
 
-    def _boxes(self, row: int) -> tuple[Tensor, Tensor]:
-        if not self.frames.is_labelled(row):
+    def _boxes(self, row: int | None) -> tuple[Tensor, Tensor]:
+        if row is None or not self.frames.is_labelled(row):
             return torch.zeros(0, 9), torch.zeros(0, dtype=torch.int64)
         ids = self.frames.read(row, "gt_ids")
         seen = ids[:, 2] + ids[:, 3] > 0

@@ -54,15 +54,15 @@ class Regime:
 REGIMES = {
     regime.name: regime
     for regime in (
-        Regime("scarce", "300 labelled frames, 20 passes", 150, 1500, 1500, 3000),
+        Regime("scarce", "300 labelled frames, 16 passes", 150, 1200, 1200, 2400),
         Regime("full", "1,000 labelled frames, 16 passes", 500, 4000, 2500, 6000),
         Regime(
             "unlabelled",
-            "300 labelled frames and as many unlabelled ones between them in each epoch, 20 passes",
+            "300 labelled frames and as many unlabelled ones between them in each epoch, 16 passes",
             150,
-            3000,
-            1500,
-            3000,
+            2400,
+            1200,
+            2400,
             between=2,
             recipe=(("unlabelled_per_labelled", 1.0),),
         ),
