@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
 import time
 import tomllib
@@ -35,6 +36,7 @@ from studies.training import end_with_parent, train_run
 from trainer.metrics import read_metrics
 from trainer.predict import load_run, predict
 from trainer.recipe import RECIPES
+from trainer.run_files import CHECKPOINTS
 
 FORMAT = "bevcask-ablation-1"
 CURVE_POINTS = 10
@@ -135,7 +137,7 @@ def run_job(values: Mapping[str, Any], threads: int = 1) -> dict[str, Any]:
         "torch": torch.__version__,
     }
     write_json(Path(job.result), result)
-    (run / "checkpoint.safetensors").unlink(missing_ok=True)  # the optimiser's state; the weights stay
+    shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)  # optimiser states; the weights stay
     return result
 
 

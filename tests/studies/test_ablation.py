@@ -49,8 +49,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, dict[str,
     command = [sys.executable, "-P", "-c", SWEEP_SCRIPT, str(folder)]
     with open(folder / "said", "w") as said:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said, process_group=0)
-        deadline = time.monotonic() + 300
-        while not list(folder.glob("run/runs/*/checkpoint.safetensors")) and process.poll() is None:
+        deadline = time.monotonic() + 900
+        while not list(folder.glob("run/runs/*/checkpoints/*")) and process.poll() is None:
             assert time.monotonic() < deadline, (folder / "said").read_text()
             time.sleep(0.1)
         assert process.poll() is None, (folder / "said").read_text()
