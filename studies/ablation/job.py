@@ -32,8 +32,9 @@ from studies.ablation.suite import laid_over
 from studies.benches.machine import machine
 from studies.claims.claim import commit
 from studies.scoring import score
-from studies.training import end_with_parent, train_run
+from studies.training import train_run
 from trainer.metrics import read_metrics
+from trainer.orphans import end_with_parent
 from trainer.predict import load_run, predict
 from trainer.recipe import RECIPES
 from trainer.run_files import CHECKPOINTS
