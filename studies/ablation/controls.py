@@ -23,7 +23,7 @@ from cache.store import FrameStore
 from models.build import build_detector, load_weights, save_weights
 from models.center_head import BRANCHES
 from models.detector import Batch, BevLevel, Detector, DetectorOutput
-from studies.overfit import settle_norms
+from studies.settled_norms import settle_norms
 from trainer.augment import no_augment
 from trainer.batches import BatchBuilder, Needs
 
@@ -162,5 +162,5 @@ def untrained_teacher(config: dict[str, Any], frames: FrameStore, rows: Sequence
     model = build_detector(config)
     some = list(rows[:: max(1, len(rows) // SETTLING_FRAMES)])[:SETTLING_FRAMES]
     batch, _ = BatchBuilder(frames, Needs(points=True)).build(some, [no_augment(len(CAMERA_CHANNELS))] * len(some))
-    settle_norms(cast(nn.Module, model), batch)
+    settle_norms(cast(nn.Module, model), [batch])
     save_weights(model, path)
