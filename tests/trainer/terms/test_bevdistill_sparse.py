@@ -161,6 +161,17 @@ def test_a_student_of_heatmaps_is_refused_by_name_before_training() -> None:
         a_term()(answer, batch_of([a_frame(1)]), said_of([a_frame(1)]))
 
 
+def test_set2set_equals_the_slow_formula() -> None:
+    """Of its own defaults, written out."""
+    frames = a_world(4, frames=4)
+    term = build_set2set("t", 1.0, Set2SetOptions(top=3), a_student(), *2 * [None])  # type: ignore[list-item]
+    every_object_alike = a_term(
+        objects="queries", quality="none", top=3, layers="all", background=1.0,
+        box_weight=0.25, class_weight=1.0, velocity_weight=0.2, released_square=False,
+    )  # fmt: skip
+    require_equal(term, frames, lambda: slow_loss(every_object_alike, frames))
+
+
 def test_set2set_is_the_sparse_term_with_every_object_trusted_alike() -> None:
     frames = a_world(4)
     term = build_set2set("t", 1.0, Set2SetOptions(top=3), a_student(), *2 * [None])  # type: ignore[list-item]

@@ -71,6 +71,16 @@ def test_values_and_gradients_equal_the_slow_formula(options: dict[str, Any], gr
     require_reference(a_term(world, **options), world, slow)
 
 
+def test_fg_equals_the_slow_formula() -> None:
+    """Of its own defaults: every cell with a weight alike."""
+    world = World(31)
+    torch.manual_seed(0)
+    term = FitNet("fg", 0.1, FgOptions(), STUDENT_CHANNELS, CHANNELS, a_student())
+    plain = a_term(world, mask="selector", selector="gaussian", soft=False, adaptor="conv1x1")
+    plain.adaptor = term.adaptor
+    require_reference(term, world, lambda _, world: slow(plain, world))
+
+
 def test_without_augmentation_over_every_cell_it_is_the_plain_mean_square() -> None:
     world = World(32, augments=[BevAugment()] * 4)
     world.weights[:, 2] = 1

@@ -83,6 +83,14 @@ def test_values_and_gradients_equal_the_slow_formula(options: dict[str, Any], gr
     require_reference(a_term(world, **options), world, slow)
 
 
+def test_kd_logits_equal_the_slow_formula() -> None:
+    """Of its own defaults: every cell alike, squared."""
+    world = World(1)
+    term = SparseKdLogits("kd", 3.0, KdLogitsOptions(), a_student(world.student_grid))
+    plain = a_term(world, selectors=("dense",), group_confidence=False, distance="squared")
+    require_reference(term, world, lambda _, world: slow(plain, world))
+
+
 def test_without_augmentation_it_is_the_released_loss_on_dense_maps() -> None:
     world = World(2, augments=[BevAugment()] * 4)
     heads = []
