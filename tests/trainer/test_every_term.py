@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.detector import Batch, DetectorOutput, LossPart, total_of
 from models.pictures import ImageAugment
+from tests.trainer.terms.references import REFERENCES, Where, watched
 from tests.trainer.test_cached_equals_live import (
     CASES,
     Case,
@@ -22,7 +23,6 @@ from tests.trainer.test_cached_equals_live import (
     options_of,
     world,
 )
-from tests.trainer.terms.references import REFERENCES, Where, watched
 from trainer.augment import BevAugment, FrameAugment
 from trainer.batches import BatchBuilder, Needs
 from trainer.said import TeacherCells, TeacherSaid
