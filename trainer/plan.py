@@ -105,6 +105,12 @@ def make_plan(recipe: Recipe, cache_root: str | Path) -> Plan:
     plan = Plan(recipe, frames, join_teachers(cache_root, recipe.teachers(), frames, rows), rows, labelled, drawn)
     if not plan.steps:
         raise ConfigError(f"recipe {recipe.name}: no step to take; set [train] epochs or steps")
+    for term in recipe.terms:
+        if (first := term.schedule.first_step(plan.steps)) >= plan.steps:
+            raise ConfigError(
+                f"recipe {recipe.name}: term {term.known_as} starts at step {first}, the run has {plan.steps}: it would "
+                "never add to the loss; give a share of the run, such as start = 0.5, or drop the term"
+            )
     return plan
 
 

@@ -239,7 +239,7 @@ def test_it_falls_when_a_student_is_optimised_on_it_alone(case: Case, world: Wor
 
 
 def with_distinct_objects(made: Scene) -> Scene:
-    """A teacher that has learnt nothing says much the same of every object, so that a contrast of them falls in 40 steps
+    """A teacher that has learnt nothing says much the same of every object, so that in 40 steps a contrast of them falls
     to log(objects) alone, its value where all are one; here they differ by as much as they are large."""
 
     def spread(parts: list[Tensor]) -> list[Tensor]:

@@ -52,6 +52,11 @@ def test_a_store_without_the_field_is_refused_with_the_flag_that_makes_it(
     assert re.search(rf"term {term['name']}: .*reads the field ({missing}), the store holds .*{remedy}", str(error))
 
 
+def test_a_term_that_would_start_after_the_runs_end_is_refused(cache: Path, tmp_path: Path) -> None:
+    error = refusal(cache, tmp_path / "run", "heat", [{"name": "fitnet", "schedule": {"start": 1}}])
+    assert "term fitnet starts at step 1, the run has 1: it would never add to the loss" in str(error)
+
+
 def test_a_store_of_other_cells_is_refused_with_the_coverage(cache: Path, tmp_path: Path) -> None:
     error = refusal(cache, tmp_path / "run", "heat", [{"name": "distillbev"}])
     assert "term distillbev" in str(error) and "--coverage 'gaussian" in str(error) and "footprint" in str(error)

@@ -4,8 +4,8 @@
     rise   (step + 1) / warmup_steps below warmup_steps, else 1; 0 before `start`, from which steps are counted
     fall   1 up to decay_from; from there to the run's end down to `floor`, in a line or half a cosine
 
-Steps count from 0. `start`, `warmup_steps` and `decay_from` below 1 and given with a point (0.5) are shares of the run,
-so that a recipe keeps its shape when its length changes. A term at factor 0 gives parts of weight 0.
+Steps count from 0. `start`, `warmup_steps` and `decay_from` are whole numbers of steps, or, given with a point, shares
+of the run below 1 (0.5), so that a recipe keeps its shape when its length changes. A term at factor 0 gives parts of weight 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from models.config import Config
 from models.detector import LossPart
@@ -30,6 +30,23 @@ class Schedule(Config):
     warmup_steps: int | float = Field(default=0, ge=0)
     decay_from: int | float = Field(default=0, ge=0)
     floor: float = Field(default=0.0, ge=0, le=1)
+
+    @field_validator("start", "warmup_steps", "decay_from", mode="before")
+    @classmethod
+    def _steps_or_a_share(cls, value: object) -> object:
+        if isinstance(value, bool) or (isinstance(value, float) and not value < 1):
+            raise ValueError(f"{value!r} is neither a whole number of steps, such as 500, nor a share of the run below 1")
+        return value
+
+    @model_validator(mode="after")
+    def _falls_if_it_says_so(self) -> Schedule:
+        if self.kind == "constant" and (self.decay_from or self.floor):
+            raise ValueError('decay_from and floor are of a fall: set kind = "linear" or "cosine", or leave them out')
+        return self
+
+    def first_step(self, steps: int) -> int:
+        """The first step of a run of `steps` at which the factor is not 0."""
+        return _in_steps(self.start, steps)
 
     def factor(self, step: int, steps: int) -> float:
         """Of step 0 .. steps - 1."""
@@ -60,4 +77,4 @@ def scheduled(parts: Mapping[str, LossPart], share: float) -> dict[str, LossPart
 
 def _in_steps(value: int | float, steps: int) -> int:
     """A number of steps, or of a share of the run."""
-    return value if isinstance(value, int) else round(value * steps) if value < 1 else round(value)
+    return value if isinstance(value, int) else round(value * steps)

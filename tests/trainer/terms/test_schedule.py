@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from cache.errors import ConfigError
+from models.config import parse_config
 from models.detector import LossPart
 from trainer.terms.schedule import Schedule, factor, scheduled
 
@@ -64,6 +67,26 @@ def test_whole_numbers_stay_steps() -> None:
     schedule = Schedule.model_validate({"warmup_steps": 1, "start": 1})
     assert isinstance(schedule.warmup_steps, int)
     assert [factor(schedule, step, 10) for step in range(3)] == [0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("key", ["start", "warmup_steps", "decay_from"])
+@pytest.mark.parametrize("value", [1.0, 2.5, 1e9, True])
+def test_what_is_neither_steps_nor_a_share_is_refused(key: str, value: Any) -> None:
+    """1.0 once meant one step, where a share of 1 was meant."""
+    with pytest.raises(ConfigError, match="neither a whole number of steps.*nor a share of the run below 1"):
+        parse_config(Schedule, {"kind": "linear", key: value}, "recipe.toml")
+
+
+@pytest.mark.parametrize("given", [{"decay_from": 0.5}, {"floor": 0.1}])
+def test_a_fall_without_its_kind_is_refused(given: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match='set kind = "linear" or "cosine"'):
+        parse_config(Schedule, given, "recipe.toml")
+
+
+def test_the_first_step_is_the_first_that_counts() -> None:
+    for schedule in (Schedule(), Schedule(start=3), Schedule(start=0.5, warmup_steps=4)):
+        shares = [factor(schedule, step, 10) for step in range(10)]
+        assert next(i for i, share in enumerate(shares) if share > 0) == schedule.first_step(10)
 
 
 def test_parts_are_scaled_by_weight_and_cut_off_at_zero() -> None:
