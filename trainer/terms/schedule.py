@@ -35,7 +35,9 @@ class Schedule(Config):
     @classmethod
     def _steps_or_a_share(cls, value: object) -> object:
         if isinstance(value, bool) or (isinstance(value, float) and not value < 1):
-            raise ValueError(f"{value!r} is neither a whole number of steps, such as 500, nor a share of the run below 1")
+            raise ValueError(
+                f"{value!r} is neither a whole number of steps, such as 500, nor a share of the run below 1"
+            )
         return value
 
     @model_validator(mode="after")
