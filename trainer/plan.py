@@ -108,8 +108,8 @@ def make_plan(recipe: Recipe, cache_root: str | Path) -> Plan:
     for term in recipe.terms:
         if (first := term.schedule.first_step(plan.steps)) >= plan.steps:
             raise ConfigError(
-                f"recipe {recipe.name}: term {term.known_as} starts at step {first}, the run has {plan.steps}: it would "
-                "never add to the loss; give a share of the run, such as start = 0.5, or drop the term"
+                f"recipe {recipe.name}: term {term.known_as} starts at step {first}, the run has {plan.steps}: it "
+                "would never add to the loss; give a share of the run, such as start = 0.5, or drop the term"
             )
     return plan
 

@@ -239,8 +239,8 @@ def test_it_falls_when_a_student_is_optimised_on_it_alone(case: Case, world: Wor
 
 
 def with_distinct_objects(made: Scene) -> Scene:
-    """A teacher that has learnt nothing says much the same of every object, so that in 40 steps a contrast of them falls
-    to log(objects) alone, its value where all are one; here they differ by as much as they are large."""
+    """A teacher that has learnt nothing says much the same of every object, so that in 40 steps their contrast falls to
+    log(objects) alone, its value where all are one; here they differ by as much as they are large."""
 
     def spread(parts: list[Tensor]) -> list[Tensor]:
         values = torch.cat(parts)

@@ -5,7 +5,8 @@
     fall   1 up to decay_from; from there to the run's end down to `floor`, in a line or half a cosine
 
 Steps count from 0. `start`, `warmup_steps` and `decay_from` are whole numbers of steps, or, given with a point, shares
-of the run below 1 (0.5), so that a recipe keeps its shape when its length changes. A term at factor 0 gives parts of weight 0.
+of the run below 1 (0.5), so that a recipe keeps its shape when its length changes. A term at factor 0 gives parts of
+weight 0.
 """
 
 from __future__ import annotations
