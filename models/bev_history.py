@@ -8,6 +8,8 @@ holds for a whole window: maps of one moment then differ from maps of another by
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from cache.errors import DataError
 from cache.grid import BevGrid
+from models.batch_checks import told
 from models.detector import Memory, Past
 
 MOTION_NUMBERS = 9  # x, y, z (m), the turn's 2 x 2 matrix less the identity, age (s), known
@@ -35,12 +38,13 @@ def resample(bev: Tensor, past_to_now: Tensor, grid: BevGrid) -> Tensor:
         return F.grid_sample(wide, places.to(wide), align_corners=False)
 
 
-def require_fit(moment: Past | Memory, frames: int) -> None:
-    """DataError where the numbers of `moment` are not of so many frames, naming the one that is not and both shapes."""
+def require_fit(moment: Past | Memory, frames: int, config: Mapping[str, Any]) -> None:
+    """DataError where the numbers of `moment` are not of so many frames, naming the preset, the one that is not and
+    both shapes. config: of the detector."""
     for name, wanted in (("past_to_now", (frames, 4, 4)), ("known", (frames,)), ("age_s", (frames,))):
         found = tuple(getattr(moment, name).shape)
         if found != wanted:
-            said = f"{type(moment).__name__}.{name} has shape {found}, expected {wanted}"
+            said = f"{told(config)}: {type(moment).__name__}.{name} has shape {found}, expected {wanted}"
             raise DataError(f"{said}; give one entry per frame of the batch")
 
 

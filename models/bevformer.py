@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cache.classes import DETECTION_CLASSES
 from cache.errors import DataError
-from models.batch_checks import require_cameras
+from models.batch_checks import require_cameras, told
 from models.bev_history import before, renewed, require_fit
 from models.bevformer_encoder import BevFormerEncoder, BevFormerEncoderConfig
 from models.config import Config, GridConfig
@@ -148,30 +148,35 @@ class BevFormer(QueryDetector):
         """
         memory, queue = batch.memory, self.settings.queue
         if queue == 1 and (batch.history or memory is not None):
-            raise DataError("the batch has a past, but the model is of single frames (queue = 1); raise queue")
+            raise DataError(
+                f"{told(self.config)}: the batch has a past, but the model is of single frames (queue = 1); raise queue"
+            )
         if len(batch.history) >= queue:
             raise DataError(
-                f"a history of {len(batch.history)} moments, a window (queue = {queue}) holds {queue - 1} before the "
-                "present one; shorten it, or raise queue"
+                f"{told(self.config)}: a history of {len(batch.history)} moments, a window (queue = {queue}) holds "
+                f"{queue - 1} before the present one; shorten it, or raise queue"
             )
         self._require_fit(batch)
         with evaluating(self):
             for past in batch.history:
                 rows = past.known.nonzero()[:, 0]
                 if len(rows):
-                    seen = self.look(_rows_of(past, rows), before(memory, past, rows) if memory is not None else None)
+                    then = before(memory, past, rows) if memory is not None else None
+                    seen = self.look(_rows_of(past, rows, self.config), then)
                     memory = renewed(memory, past, rows, seen)
         return memory
 
     def _require_fit(self, batch: Batch) -> None:
         """DataError where the batch's past is not of as many frames, or its memory not of this model's map."""
         for past in batch.history:
-            require_fit(past, len(batch))
+            require_fit(past, len(batch), self.config)
         if batch.memory is not None:
-            require_fit(batch.memory, len(batch))
+            require_fit(batch.memory, len(batch), self.config)
             found, wanted = tuple(batch.memory.bev.shape), (len(batch), self.bev_channels, *self.grid.shape)
             if found != wanted:
-                raise DataError(f"Memory.bev has shape {found}, the model reads {wanted}; it is of another model")
+                raise DataError(
+                    f"{told(self.config)}: Memory.bev has shape {found}, the model reads {wanted}; it is another's"
+                )
 
 
 @contextlib.contextmanager
@@ -186,11 +191,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def _rows_of(past: Past, rows: Tensor) -> Batch:
-    """The frames `rows` (R,) of an earlier moment: images and calibration."""
+def _rows_of(past: Past, rows: Tensor, config: dict[str, Any]) -> Batch:
+    """The frames `rows` (R,) of an earlier moment: images and calibration. DataError, with the preset of the detector's
+    config, where it has none."""
     frames = past.frames
     if frames.images is None or frames.intrinsics is None or frames.camera_to_lidar is None:
-        raise DataError("a moment of the history holds no images with calibration; give it all, or leave it out")
+        raise DataError(
+            f"{told(config)}: a moment of the history holds no images with calibration; give it all, or leave it out"
+        )
     return Batch(
         images=frames.images[rows],
         intrinsics=frames.intrinsics[rows],

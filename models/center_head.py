@@ -22,7 +22,7 @@ from cache.grid import BevGrid
 from models.batch_checks import require_annotations
 from models.config import Config, NotNegative
 from models.detector import LossPart
-from models.gaussian import centre_cells, draw_gaussians
+from models.gaussian import centre_cells, draw_gaussians, has_size
 from models.suppress import circle_suppress, rotated_suppress
 from models.width import narrowed
 
@@ -163,7 +163,7 @@ class CenterHead(nn.Module):
         flat_boxes = torch.cat([b.detach().cpu().float().reshape(-1, 9) for b in boxes]).numpy()
         flat_labels = torch.cat([label.detach().cpu().long() for label in labels]).numpy()
         row, col, inside = centre_cells(flat_boxes, self.grid)
-        inside &= np.isfinite(flat_boxes[:, :7]).all(axis=1) & (flat_boxes[:, 3:6] > 0).all(axis=1)
+        inside &= has_size(flat_boxes)
         out = []
         for class_ids in self.class_ids:
             lookup = np.full(len(DETECTION_CLASSES) + 1, -1)
@@ -254,7 +254,8 @@ class CenterHead(nn.Module):
         height, width = heat.shape[2:]
         if self.config.peaks != "all":
             best = F.max_pool2d(heat, 3, stride=1, padding=1)
-            heat = heat * (heat == best if self.config.peaks == "hard" else (heat / best).square())
+            share = heat / best.clamp(min=torch.finfo(best.dtype).tiny)  # where all underflowed: 0, not 0 / 0
+            heat = heat * (heat == best if self.config.peaks == "hard" else share.square())
         scores, flat = heat.flatten(1).topk(min(self.config.max_boxes, heat[0].numel()), dim=1)
         cell = flat % (height * width)
         labels = torch.tensor(class_ids, device=heat.device)[flat // (height * width)]

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from cache.frame import Detections
-from models.batch_checks import require_points, require_same_frames
+from models.batch_checks import require_judged, require_points
 from models.bev_backbone import BevBackbone, BevBackboneConfig
 from models.center_head import CenterHead, CenterHeadConfig
 from models.config import Between, Config, GridConfig
@@ -147,7 +147,7 @@ class CenterPoint(nn.Module):
         return DetectorOutput(bev=bev, heads=self.head(bev), levels=levels)
 
     def loss_parts(self, output: DetectorOutput, batch: Batch) -> dict[str, LossPart]:
-        require_same_frames(batch, len(output.bev), self.config)
+        require_judged(batch, len(output.bev), self.config)
         targets = self.head.targets(batch.boxes, batch.labels, output.bev.device)
         return self.head.loss_parts(output.heads, targets, batch.labelled)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from cache.errors import DataError
+from models.batch_checks import require_depth_points
 from models.config import Config
 from models.detector import LossPart
 
@@ -56,10 +56,7 @@ def depth_targets(depth_points: Tensor, images: int, size: tuple[int, int], stri
     depth_points: (K, 4) image index, u, v (pixels), depth_m; points outside the image, behind it or NaN are ignored.
     size: (h', w') of the feature map; stride: pixels per cell; edges: (D + 1,) metres.
     """
-    if depth_points.dim() != 2 or depth_points.shape[1] != 4:
-        raise DataError(
-            f"depth_points have shape {tuple(depth_points.shape)}, expected (K, 4): image, u, v (pixels), depth (m)"
-        )
+    require_depth_points(depth_points)
     height, width = size
     points = depth_points.float()
     col, row = torch.floor(points[:, 1] / stride), torch.floor(points[:, 2] / stride)

@@ -10,6 +10,8 @@ import numpy as np
 
 from cache.grid import BevGrid
 
+FARTHEST = 1e6  # cells: more than any grid has, and a whole number still
+
 
 def gaussian_radius(l_cells: np.ndarray, w_cells: np.ndarray, min_overlap: float = 0.1) -> np.ndarray:
     """How far, in cells, both corners of a box may move while it still overlaps itself by `min_overlap`. Not rounded.
@@ -42,6 +44,12 @@ def centre_cells(boxes_lidar: np.ndarray, grid: BevGrid) -> tuple[np.ndarray, np
     return np.where(inside, row, 0).astype(np.int64), np.where(inside, col, 0).astype(np.int64), inside
 
 
+def has_size(boxes_lidar: np.ndarray) -> np.ndarray:
+    """Which boxes (N,) bool of (N, >= 7) have a place, a size above 0 and a heading, so that a head can say them."""
+    boxes = np.asarray(boxes_lidar)
+    return np.isfinite(boxes[:, :7]).all(axis=1) & (boxes[:, 3:6] > 0).all(axis=1)
+
+
 def draw_gaussians(
     boxes_lidar: np.ndarray,
     channels: np.ndarray,
@@ -64,8 +72,10 @@ def draw_gaussians(
         return heatmaps
     row, col, channel = row[inside], col[inside], np.asarray(channels, np.int64)[inside]
     sides = np.maximum(np.asarray(boxes_lidar, np.float64)[inside, 3:5] / grid.cell_m, 0)
-    radius = np.maximum(gaussian_radius(sides[:, 0], sides[:, 1], min_overlap).astype(np.int64), min_radius) + dilate
-    reach = np.arange(-radius.max(), radius.max() + 1)
+    free = np.minimum(gaussian_radius(sides[:, 0], sides[:, 1], min_overlap), FARTHEST)
+    radius = np.maximum(free.astype(np.int64), min_radius) + dilate
+    farthest = min(radius.max(), max(grid.shape) - 1)  # a box of a kilometre must not ask for gigabytes off the grid
+    reach = np.arange(-farthest, farthest + 1)
     d_row, d_col = (d.ravel() for d in np.meshgrid(reach, reach, indexing="ij"))  # (window,)
     sigma = (2 * radius[:, None] + 1) / 6
     value = np.exp(-(d_row**2 + d_col**2) / (2 * sigma**2)).astype(np.float32)  # (N, window)

@@ -19,7 +19,7 @@ from cache.grid import BevGrid
 from models.center_head import focal_numerator
 from models.config import Config
 from models.detector import LossPart
-from models.gaussian import centre_cells, draw_gaussians
+from models.gaussian import centre_cells, draw_gaussians, has_size
 
 
 class HeatHeadConfig(Config):
@@ -56,12 +56,14 @@ class HeatHead(nn.Module):
         self, logits: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor], labelled: Tensor | None = None
     ) -> dict[str, LossPart]:
         """Focal loss against gaussians at the centres of the boxes (N, 9) on the grid, per object cell. labelled: as
-        `Batch.labelled`; the heatmap of a frame without annotations is not judged."""
+        `Batch.labelled`; the heatmap of a frame without annotations is not judged. Boxes that the query head leaves out
+        are left out here too."""
         config, classes = self.config, len(DETECTION_CLASSES)
         flat = torch.cat([b.detach().cpu().float().reshape(-1, 9) for b in boxes]).numpy()
         label = torch.cat([part.detach().cpu().long() for part in labels]).numpy()
         channel = np.repeat(np.arange(len(labels)), [len(part) for part in labels]) * classes + label
         _, _, inside = centre_cells(flat, self.grid)
+        inside &= has_size(flat)
         flat, channel = flat[inside], channel[inside]
         heat = draw_gaussians(
             flat,

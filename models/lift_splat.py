@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from cache.frame import Detections
-from models.batch_checks import require_cameras, require_same_frames
+from models.batch_checks import require_cameras, require_depth_points, require_judged
 from models.bev_backbone import MultiScaleNeck
 from models.bev_encoder import BevEncoder, BevEncoderConfig
 from models.center_head import CenterHead, CenterHeadConfig
@@ -134,11 +134,12 @@ class LiftSplat(nn.Module):
 
     def loss_parts(self, output: DetectorOutput, batch: Batch) -> dict[str, LossPart]:
         """The head's terms, and `depth` where the batch holds LiDAR returns."""
-        require_same_frames(batch, len(output.bev), self.config)
+        require_judged(batch, len(output.bev), self.config)
         targets = self.head.targets(batch.boxes, batch.labels, output.bev.device)
         parts = self.head.loss_parts(output.heads, targets, batch.labelled)
         depth = self.settings.depth
         if batch.depth_points is not None and output.depth_logits is not None and depth.weight:
+            require_depth_points(batch.depth_points, self.config)
             parts["depth"] = depth_loss(
                 output.depth_logits, batch.depth_points, self.stride, self.depth_edges, depth.weight, depth.loss
             )

@@ -56,7 +56,7 @@ class PillarEncoder(nn.Module):
         """points: B tensors (P, 5) x, y, z, intensity (0..255), dt_s. Returns (B, C, H, W), channels last in memory."""
         batch, (height, width) = len(points), self.grid.shape
         cloud, cell = self._by_pillar(points)
-        if len(cloud) < 2:  # too few for statistics; keep the weights in the graph
+        if len(cloud) < (2 if self.norm.training else 1):  # too few for statistics; keep the weights in the graph
             unused = sum(parameter.sum() for parameter in self.parameters()) * 0.0
             return cloud.new_zeros(batch, self.channels, height, width) + unused
         pillars, pillar_of, counts = torch.unique_consecutive(cell, return_inverse=True, return_counts=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cache.errors import DataError
 from cache.frame import Detections
-from models.batch_checks import require_same_frames
+from models.batch_checks import require_judged
 from models.detector import Batch, DetectorOutput, LossPart, total_of
 from models.heat_head import HeatHead
 from models.query_head import QueryHead
@@ -24,7 +24,7 @@ class QueryDetector(nn.Module):
     def loss_parts(self, output: DetectorOutput, batch: Batch) -> dict[str, LossPart]:
         if output.queries is None:
             raise DataError("the output holds no queries, which the loss of a detector of queries is of")
-        require_same_frames(batch, len(output.bev), self.config)
+        require_judged(batch, len(output.bev), self.config)
         targets = self.head.targets(batch.boxes, batch.labels, output.bev.device)
         parts = self.head.loss_parts(output.queries, targets, batch.labelled)
         if self.heat is not None:

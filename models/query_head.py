@@ -23,7 +23,7 @@ from models.batch_checks import require_annotations
 from models.center_head import LOG_SIZE_LIMIT, smooth
 from models.config import Config
 from models.detector import LossPart, QueryOutput
-from models.gaussian import centre_cells
+from models.gaussian import centre_cells, has_size
 from models.matching import FOCAL_ALPHA, FOCAL_GAMMA, SetTargets, match_queries
 from models.query_decoder import inverse_sigmoid
 
@@ -112,7 +112,7 @@ class QueryHead(nn.Module):
         sample = np.repeat(np.arange(len(sizes)), sizes)
         flat = torch.cat([b.detach().cpu().double().reshape(-1, 9) for b in boxes]).numpy()
         _, _, inside = centre_cells(flat, self.grid)
-        inside &= np.isfinite(flat[:, :7]).all(axis=1) & (flat[:, 3:6] > 0).all(axis=1)
+        inside &= has_size(flat)
         flat, sample = flat[inside], sample[inside]
         yaw, size = flat[:, 6], np.log(flat[:, 3:6])
         columns = [*flat[:, :3].T, *size.T, np.sin(yaw), np.cos(yaw), *flat[:, 7:].T]

@@ -45,6 +45,7 @@ def refused(config, words: str, change: Change) -> None:
             lambda b: {"points": [p[:, [0, 0, 1, 2, 3, 4]] for p in b.points]},
         ),
         ("points of 0 frames", lambda b: {"points": []}),
+        ("the batch holds no points", lambda b: {"points": None}),
     ],
 )
 def test_clouds_of_another_shape_are_refused(config, words, change):
@@ -74,6 +75,17 @@ def test_clouds_of_another_shape_are_refused(config, words, change):
             "camera_to_lidar hold a matrix that is not finite",
             lambda b: {"camera_to_lidar": b.camera_to_lidar * math.nan},
         ),
+        (r"images of shape \(3,\), expected", lambda b: {"images": torch.zeros(3)}),
+        (r"images of shape \(\), expected", lambda b: {"images": torch.tensor(0.0)}),
+        (
+            r"bev_augmentation of shape \(1, 4, 4\), expected .*\(2, 4, 4\)",
+            lambda b: {"bev_augmentation": torch.eye(4)[None]},
+        ),
+        (
+            "bev_augmentation hold a matrix that is not finite or has no inverse",
+            lambda b: {"bev_augmentation": torch.zeros(2, 4, 4)},
+        ),
+        ("the batch holds no images with calibration", lambda b: {"images": None}),
     ],
 )
 def test_images_and_calibration_of_another_shape_are_refused(config, words, change):
@@ -98,19 +110,28 @@ def test_images_and_calibration_of_another_shape_are_refused(config, words, chan
         ),
         ("boxes of 1 frames for an output of 2", lambda b: {"boxes": b.boxes[:1], "labels": b.labels[:1]}),
         ("labelled of 3 frames for an output of 2", lambda b: {"labelled": torch.ones(3, dtype=torch.bool)}),
+        ("labelled is torch.int64, expected torch.bool", lambda b: {"labelled": torch.tensor([1, 0])}),
+        (
+            r"labels of frame 0 have shape \(8, 1\), expected \(8,\)",
+            lambda b: {"labels": [label[:, None] for label in b.labels]},
+        ),
+        (
+            "labels of frame 0 are torch.float32, expected ids",
+            lambda b: {"labels": [label * math.nan for label in b.labels]},
+        ),
     ],
 )
 def test_annotations_that_do_not_fit_the_output_are_refused(config, words, change):
     batch, model = synthetic_batch(), built(config)
     with torch.no_grad():
         output = model(batch)
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=rf"preset \S+ with .*{words}"):
         model.loss(output, dataclasses.replace(batch, **change(batch)))
 
 
 def test_depth_labels_of_another_shape_are_refused():
     batch, model = synthetic_batch(), built(CAMERA)
-    with pytest.raises(DataError, match=r"depth_points have shape \(600, 3\), expected \(K, 4\)"):
+    with pytest.raises(DataError, match=r"preset \S+ with .*depth_points have shape \(600, 3\), expected \(K, 4\)"):
         model.loss(model(batch), dataclasses.replace(batch, depth_points=batch.depth_points[:, :3]))
 
 
@@ -135,6 +156,33 @@ def test_weights_that_are_not_finite_are_told_by_the_loss_and_not_by_an_error_of
         model.depth_net.train()
         next(model.depth_net.parameters()).fill_(math.nan)
     assert math.isnan(float(model.loss(model(batch), batch)["depth"]))
+
+
+@POINTS
+def test_a_frame_with_one_point_is_seen_alike_alone_and_beside_others(config):
+    """In evaluation mode the norms need no statistics of the batch, so its company must not matter."""
+    model = built(config).eval()
+    one = torch.tensor([[3.0, 4.0, -1.0, 20.0, 0.0]])
+    with torch.no_grad():
+        alone = model(Batch(points=[one])).levels["canvas"][0]
+        beside = model(Batch(points=[one, synthetic_batch().points[0]])).levels["canvas"][0]
+    assert alone.any()
+    torch.testing.assert_close(alone, beside, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", [QUERIES, BEVFORMER], ids=["queries", "bevformer"])
+def test_heatmap_and_queries_leave_out_the_same_boxes(config):
+    batch, model = synthetic_batch(), built(config).eval()
+    spoilt = [boxes.clone() for boxes in batch.boxes]
+    spoilt[0][0, 2], spoilt[0][1, 3], spoilt[0][2, 5], spoilt[0][3, 6] = math.inf, -2.0, 0.0, math.nan
+    gone = [batch.boxes[0][4:], batch.boxes[1]], [batch.labels[0][4:], batch.labels[1]]
+    with torch.no_grad():
+        output = model(batch)
+        found = model.loss(output, dataclasses.replace(batch, boxes=spoilt))
+        expected = model.loss(output, dataclasses.replace(batch, boxes=gone[0], labels=gone[1]))
+    assert found.keys() == expected.keys() >= {"heatmap", "class", "box"}
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)
 
 
 def test_a_config_is_told_by_the_preset_it_differs_least_from():

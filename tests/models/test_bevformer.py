@@ -239,7 +239,9 @@ def test_modes_come_back_when_the_past_cannot_be_read():
     model = built().train()
     batch = windows()
     broken = dataclasses.replace(batch.history[0], frames=Batch(images=batch.images))
-    with pytest.raises(DataError, match="moment of the history holds no images with calibration"):
+    with pytest.raises(
+        DataError, match=r"preset bevformer-demo with .*moment of the history holds no images with calibration"
+    ):
         model(dataclasses.replace(batch, history=[broken]))
     assert model.training and model.backbone.layer1.training
 
@@ -362,20 +364,23 @@ def test_batches_move_with_their_history():
 
 def test_what_does_not_fit_is_refused_with_what_was_found_and_expected():
     batch = windows()
-    with pytest.raises(DataError, match="single frames"):
+    with pytest.raises(DataError, match=r"preset bevformer-demo with .*single frames"):
         built(queue=1)(batch)
     model = built()
     with pytest.raises(DataError, match=r"images of shape \(3, 5, 3, 64, 128\), expected 3 frames of 6 cameras"):
         model(dataclasses.replace(batch, images=batch.images[:, :5], history=[]))
     with pytest.raises(DataError, match=r"camera_to_lidar of shape \(3, 6, 4\)"):
         model(dataclasses.replace(batch, camera_to_lidar=batch.camera_to_lidar[:, :, 0], history=[]))
-    with pytest.raises(DataError, match=r"a history of 3 moments, a window \(queue = 3\) holds 2"):
+    with pytest.raises(
+        DataError, match=r"preset bevformer-demo .*a history of 3 moments, a window \(queue = 3\) holds 2"
+    ):
         model(dataclasses.replace(batch, history=[*batch.history, batch.history[0]]))
     short = [dataclasses.replace(batch.history[0], known=torch.ones(2, dtype=torch.bool))]
-    with pytest.raises(DataError, match=r"Past.known has shape \(2,\), expected \(3,\)"):
+    with pytest.raises(DataError, match=r"preset bevformer-demo .*Past.known has shape \(2,\), expected \(3,\)"):
         model(dataclasses.replace(batch, history=short))
     memory = Memory(
         torch.zeros(3, 8, 16, 16), motion(*[(0, 0, 0)] * 3), torch.ones(3, dtype=torch.bool), torch.zeros(3)
     )
-    with pytest.raises(DataError, match=r"Memory.bev has shape \(3, 8, 16, 16\), the model reads \(3, 32, 16, 16\)"):
+    words = r"preset bevformer-demo .*Memory.bev has shape \(3, 8, 16, 16\), the model reads \(3, 32, 16, 16\)"
+    with pytest.raises(DataError, match=words):
         model(dataclasses.replace(batch, memory=memory))

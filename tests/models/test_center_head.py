@@ -277,6 +277,16 @@ def test_soft_peaks_keep_a_neighbour_of_like_score_and_push_down_a_skirt():
     assert scores["soft"] == pytest.approx([0.9, 0.8, 0.79 * (0.79 / 0.8) ** 2, 0.3 / 9])
 
 
+def test_cells_whose_scores_underflow_do_not_crowd_out_a_peak():
+    """0 of a neighbourhood of 0 is no score; taken for NaN it would rank before all."""
+    maps = {name: torch.zeros(1, channels, 64, 64) for name, channels in BRANCHES.items()}
+    maps["heatmap"] = torch.full((1, 1, 64, 64), -150.0)
+    maps["heatmap"][0, 0, 5, 5] = 3.0
+    for peaks in ("hard", "soft", "all"):
+        (found,) = head_of(tasks=(("car",),), peaks=peaks, max_boxes=20, score_threshold=0.1).decode([maps])
+        assert found.scores.tolist() == pytest.approx([1 / (1 + math.exp(-3))]), peaks
+
+
 def test_no_object_gives_a_finite_loss():
     head = head_of(tasks=SIX_TASKS)
     none = torch.zeros(0, 9), torch.zeros(0, dtype=torch.long)

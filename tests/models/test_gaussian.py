@@ -98,6 +98,18 @@ def test_boxes_that_are_nan_or_outside_are_skipped():
     assert not foreground_mask(bad[1:], GRID).any()
 
 
+def test_a_box_far_larger_than_the_grid_is_drawn_on_it_alone():
+    """Its window is cut to the grid: uncut, the last of these would ask for more memory than any machine has."""
+    grid = BevGrid(-9.6, 9.6, -6.4, 6.4, 1.6)
+    for side in (300.0, 1e6, 1e20):
+        box = np.array([[0.4, 0.4, 0, side, side, 2, 0, 0, 0]])
+        heat = foreground_mask(box, grid)
+        assert heat[4, 6] == heat.max() == 1
+        assert heat.min() > 0.5
+    box[0, 3:5] = 300.0
+    np.testing.assert_array_equal(foreground_mask(box, grid), slow_heatmaps(box, [0], 1, grid, 1, 0)[0])
+
+
 def test_unknown_velocity_does_not_matter():
     box = np.array([[3.0, 4.0, 0, 4, 2, 1.5, 0, np.nan, np.nan]])
     assert foreground_mask(box, GRID).max() == 1

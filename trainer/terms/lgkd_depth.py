@@ -145,7 +145,9 @@ def _released(z: Tensor, p: Tensor, options: LgkdDepthOptions) -> Tensor:
     """(J,) t^2 sum over bins of the binary cross-entropy of probabilities divided by t; t >= 1 keeps them below 1."""
     t = options.temperature
     found, wanted = (z.softmax(dim=1) / t).clamp(max=1), (p / t).clamp(max=1)  # 1 + rounding is no probability
-    return t**2 * F.binary_cross_entropy(found, wanted, reduction="none").sum(dim=1)
+    # torch refuses NaN there with an error of its own, and on a GPU ends the process: the loss is to tell of it
+    each = F.binary_cross_entropy(found.nan_to_num(0.5), wanted, reduction="none").sum(dim=1)
+    return t**2 * each + 0.0 * z.sum(dim=1)
 
 
 def places_on_teacher(

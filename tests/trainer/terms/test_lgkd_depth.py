@@ -77,6 +77,14 @@ def test_values_and_gradients_equal_the_slow_formula(form: str, t: float, where:
     assert torch.allclose(*pair, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("form", ["sound", "released"])
+def test_a_student_that_is_not_finite_is_told_by_the_loss_and_not_by_an_error_of_torch(form: str) -> None:
+    """Training ends with the frames' names where a loss is NaN: it must get that far."""
+    world = World(1)
+    world.depth_logits = world.depth_logits.detach() * math.nan
+    assert math.isnan(total(world.parts(a_term(world, form=form, where="all"), range(FRAMES), IDENTITY)).item())
+
+
 def test_softened_probabilities_are_the_softmax_of_the_teachers_logits() -> None:
     """A store keeps probabilities alone: whatever the lost constant, the loss is that of the logits."""
     world, logits = World(2), torch.randn(FRAMES, CAMERAS, 4, 4, 8, dtype=torch.float64) * 3 + 7
