@@ -36,6 +36,8 @@ BOX_CONVENTION = "x,y,z(gravity centre),l,w,h,yaw(counter-clockwise from +x),vx,
 # equal files.
 METADATA_KEY = "bevcask"
 
+_TRAINED = "give a checkpoint written by `train`"
+
 KINDS: dict[str, tuple[type[Config], Callable[[Any], torch.nn.Module]]] = {
     "bevformer": (BevFormerConfig, BevFormer),
     "centerpoint-pillar": (CenterPointPillarConfig, CenterPoint),
@@ -141,8 +143,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
     except (OSError, ValueError, SafetensorError) as error:
-        hint = "give a checkpoint written by `train`"
-        raise DataError(f"{path}: not readable as a safetensors file ({error}); {hint}") from None
+        raise DataError(f"{path}: not readable as a safetensors file ({error}); {_TRAINED}") from None
     return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
 
 
@@ -156,13 +157,33 @@ def load_weights(path: Path, trusted: str = "") -> Detector:
     for key, expected in (("classes", json.dumps(DETECTION_CLASSES)), ("box_convention", BOX_CONVENTION)):
         if metadata[key] != expected:
             raise DataError(f"{path}: {key} is {metadata[key]}, this version reads {expected}; convert the checkpoint")
-    config = json.loads(metadata["config"])
+    config = _config_in(path, metadata["config"])
     require_trusted(str(path), config, trusted)
     model = build_detector(config)
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     load_state(model, tensors, str(path))
+    for name, parameter in cast(torch.nn.Module, model).named_parameters():  # buffers may hold infinities on purpose
+        if not torch.isfinite(parameter).all():
+            raise DataError(
+                f"{path}: tensor {name} of {told_preset(config)} holds NaN or infinite values; its training diverged, "
+                "take another checkpoint"
+            )
     return cast(Detector, model.eval())
+
+
+def _config_in(path: Path, text: str) -> dict[str, Any]:
+    """The detector's config of a file's metadata. DataError, naming the file, where it is none or of none that there
+    is."""
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path}: the config in its metadata is no JSON ({error}); {_TRAINED}") from None
+    if not isinstance(config, dict):
+        raise DataError(f"{path}: the config in its metadata is {text[:60]!r}, expected a table; {_TRAINED}")
+    if config.get("kind") not in KINDS:
+        raise DataError(f"{path}: its config is of kind {config.get('kind')!r}, known: {', '.join(KINDS)}; {_TRAINED}")
+    return config
 
 
 def load_state(model: Detector, tensors: Mapping[str, torch.Tensor], where: str) -> None:

@@ -283,6 +283,36 @@ def test_foreign_or_broken_files_are_refused(tmp_path):
         load_weights(path)
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("{", "the config in its metadata is no JSON"),
+        ("[1]", r"the config in its metadata is '\[1\]', expected a table"),
+        ("null", "the config in its metadata is 'null', expected a table"),
+        ('{"kind": "segmenter"}', "its config is of kind 'segmenter', known: bevformer, "),
+        ("{}", "its config is of kind None"),
+    ],
+)
+def test_a_config_that_is_none_is_refused_with_the_file(tmp_path, config, words):
+    path = tmp_path / "m.safetensors"
+    save_weights(build_detector(LIDAR), path)
+    changed(path, lambda tensors: tensors, config=config)
+    with pytest.raises(DataError, match=rf"m\.safetensors: .*{words}"):
+        load_weights(path)
+
+
+def test_weights_that_are_not_finite_are_refused_with_the_preset_and_the_tensor(tmp_path):
+    path = tmp_path / "m.safetensors"
+    model = build_detector(LIDAR)
+    with torch.no_grad():
+        model.encoder.linear.weight[0, 0] = math.nan
+    save_weights(model, path)
+    with pytest.raises(
+        DataError, match=r"tensor encoder\.linear\.weight of preset \S+ with pillar_channels = 16 holds NaN"
+    ):
+        load_weights(path)
+
+
 def test_reserved_metadata_names_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="config"):
         save_weights(build_detector(LIDAR), tmp_path / "x", {"config": "mine"})
