@@ -23,6 +23,7 @@ from models.cost_rules import Counter, Work
 from models.detector import Batch, Detector
 
 WARM_RUNS = 1
+MOST_TIMED_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,18 @@ def count_dense(config: Mapping[str, Any], without: Iterable[str] = ()) -> Model
     return ModelCost(_by_part(model, counter.work, tuple(without)))
 
 
-def latency_ms(model: Detector, batch: Batch, runs: int = 5) -> float:
-    """Median wall-clock time of a forward pass over `batch`, without decoding, on the device that both are on."""
+def latency_ms(model: Detector, batch: Batch, runs: int = 5, at_most_s: float = MOST_TIMED_S) -> float:
+    """Median wall-clock time of a forward pass over `batch`, without decoding, on the device that both are on.
+
+    Of `runs` passes behind one that warms up, fewer where these take longer than `at_most_s` in all, but of one at
+    least: a pass of minutes needs no median, and no warming up.
+    """
     device = next(iter(model.parameters())).device
     was_training = _set_mode(model, False)
     seconds = []
     try:
         with torch.inference_mode():
-            for _ in range(WARM_RUNS + runs):
+            while (len(seconds) < WARM_RUNS + runs and sum(seconds) < at_most_s) or not seconds:
                 start = time.perf_counter()
                 model(batch)
                 if device.type == "cuda":
@@ -105,7 +110,7 @@ def latency_ms(model: Detector, batch: Batch, runs: int = 5) -> float:
                 seconds.append(time.perf_counter() - start)
     finally:
         _set_mode(model, was_training)
-    return 1e3 * statistics.median(seconds[WARM_RUNS:])
+    return 1e3 * statistics.median(seconds[WARM_RUNS:] or seconds)
 
 
 def compression_performance(

@@ -125,6 +125,15 @@ def test_parts_add_up_and_a_count_leaves_the_model_as_it_was(config):
     assert latency_ms(model, batch, runs=1) > 0
 
 
+@pytest.mark.parametrize(("at_most_s", "passes"), [(1e6, 4), (0.0, 1)])
+def test_a_slow_model_is_timed_fewer_times(at_most_s, passes):
+    model, batch = build_detector(LIDAR), synthetic_batch()
+    ran = []
+    model.register_forward_hook(lambda *_: ran.append(1))
+    assert latency_ms(model, batch, runs=3, at_most_s=at_most_s) > 0
+    assert len(ran) == passes
+
+
 @pytest.mark.parametrize("config", [LIDAR, VOXEL], ids=["lidar", "voxel"])
 def test_the_dense_part_needs_no_cloud(config):
     counted_on_points = {p.name: p for p in count_cost(build_detector(config), synthetic_batch(frames=1)).parts}
