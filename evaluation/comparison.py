@@ -73,8 +73,9 @@ def difference_table(compared: Compared) -> Table:
         for key in SUMMARY_KEYS:
             change = difference(key, getattr(model.metrics, key), getattr(compared.base_model.metrics, key))
             found = drawn.of(key) if drawn is not None else None
-            clear = "" if found is None or not found.beside_zero else "*"
-            cells.append(f"[{_COLOURS[change.verdict]}]{change.text}{clear}[/]")
+            clear = found is not None and found.beside_zero
+            verdict = change.verdict if found is None or clear else "same"
+            cells.append(f"[{_COLOURS[verdict]}]{change.text}{'*' if clear else ''}[/]")
         table.add_row(escape(model.name), *cells)
     return table
 
@@ -139,7 +140,12 @@ def comparison_csv(compared: Compared) -> str:
     writer.writerow(head)
     for model in compared.models:
         known = [_number(getattr(model.metrics, key)) for key in SUMMARY_KEYS]
-        row = [model.name, compared.groups.get(model.name, ""), str(compared.seeds.get(model.name, "")), *known]
+        row = [
+            _text(model.name),
+            _text(compared.groups.get(model.name, "")),
+            str(compared.seeds.get(model.name, "")),
+            *known,
+        ]
         row += [_number(model.metrics.class_ap(name)) for name in classes]
         drawn = compared.drawn(model)
         for key in SUMMARY_KEYS:
@@ -151,6 +157,11 @@ def comparison_csv(compared: Compared) -> str:
             row += [_number(value) for value in (change, found.low, found.high)]
         writer.writerow(row)
     return text.getvalue()
+
+
+def _text(name: str) -> str:
+    """A name as a cell: one that a spreadsheet would run as a formula gets the apostrophe that makes it text there."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def _number(value: float) -> str:

@@ -65,7 +65,7 @@ def _results(compared: Compared) -> str:
         for key in SUMMARY_KEYS:
             change = difference(key, getattr(model.metrics, key), getattr(compared.base_model.metrics, key))
             found = drawn.of(key) if drawn is not None else None
-            unclear = found is not None and not math.isnan(found.low) and not found.beside_zero
+            unclear = found is not None and not found.beside_zero
             kind = "same" if unclear else change.verdict
             cells.append(page.cell(change.text, kind, bracketed(found) if found is not None else ""))
         body += page.row(f"{model.name} − {compared.base}", cells, kind="difference")

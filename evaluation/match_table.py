@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from cache.errors import DataError
 from cache.frame import Detections, Frame, GroundTruth
 from evaluation.array_metric import PORTION
-from evaluation.box_arrays import BoxArrays, Places, detection_arrays, places_of, submission_arrays, truth_arrays
+from evaluation.box_arrays import BoxArrays, Places, detection_arrays, places_of, truth_arrays
 from evaluation.error_kinds import prediction_kinds
 from evaluation.metric_config import CVPR_2019, MetricConfig
 from evaluation.metric_filters import ego_distance
 from evaluation.portion import MatchedPortion, match_portion
+from evaluation.submission_file import SubmissionArrays
 from evaluation.subsets import EVERYTHING, Subset
 
 BoxesOf = Callable[[Sequence[Frame]], BoxArrays]  # of some frames of the split, whose `frame` counts in them
@@ -78,13 +78,13 @@ def detections_of(detections: Mapping[str, Detections]) -> BoxesOf:
     return lambda frames: detection_arrays(frames, [detections[frame.token] for frame in frames])
 
 
-def submission_of(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> BoxesOf:
-    """Boxes of frames out of the `results` of a checked submission. Of equal scores the metric ranks by the order of
-    samples in the file, a table by that of the frames it is given."""
+def file_boxes_of(read: SubmissionArrays) -> BoxesOf:
+    """Boxes of frames out of a submission file. Of equal scores the metric ranks by the order of samples in the file, a
+    table by that of the frames it is given."""
 
     def boxes(frames: Sequence[Frame]) -> BoxArrays:
-        place = {frame.token: number for number, frame in enumerate(frames)}
-        return submission_arrays(place, {frame.token: results[frame.token] for frame in frames})
+        found = read.of([frame.token for frame in frames])
+        return found.take(np.argsort(found.frame, kind="stable"))
 
     return boxes
 

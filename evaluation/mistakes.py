@@ -9,13 +9,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from cache.classes import DETECTION_CLASSES
 from cache.frame import Detections, Frame, GroundTruth
-from evaluation.box_arrays import BoxArrays, detection_arrays, submission_arrays, truth_arrays
+from evaluation.box_arrays import BoxArrays, detection_arrays, truth_arrays
 from evaluation.boxes import quaternion_product
 from evaluation.tp_errors import scale_iou, yaw_of
 
@@ -39,22 +38,10 @@ def mistakes_in_detections(
     return _mistakes(some, [truth[i] for i in chosen], detection_arrays(some, [detections[f.token] for f in some]))
 
 
-def mistakes_in_submission(
-    frames: Sequence[Frame], truth: Sequence[GroundTruth], results: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> list[str]:
-    """One sentence for each mistake seen in the `results` of a submission."""
-    chosen = looked_at(len(frames))
-    some = [frames[i] for i in chosen]
-    place = {frame.token: number for number, frame in enumerate(some)}
-    boxes = submission_arrays(place, {token: results[token] for token in place})
-    whole = submission_arrays({token: number for number, token in enumerate(results)}, results)
-    return mistakes_in_boxes(some, [truth[i] for i in chosen], boxes, [whole])
-
-
 def mistakes_in_boxes(
     frames: Sequence[Frame], truth: Sequence[GroundTruth], predicted: BoxArrays, whole: Iterable[BoxArrays]
 ) -> list[str]:
-    """The same of the boxes of frames that `looked_at` chose; whole: all of the submission's, which are counted."""
+    """The same of the boxes of a submission: of the frames that `looked_at` chose; whole: all, which are counted."""
     found, lost, unknown = _mistakes(frames, truth, predicted), 0, 0
     for boxes in whole:
         lost += int((boxes.points == 0).sum())

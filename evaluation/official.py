@@ -58,16 +58,47 @@ def evaluate_submission(
     """Scores the `results` of a submission (see `evaluation.submission_file.load_submission`) against the ground truth.
 
     config: None for the devkit's own file of detection_cvpr_2019."""
+    return evaluate_boxes(frames, truth, EvalBoxes.deserialize(results, DetectionBox), config=config)
+
+
+def evaluate_boxes(
+    frames: Sequence[Frame],
+    truth: Sequence[GroundTruth],
+    predicted: EvalBoxes,
+    *,
+    config: MetricConfig | None = None,
+) -> Metrics:
+    """`evaluate_submission` of the devkit's own objects (see `DevkitBoxes`), which its filters change."""
     if not frames or len(frames) != len(truth):
         raise DataError(
             f"evaluation: {len(frames)} frames and {len(truth)} ground truths, expected as many of each, at least one"
         )
-    require_same_tokens("submission", results, "the split", [frame.token for frame in frames])
+    require_same_tokens("submission", predicted.sample_tokens, "the split", [frame.token for frame in frames])
     settings = config_factory(CONFIG) if config is None else DetectionConfig.deserialize(config.to_dict())
-    tables, truth_boxes, predicted = devkit_objects(frames, truth, results)
+    tables, truth_boxes = _StoredTables(frames, truth), _truth_boxes(frames, truth)
     truth_boxes, truth_counts = _filtered(tables, truth_boxes, settings)
     predicted, detection_counts = _filtered(tables, predicted, settings)
+    below = next((box for box in predicted.all if box.detection_score < 0), None)
+    if below is not None:  # at which the devkit stops without a word
+        raise DataError(
+            f"the metric: a {below.detection_name} of sample {below.sample_token} has score {below.detection_score:g}; "
+            "the metric needs scores of 0 or more, since it reads 0 as a recall not reached"
+        )
     return _as_metrics(_metrics(truth_boxes, predicted, settings), settings, truth_counts, detection_counts)
+
+
+class DevkitBoxes:
+    """The devkit's objects of a submission whose samples come some at a time, so that the file's records need not stand
+    in memory beside them: some 2 kB a box."""
+
+    def __init__(self) -> None:
+        self.boxes = EvalBoxes()
+
+    def add(self, samples: Sequence[tuple[str, list[dict[str, Any]]]]) -> None:
+        """Checked boxes of further samples."""
+        some = EvalBoxes.deserialize(dict(samples), DetectionBox)
+        for token in some.sample_tokens:
+            self.boxes.add_boxes(token, some[token])
 
 
 def evaluate_file(path: Path, frames: Sequence[Frame], truth: Sequence[GroundTruth]) -> Metrics:

@@ -8,7 +8,7 @@ box that is wrong: its sample, its number, what was found and what was expected.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ _WHAT = "a nuScenes submission (JSON)"
 _FORM = '{"meta": {...}, "results": {sample_token: [box, ...]}}'
 _META = f"one with the keys {', '.join(META_KEYS)}"
 _GROUP = 64  # samples whose boxes stand in memory as records at once
+
+Samples = list[tuple[str, list[dict[str, Any]]]]  # sample tokens with their boxes as records
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class SubmissionArrays:
         parts = []
         for of_portion, boxes in self.portions:
             number = np.array([place.get(token, -1) for token in of_portion], np.int64)
+            if (number < 0).all():
+                continue
             mine = boxes.take(number[boxes.frame] >= 0)
             parts.append(replace(mine, frame=number[mine.frame]))
         return join_boxes(parts)
@@ -74,17 +78,24 @@ def load_submission(path: Path, tokens: Iterable[str] | None = None) -> Submissi
     return Submission(meta, results)
 
 
-def read_submission(path: Path, tokens: Iterable[str] | None = None) -> SubmissionArrays:
-    """`load_submission` into arrays; raises as it."""
+def read_submission(
+    path: Path, tokens: Iterable[str] | None = None, *, each: Callable[[Samples], None] | None = None
+) -> SubmissionArrays:
+    """`load_submission` into arrays; raises as it. each: is given every group of samples once its boxes are checked, as
+    the file has them, for who makes something else of them."""
     meta: dict[str, Any] = {}
-    portions = tuple(([token for token, _ in group], _arrays(path, group)) for group in _groups(path, meta))
-    found = SubmissionArrays(meta, portions)
+    portions: list[tuple[list[str], BoxArrays]] = []
+    for group in _groups(path, meta):
+        portions.append(([token for token, _ in group], _arrays(path, group)))
+        if each is not None:
+            each(group)
+    found = SubmissionArrays(meta, tuple(portions))
     if tokens is not None:
         require_same_tokens(str(path), found.tokens, "the split", list(tokens))
     return found
 
 
-def _arrays(path: Path, group: Sequence[tuple[str, list[dict[str, Any]]]]) -> BoxArrays:
+def _arrays(path: Path, group: Samples) -> BoxArrays:
     """The boxes of some samples. DataError for the first one that is wrong."""
     arrays = checked_arrays(group)
     if arrays is not None:
@@ -97,7 +108,7 @@ def _arrays(path: Path, group: Sequence[tuple[str, list[dict[str, Any]]]]) -> Bo
     raise AssertionError("the quick check refused boxes in which the thorough one finds nothing wrong")
 
 
-def _groups(path: Path, meta: dict[str, Any]) -> Iterator[list[tuple[str, list[dict[str, Any]]]]]:
+def _groups(path: Path, meta: dict[str, Any]) -> Iterator[Samples]:
     """The samples of a file with their boxes, some at a time; fills `meta` on the way."""
     with _opened(path) as file:
         stream = JsonStream(file, path, _WHAT)
@@ -126,9 +137,9 @@ def _groups(path: Path, meta: dict[str, Any]) -> Iterator[list[tuple[str, list[d
         stream.end()
 
 
-def _samples(stream: JsonStream, path: Path) -> Iterator[list[tuple[str, list[dict[str, Any]]]]]:
+def _samples(stream: JsonStream, path: Path) -> Iterator[Samples]:
     seen: set[str] = set()
-    group: list[tuple[str, list[dict[str, Any]]]] = []
+    group: Samples = []
     for token in stream.members():
         boxes = stream.value()
         if not isinstance(boxes, list):

@@ -88,8 +88,9 @@ class Subset:
             keep &= np.isin(visibility, self.visibility)
         return keep
 
-    def __str__(self) -> str:
-        """As on the command line; "everything" where nothing is left out."""
+    @property
+    def options(self) -> list[str]:
+        """As `parse_subset` takes it."""
         parts = [f"scenes={'+'.join(self.scenes)}"] if self.scenes is not None else []
         parts += [f"description={word}" for word in self.description]
         if self.distance is not None:
@@ -98,7 +99,11 @@ class Subset:
             parts.append(f"classes={'+'.join(self.classes)}")
         if self.visibility is not None:
             parts.append(f"visibility={'+'.join(map(str, self.visibility))}")
-        return " ".join(parts) or "everything"
+        return parts
+
+    def __str__(self) -> str:
+        """As on the command line; "everything" where nothing is left out."""
+        return " ".join(self.options) or "everything"
 
 
 EVERYTHING = Subset()
@@ -114,6 +119,8 @@ def parse_subset(texts: Sequence[str]) -> Subset:
         if not equals or not value:
             raise ConfigError(f"subset {text!r}: expected KEY=VALUE of {_KEYS}")
         parts = tuple(part for part in value.split("+") if part)
+        if not parts or value == "!":
+            raise ConfigError(f"subset {text!r}: names nothing; expected KEY=VALUE of {_KEYS}")
         if key == "description":
             out = replace(out, description=(*out.description, value))
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from evaluation.resampling import DRAWS
 from evaluation.seeds import SeedResult, SeedRow, seed_table
 from evaluation.subsets import EVERYTHING, Subset
 from evaluation.table import MetricsRow, metrics_table
+from studies.outputs import require_outputs
 from studies.reporting import run_recipe
 from studies.scored import Scored
 from studies.scoring import Outcome, evaluate_source
@@ -62,7 +64,14 @@ def compare_sources(cache: str | Path, request: ComparisonRequest) -> Outcome:
     Raises ConfigError for fewer than two things to compare, equal names, a baseline that is none of them, and runs that
     were trained on different splits; and what `evaluate_source` raises of each.
     """
+    require_outputs(
+        {"--out": request.html, "--csv": request.csv},
+        {f"--submission {path}": Path(path) for path in request.submissions},
+    )
     sources = _sources(request)
+    if request.trusted and not request.runs:
+        raise ConfigError("--callable belongs to --run; leave it out")
+    base = _base(sources, request.baseline)
     if not request.mixed:
         _require_one_training_split(sources)
     scored = [_score(cache, source, request) for source in sources]
@@ -77,7 +86,7 @@ def compare_sources(cache: str | Path, request: ComparisonRequest) -> Outcome:
         draws=request.draws,
         seed=request.seed,
     )
-    compared, lines = _compared(sources, explained, request)
+    compared, lines = _compared(sources, explained, base)
     tables: list[RenderableType] = [
         f"{first.split}{'' if request.subset == EVERYTHING else ', ' + escape(str(request.subset))}: "
         f"{len(first.frames)} samples of {len(explained[0].table.scene_names)} scenes",
@@ -151,16 +160,25 @@ def _score(cache: str | Path, source: _Source, request: ComparisonRequest) -> Sc
     return heard[0]
 
 
+def _base(sources: Sequence[_Source], baseline: str | None) -> str:
+    """The name of what the others are compared with: the first, or the one so named, or the first so labelled."""
+    names = [one.name for one in sources]
+    if not baseline:
+        return names[0]
+    labelled = [one.name for one in sources if one.label == baseline]
+    if baseline not in names and not labelled:
+        labels = ", ".join(dict.fromkeys(one.label for one in sources if one.label))
+        told = f", labels {labels}" if labels else ""
+        raise ConfigError(f"compare: no {baseline!r} to compare with; there are {', '.join(names)}{told}")
+    return baseline if baseline in names else labelled[0]
+
+
 def _compared(
-    sources: Sequence[_Source], explained: Sequence[Explained], request: ComparisonRequest
+    sources: Sequence[_Source], explained: Sequence[Explained], base: str
 ) -> tuple[Compared, list[RenderableType]]:
     """The comparison, and what must be said of it."""
     groups = {one.name: one.label for one in sources if one.label}
     seeds = {one.name: int(one.recipe["train"]["seed"]) for one in sources if "seed" in one.recipe.get("train", {})}
-    names = [one.name for one in sources]
-    base = request.baseline or names[0]
-    if base not in names and base in groups.values():
-        base = next(name for name in names if groups.get(name) == base)
     rows: list[SeedRow] = []
     lines: list[RenderableType] = []
     results = [
@@ -168,7 +186,7 @@ def _compared(
         for one in explained
         if one.name in groups and one.name in seeds
     ]
-    if base in names and any(count > 1 for count in Counter(one.group for one in results).values()):
+    if any(count > 1 for count in Counter(one.group for one in results).values()):
         try:
             rows = seed_table(results, groups.get(base, results[0].group), SEED_KEYS)
         except ConfigError as error:
@@ -226,14 +244,15 @@ def _curves(source: _Source) -> list[LossCurve]:
 
 
 def _command(cache: str | Path, request: ComparisonRequest) -> str:
-    parts = [f"./bevcask compare --cache {cache}"]
-    for option, values in (("run", request.runs), ("teacher", request.teachers), ("submission", request.submissions)):
-        parts += [f"--{option} {value}" for value in values]
-    parts += [f"--subset '{one}'" for one in str(request.subset).split() if request.subset != EVERYTHING]
-    parts += [f"--baseline {request.baseline}"] if request.baseline else []
-    parts += ["--mixed"] if request.mixed else []
-    parts += [f"--out {request.html}"] if request.html else []
-    return " ".join(parts)
+    given = (("run", request.runs), ("teacher", request.teachers), ("submission", request.submissions))
+    pairs = [(option, value) for option, values in given for value in values]
+    pairs += [("subset", one) for one in request.subset.options]
+    single: dict[str, object] = {"split": request.split, "baseline": request.baseline, "callable": request.trusted}
+    single |= {"draws": request.draws if request.draws != DRAWS else None, "out": request.html, "csv": request.csv}
+    pairs += [(option, str(value)) for option, value in single.items() if value]
+    words = ["./bevcask", "compare", "--cache", str(cache)]
+    words += [word for option, value in pairs for word in (f"--{option}", value)]
+    return shlex.join([*words, "--mixed"] if request.mixed else words)
 
 
 def _summary(compared: Compared) -> dict[str, Any]:

@@ -29,8 +29,9 @@ from pipeline.engine import default_workers
 from pipeline.frames import FrameOptions, cache_frames
 from pipeline.teacher import SHIPPED_TEACHERS, cache_teacher
 from studies.inspection import foreground_of
-from studies.scoring import score, score_shuffled, teacher_detections
+from studies.scoring import score, score_shuffled
 from studies.simulation import simulate_once
+from studies.sources import teacher_detections
 from studies.training import TrainingJob, loss_curves, train_side_by_side
 from trainer.predict import load_run, predict
 from trainer.recipe import load_recipe

@@ -6,6 +6,7 @@ but the frames that are drawn. At the size of nuScenes val some ten seconds, and
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from cache.errors import ConfigError
 from cache.files import read_json
 from cache.layout import teacher_names, teacher_place
 from cache.store import TeacherStore
@@ -24,6 +24,7 @@ from evaluation.explained import Model, explain
 from evaluation.resampling import DRAWS
 from evaluation.subsets import EVERYTHING
 from studies.frame_pictures import Gallery, report_frames
+from studies.outputs import require_outputs
 from studies.scored import Scored
 
 PICTURES = 4
@@ -39,8 +40,7 @@ class ReportRequest:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.path.is_dir():
-            raise ConfigError(f"--report {self.path} is a folder; give a file in it, such as {self.path}/report.html")
+        require_outputs({"--report": self.path})
 
 
 def reporter(path: Path | None, pictures: int | None, draws: int | None) -> Callable[[Scored], None] | None:
@@ -80,7 +80,9 @@ def write_report_of(scored: Scored, request: ReportRequest) -> None:
         curves=_curves(scored),
         made=_made(scored, teacher),
         commands=[_command(scored, request)],
-        next_command=f"./bevcask inspect --cache {scored.cache} --token {scored.frames[0].token}",
+        next_command=shlex.join(
+            ["./bevcask", "inspect", "--cache", str(scored.cache), "--token", scored.frames[0].token]
+        ),
     )
     write_evaluation_report(request.path, explained, around)
 
@@ -125,7 +127,8 @@ def _curves(scored: Scored) -> list[LossCurve]:
 
 def _made(scored: Scored, teacher: TeacherStore | None) -> list[tuple[str, str]]:
     store = scored.store
-    out = [("model", f"{scored.kind} {scored.source}"), ("stores", f"{scored.cache}")]
+    weights = ", its best weights" if scored.weights == "best" else ""
+    out = [("model", f"{scored.kind} {scored.source}{weights}"), ("stores", f"{scored.cache}")]
     out.append(("frame store", f"digest {store.manifest.digest}"))
     if teacher is not None:
         said = f"{teacher.manifest.header['teacher']}, digest {teacher.manifest.digest}"
@@ -158,6 +161,10 @@ def run_facts(run: Path) -> list[tuple[str, str]]:
 
 
 def _command(scored: Scored, request: ReportRequest) -> str:
-    parts = [f"./bevcask evaluate --cache {scored.cache} --{scored.kind} {scored.source} --split {scored.split}"]
-    parts += [f"--subset '{one}'" for one in str(scored.subset).split() if scored.subset != EVERYTHING]
-    return " ".join([*parts, f"--report {request.path}"])
+    parts = ["--cache", str(scored.cache), f"--{scored.kind}", scored.source, "--split", scored.split]
+    parts += ["--weights", scored.weights] if scored.weights != "last" else []
+    parts += [word for one in scored.subset.options for word in ("--subset", one)]
+    parts += ["--report", str(request.path)]
+    parts += ["--pictures", str(request.pictures)] if request.pictures != PICTURES else []
+    parts += ["--draws", str(request.draws)] if request.draws != DRAWS else []
+    return shlex.join(["./bevcask", "evaluate", *parts])

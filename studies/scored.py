@@ -18,7 +18,8 @@ Kind = Literal["run", "teacher", "submission"]
 @dataclass(frozen=True)
 class Scored:
     """What `evaluate` scored. cache: the folder or URL of the stores; frames, truth: as they were scored, in order;
-    source: the run's folder, the teacher's name or the submission's path; boxes_of: what it says."""
+    source: the run's folder, the teacher's name or the submission's path; boxes_of: what it says; weights: of a run,
+    last or best."""
 
     cache: str | Path
     store: FrameStore
@@ -31,6 +32,7 @@ class Scored:
     name: str
     metrics: Metrics
     boxes_of: BoxesOf
+    weights: str = "last"
 
     @property
     def rows(self) -> dict[str, int]:

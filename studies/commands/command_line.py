@@ -15,11 +15,12 @@ from typing import Any
 from invoke.exceptions import Exit
 from invoke.tasks import task as invoke_task
 from rich.console import Console
+from rich.text import Text
 
 from cache.errors import BevcaskError, ConfigError, DataError
 from cache.manifest import Manifest
 
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)  # a name such as ":car:" stays as it is
 
 
 def task(
@@ -138,7 +139,7 @@ def print_json(value: Any) -> None:
 
 def next_step(text: str) -> None:
     """Says what to do after a task that succeeded."""
-    console.print(f"[dim]next:[/dim] {text}", soft_wrap=True)
+    console.print(Text.assemble(("next:", "dim"), " ", text), soft_wrap=True)  # no markup: a path may hold brackets
 
 
 def close_store(

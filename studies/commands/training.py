@@ -148,6 +148,7 @@ def evaluate(
     """Score a run, a teacher store or a submission with the official nuScenes metric, from the stores alone."""
     from evaluation.subsets import parse_subset
     from studies.auditing import audit_source
+    from studies.outputs import require_outputs
     from studies.reporting import reporter
     from studies.scoring import Outcome, evaluate_source
 
@@ -157,14 +158,16 @@ def evaluate(
     use_local_cache(local_cache, local_cache_limit)
     root, least = cache_root(cache, "a folder or URL of stores"), share(score, "--score")
     outcome: Outcome
+    written = {"--report": report, "--export": export, "--export-summary": export_summary, "--out": out}
+    require_outputs({option: path_of(path) for option, path in written.items()}, {"--submission": path_of(submission)})
     if audit:
         if run or submission:
             raise ConfigError("--audit looks into a teacher store: give --teacher, and neither --run nor --submission")
-        if official or subset or report or export_summary:
-            refused = (
-                "--official" if official else "--subset" if subset else "--report" if report else "--export-summary"
-            )
-            raise ConfigError(f"--audit takes no {refused}; leave it out")
+        others = {"--official": official, "--subset": subset, "--report": report, "--export-summary": export_summary}
+        others |= {"--weights": weights != "last", "--nproc": nproc, "--callable": callable}
+        for option, given in others.items():
+            if given:
+                raise ConfigError(f"--audit takes no {option}; leave it out")
         outcome = audit_source(root, teacher, split=split, score=least, export=path_of(export), out=path_of(out))
     elif score or out:
         raise ConfigError(f"{'--score' if score else '--out'} belongs to --audit; add --audit to the command")

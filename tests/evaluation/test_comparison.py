@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +93,23 @@ def test_the_page_colours_only_differences_that_leave_out_zero() -> None:
         beside = [drawn.of(key).beside_zero for key in SUMMARY_KEYS]
         assert all(clear for clear, colour in zip(beside, coloured, strict=True) if colour)
     assert 'class="worse"' not in rows[1] and 'class="better"' not in rows[1]  # the same predictions
+
+
+def test_the_terminal_colours_only_differences_that_leave_out_zero() -> None:
+    compared = compared_of(world(500))
+    console = Console(width=200, record=True, file=io.StringIO(), force_terminal=True)
+    console.print(difference_table(compared))
+    (line,) = [line for line in console.export_text(styles=True).splitlines() if line.strip().startswith("b")]
+    cells = re.findall(r"\x1b\[([\d;]+)m(?:[+−±][\d.]+|–)(\*?)", line)
+    assert len(cells) == len(SUMMARY_KEYS)
+    stars = [bool(star) for _, star in cells]
+    assert [code != "2" for code, _ in cells] == stars and True in stars and False in stars
+
+
+def test_a_name_in_the_csv_is_no_formula() -> None:
+    for name in ("=1+1", "+1", "-1", "@x", "\t=1"):
+        rows = list(csv.reader(io.StringIO(comparison_csv(compared_of(world(500), names=(name, "b", "c"))))))
+        assert rows[1][0] == f"'{name}" and rows[2][0] == "b"
 
 
 def test_one_scene_has_differences_without_intervals() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cache.frame import Detections, Frame
 from cache.store import FrameStore
-from evaluation.mistakes import looked_at, mistakes_in_detections, mistakes_in_submission
+from evaluation.box_arrays import submission_arrays
+from evaluation.mistakes import looked_at, mistakes_in_boxes, mistakes_in_detections
 from evaluation.submission import submission_results
 from pipeline.frames import FrameOptions, cache_frames
 from pipeline.simulator import simulate
@@ -102,11 +104,22 @@ MISTAKES = [
 ]
 
 
+def mistakes_in_submission(split: Split, results: dict[str, list[dict[str, Any]]]) -> list[str]:
+    chosen = looked_at(len(split.frames))
+    frames, truth = [split.frames[i] for i in chosen], [split.truth[i] for i in chosen]
+    some = submission_arrays(
+        {frame.token: number for number, frame in enumerate(frames)},
+        {frame.token: results[frame.token] for frame in frames},
+    )
+    whole = submission_arrays({token: number for number, token in enumerate(results)}, results)
+    return mistakes_in_boxes(frames, truth, some, [whole])
+
+
 @pytest.mark.parametrize(("change", "says"), MISTAKES)
 def test_a_mistake_is_told(split: Split, change: Change, says: list[str]) -> None:
     detections = changed(split, change)
     said = mistakes_in_detections(split.frames, split.truth, detections)
-    as_file = mistakes_in_submission(split.frames, split.truth, submission_results(split.frames, detections))
+    as_file = mistakes_in_submission(split, submission_results(split.frames, detections))
     assert said == as_file and len(said) == len(says), said
     for sentence, expected in zip(said, says, strict=True):
         assert re.search(expected, sentence), sentence
@@ -226,7 +239,7 @@ def test_a_submission_that_was_never_turned_global_is_told(split: Split, name: s
         to_local = np.linalg.inv(pose)
         for box in results[frame.token]:
             box["translation"] = (to_local @ [*box["translation"], 1.0])[:3].tolist()
-    (said,) = mistakes_in_submission(split.frames, split.truth, results)
+    (said,) = mistakes_in_submission(split, results)
     assert says in said and "submission is global" in said
 
 
@@ -234,7 +247,7 @@ def test_predictions_that_the_metric_drops_for_their_points_are_counted(split: S
     results = submission_results(split.frames, split.detections)
     for box in results[split.frames[0].token][:3]:
         box["num_pts"] = 0
-    (said,) = mistakes_in_submission(split.frames, split.truth, results)
+    (said,) = mistakes_in_submission(split, results)
     assert said.startswith('3 predictions hold "num_pts": 0')
 
 
@@ -244,5 +257,5 @@ def test_unknown_velocities_of_a_submission_are_counted_and_scored_as_the_devkit
         for box in boxes[::2]:
             box["velocity"] = [np.nan, np.nan]
     changed_boxes = sum(len(boxes[::2]) for boxes in results.values())
-    (said,) = mistakes_in_submission(split.frames, split.truth, results)
+    (said,) = mistakes_in_submission(split, results)
     assert said.startswith(f"{changed_boxes} predictions have no velocity (NaN)")

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from cache.errors import BevcaskError, StoreError
 from evaluation import json_stream
 from evaluation.box_arrays import join_boxes, submission_arrays
 from evaluation.json_stream import JsonStream
+from evaluation.match_table import file_boxes_of
 from evaluation.submission import submission_meta, submission_results
 from evaluation.submission_boxes import box_problem, checked_arrays
 from evaluation.submission_file import load_submission, read_submission
@@ -240,6 +242,9 @@ def test_both_ways_to_read_give_the_same_boxes(good: dict[str, Any], tmp_path: P
     some = [*place][2:0:-1]
     numbers = {token: number for number, token in enumerate(some)}
     of_some = submission_arrays(numbers, {token: records.results[token] for token in some})
+    of_file = file_boxes_of(arrays)([SimpleNamespace(token=token) for token in some])  # type: ignore[list-item]
+    for key, value in vars(of_some).items():
+        np.testing.assert_array_equal(getattr(of_file, key), value)
     found = arrays.of(some)
     pairs = [sorted(zip(one.frame, one.scores, strict=True)) for one in (found, of_some)]
     assert pairs[0] == pairs[1]

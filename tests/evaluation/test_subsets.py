@@ -42,6 +42,11 @@ def test_a_subset_survives_its_own_text() -> None:
     assert parse_subset(["distance=20-"]).distance == (20.0, np.inf)
 
 
+def test_the_options_of_a_subset_are_read_back_words_with_spaces_too() -> None:
+    subset = parse_subset(["description=heavy rain", "description=!night", "distance=20-", "classes=car", "scenes=a+b"])
+    assert "description=heavy rain" in subset.options and parse_subset(subset.options) == subset
+
+
 def test_boxes_are_chosen_by_distance_class_and_visibility_and_predictions_have_none() -> None:
     subset = Subset(distance=(10.0, 20.0), classes=("car", "bus"), visibility=(3, 4))
     distance, labels = np.array([9.9, 10.0, 19.9, 20.0, 15.0, 15.0]), np.array([0, 0, 2, 0, 1, 0])

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
+import shlex
 import shutil
+from html import unescape
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -15,6 +19,7 @@ from invoke.exceptions import Exit
 
 from cache.errors import ConfigError, DataError
 from cache.store import FrameStore
+from evaluation.subsets import parse_subset
 from studies.benches.evaluate_data import made_up_split, write_stores
 from studies.commands.training import compare, evaluate
 from studies.comparing import ComparisonRequest, compare_sources
@@ -181,8 +186,9 @@ def test_runs_of_different_training_splits_are_refused_naming_both(
 
 
 def test_what_makes_no_comparison_is_refused_before_anything_is_scored(
-    between_cache: Path, weights: Path, tmp_path: Path
+    between_cache: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("studies.comparing.evaluate_source", lambda *_, **__: pytest.fail("something was scored"))
     run = str(make_run(tmp_path / "a" / "student", weights, "r", 0))
     with pytest.raises(ConfigError, match="1 to compare; give --run"):
         compare_sources(between_cache, ComparisonRequest(runs=[run]))
@@ -190,8 +196,18 @@ def test_what_makes_no_comparison_is_refused_before_anything_is_scored(
         compare_sources(between_cache, ComparisonRequest(runs=[run, run]))
     with pytest.raises(ConfigError, match="expected a run's folder or LABEL=FOLDER"):
         compare_sources(between_cache, ComparisonRequest(runs=["=x", run]))
-    with pytest.raises(ConfigError, match="no 'z' to compare with"):
-        compare_sources(between_cache, ComparisonRequest(runs=[run], teachers=["t"], baseline="z"))
+    two: dict[str, Any] = {"runs": [run], "teachers": ["t"]}
+    with pytest.raises(ConfigError, match="no 'z' to compare with; there are student, t, labels r"):
+        compare_sources(between_cache, ComparisonRequest(**two, baseline="z"))
+    with pytest.raises(ConfigError, match=r"--out .* is a folder; give a file in it"):
+        compare_sources(between_cache, ComparisonRequest(**two, html=tmp_path))
+    with pytest.raises(ConfigError, match="--out and --csv are one file"):
+        compare_sources(between_cache, ComparisonRequest(**two, html=tmp_path / "x", csv=tmp_path / "x"))
+    said = tmp_path / "s.json"
+    with pytest.raises(ConfigError, match=r"--submission .*s\.json and --csv are one file"):
+        compare_sources(between_cache, ComparisonRequest(teachers=["t"], submissions=[str(said)], csv=said))
+    with pytest.raises(ConfigError, match="--callable belongs to --run"):
+        compare_sources(between_cache, ComparisonRequest(teachers=["t", "u"], trusted="a.b:c"))
 
 
 def test_equal_folder_names_labels_and_equal_seeds_are_told_apart(
@@ -211,3 +227,31 @@ def test_a_submission_of_another_split_is_refused_by_its_tokens(between_cache: P
     request = ComparisonRequest(teachers=["t"], submissions=[str(tmp_path / "train.json")], split="mini_val")
     with pytest.raises(DataError, match=re.escape("train.json") + ".*missing"):
         compare_sources(between_cache, request)
+
+
+def test_the_command_in_a_report_makes_it_again_whatever_its_words_hold(between_cache: Path, tmp_path: Path) -> None:
+    store, path = FrameStore(between_cache / "frames"), tmp_path / "of a $(part).html"
+    said = next(scene.description for scene in store.manifest.scenes if scene.split == "mini_train")
+    subset = parse_subset([f"description={said}", "distance=0-30"])
+    assert " " in said
+    listener = reporter(path, 0, 7)
+    evaluate_source(between_cache, teacher="t", split="mini_train", subset=subset, listener=listener)
+    (command,) = re.findall(r"\./bevcask evaluate [^\n<]*", unescape(path.read_text()))
+    words = shlex.split(command)
+    given = [value for option, value in itertools.pairwise(words) if option == "--subset"]
+    assert parse_subset(given) == subset and words[words.index("--report") + 1] == str(path)
+    assert words[words.index("--draws") + 1] == "7" and words[words.index("--pictures") + 1] == "0"
+
+
+def test_the_command_of_a_comparison_tells_every_option(between_cache: Path, tmp_path: Path) -> None:
+    evaluate_source(between_cache, teacher="t", split="mini_train", export=tmp_path / "a b.json")
+    page, table = tmp_path / "c d.html", tmp_path / "c d.csv"
+    request = ComparisonRequest(
+        teachers=["t"], submissions=[str(tmp_path / "a b.json")], split="mini_train", draws=7, csv=table, html=page
+    )
+    compare_sources(between_cache, request)
+    (command,) = re.findall(r"\./bevcask compare [^\n<]*", unescape(page.read_text()))
+    words = shlex.split(command)
+    asked = dict(zip(words[2::2], words[3::2], strict=True))
+    assert asked["--submission"] == str(tmp_path / "a b.json") and asked["--split"] == "mini_train"
+    assert asked["--draws"] == "7" and asked["--csv"] == str(table) and asked["--out"] == str(page)

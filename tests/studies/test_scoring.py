@@ -26,6 +26,7 @@ from pipeline.teacher import TeacherOptions, cache_teacher
 from studies.auditing import audit_source
 from studies.commands.training import evaluate
 from studies.inspection import describe, draw_token
+from studies.reporting import reporter
 from studies.scoring import choose_split, evaluate_source, score, score_shuffled
 from tests.pipeline.real_data import REAL_ROOT, needs_real_data
 
@@ -116,6 +117,14 @@ def test_a_version_without_annotations_exports_and_says_that_it_cannot_be_scored
     with pytest.raises(DataError, match=r"v1\.0-test \(test\) has no annotations, so it can't be scored"):
         evaluate_source(cache, teacher="t")
     path = tmp_path / "submission.json"
+    for more in (
+        {"official": True},
+        {"export_summary": tmp_path / "s.json"},
+        {"listener": reporter(tmp_path / "r.html", 0, 5)},
+    ):
+        with pytest.raises(ConfigError, match="no figures to report: leave --report, --export-summary and --official"):
+            evaluate_source(cache, teacher="t", export=path, **more)
+    assert not path.exists() and not (tmp_path / "s.json").exists() and not (tmp_path / "r.html").exists()
     outcome = evaluate_source(cache, teacher="t", export=path)
     assert outcome.summary is None and "can't be scored" in str(outcome.renderables[-1])
     written = json.loads(path.read_text())
@@ -265,7 +274,14 @@ def test_a_subset_is_scored_by_scene_and_by_box_from_every_source(cache: Path, t
         ({"subset": ["description=no such words"]}, r"none of the 2 frames is in it"),
         ({"subset": ["distance=0-9"], "official": True}, r"--subset scores a part of the split: leave --official"),
         ({"subset": ["distance=0-9"], "export": "x.json"}, r"--subset scores a part of the split: leave --official"),
+        ({"subset": ["visibility=+"]}, r"subset 'visibility=\+': names nothing"),
+        ({"subset": ["scenes=+"]}, r"subset 'scenes=\+': names nothing"),
+        ({"subset": ["description=!"]}, r"subset 'description=!': names nothing"),
         ({"official": True, "audit": True}, r"--audit takes no --official"),
+        ({"nproc": "2", "audit": True}, r"--audit takes no --nproc"),
+        ({"weights": "best", "audit": True}, r"--audit takes no --weights"),
+        ({"callable": "a.b:c", "audit": True}, r"--audit takes no --callable"),
+        ({"callable": "a.b:c"}, r"--callable belongs to --run"),
     ],
 )
 def test_wrong_subsets_are_one_line(cache: Path, capsys: pytest.CaptureFixture[str], options: dict, says: str) -> None:

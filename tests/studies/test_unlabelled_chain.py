@@ -17,7 +17,8 @@ from pipeline.frames import FrameOptions, cache_frames
 from pipeline.teacher import TeacherOptions, cache_teacher
 from studies.auditing import audit_source
 from studies.commands.training import train
-from studies.scoring import evaluate_source, score, teacher_detections
+from studies.scoring import evaluate_source, score
+from studies.sources import teacher_detections
 from studies.training import loss_curves
 from tests.conftest import SIMULATED_VERSION
 from tests.studies.test_scoring import perfect
