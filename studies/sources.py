@@ -6,11 +6,13 @@ it (a report, an export, the devkit's own code) has its price in memory, which t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cache.errors import DataError
 from cache.frame import Detections, Frame, GroundTruth
 from cache.layout import teacher_place
 from cache.same_frames import require_same_frames
@@ -83,7 +85,8 @@ def submission_found(part: Part, path: Path, wanted: Wanted) -> Found:
 
         theirs = DevkitBoxes()
         read = read_submission(path, tokens, each=theirs.add)
-        metrics = evaluate_boxes(part.frames(), part.truth(), theirs.boxes)
+        with _devkit_stop_told():
+            metrics = evaluate_boxes(part.frames(), part.truth(), theirs.boxes)
     else:
         read = read_submission(path, tokens)
         metrics = store_arrays.evaluate_read(part.store, part.rows, read, subset=part.subset)
@@ -163,7 +166,20 @@ def metrics_of(
         return array_metric.evaluate(frames, truth, detections, subset=subset)
     from evaluation.official import evaluate  # loading the devkit takes seconds
 
-    return evaluate(frames, truth, detections)
+    with _devkit_stop_told():
+        return evaluate(frames, truth, detections)
+
+
+@contextmanager
+def _devkit_stop_told() -> Iterator[None]:
+    """DataError where the devkit's code stops at an assertion, as it does at scores below 0, without a word."""
+    try:
+        yield
+    except AssertionError as error:
+        raise DataError(
+            "the devkit's own code stopped at an assertion, mostly for scores below 0; the same command without "
+            "--official says what is wrong"
+        ) from error
 
 
 def truth_of(store: FrameStore, rows: Sequence[int]) -> list[GroundTruth]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -84,3 +85,18 @@ def test_brackets_in_the_names_of_files_are_shown_as_they_are(
     said = "".join(capsys.readouterr().out.split())
     assert f"next:open{report}" in said
     assert all(path in said for path in paths.values())
+
+
+def test_scores_below_zero_are_told_where_the_devkits_own_code_stops(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.json"
+    evaluate.body(Context(), cache=str(cache), teacher="boxes", export=str(path))
+    content = json.loads(path.read_text())
+    for box in (box for boxes in content["results"].values() for box in boxes):
+        box["detection_score"] = -0.1
+    path.write_text(json.dumps(content))
+    for official, says in ((False, "the metric needs finite scores of 0 or more"), (True, "stopped at an assertion")):
+        with pytest.raises(Exit):
+            evaluate.body(Context(), cache=str(cache), submission=str(path), official=official)
+        assert says in capsys.readouterr().err
