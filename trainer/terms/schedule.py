@@ -37,7 +37,7 @@ class Schedule(Config):
     def _steps_or_a_share(cls, value: object) -> object:
         if isinstance(value, bool) or (isinstance(value, float) and not value < 1):
             raise ValueError(
-                f"{value!r} is neither a whole number of steps, such as 500, nor a share of the run below 1"
+                "expected a whole number of steps, such as 500, or a share of the run below 1, such as 0.5"
             )
         return value
 

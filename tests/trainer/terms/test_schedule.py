@@ -73,7 +73,9 @@ def test_whole_numbers_stay_steps() -> None:
 @pytest.mark.parametrize("value", [1.0, 2.5, 1e9, True])
 def test_what_is_neither_steps_nor_a_share_is_refused(key: str, value: Any) -> None:
     """1.0 once meant one step, where a share of 1 was meant."""
-    with pytest.raises(ConfigError, match=r"neither a whole number of steps.*nor a share of the run below 1"):
+    with pytest.raises(
+        ConfigError, match=rf"'{key}': .*a whole number of steps.* or a share of the run below 1.*found {value}"
+    ):
         parse_config(Schedule, {"kind": "linear", key: value}, "recipe.toml")
 
 
