@@ -106,6 +106,13 @@ def at_queries(term: BevDistillContrast, frames: list[Frame], b: int) -> list[Pl
     return places
 
 
+def slow_critic(own: Tensor, others: list[Tensor], options: BevDistillContrastOptions) -> Tensor:
+    if options.critic == "softmax":
+        return -(own / (own + sum(others))).log()
+    n = options.noise
+    return -(own / (own + n)).log() - sum(((1 - e / (e + n)).log() for e in others), own * 0)
+
+
 def slow_loss(term: BevDistillContrast, frames: list[Frame], places_of: Callable[..., list[Place]]) -> Tensor:
     options = term.options
     total, mass = torch.zeros((), dtype=torch.float64), 0.0
@@ -116,11 +123,13 @@ def slow_loss(term: BevDistillContrast, frames: list[Frame], places_of: Callable
         t = term.of_teacher(torch.stack([place[0] for place in places]))
         s = term.of_student(torch.stack([place[1] for place in places]))
         for i, (_, _, point, weight) in enumerate(places):
-            total_i = (t[i] @ s[i] / options.tau).exp()
-            for j, other in enumerate(places):
-                if j != i and math.dist(point, other[2]) > options.apart_cells * GRID.cell_m - 1e-5:
-                    total_i = total_i + (t[i] @ s[j] / options.tau).exp()
-            total = total + weight * (total_i.log() - t[i] @ s[i] / options.tau)
+            apart = [math.dist(point, other[2]) > options.apart_cells * GRID.cell_m - 1e-5 for other in places]
+            others = [j for j, far in enumerate(apart) if far and j != i]
+            own, said = (t[i] @ s[i] / options.tau).exp(), [(t[i] @ s[j] / options.tau).exp() for j in others]
+            loss = slow_critic(own, said, options)
+            if options.symmetric:
+                loss = (loss + slow_critic(own, [(t[j] @ s[i] / options.tau).exp() for j in others], options)) / 2
+            total = total + weight * loss
             mass += weight
     return total / max(mass, 1.0)
 
@@ -134,8 +143,11 @@ def slow_loss(term: BevDistillContrast, frames: list[Frame], places_of: Callable
         ({"places": "cells", "limit": 11}, at_cells),
         ({"places": "queries", "layers": "all", "apart_cells": 0.0}, at_queries),
         ({"places": "queries"}, at_queries),
+        ({"student": "embeddings", "critic": "crd", "noise": 0.4}, at_boxes),
+        ({"places": "cells", "limit": 5, "symmetric": True}, at_cells),
+        ({"critic": "crd", "noise": 0.4, "symmetric": True, "apart_cells": 0.0}, at_boxes),
     ],
-    ids=["boxes", "boxes cells", "embeddings", "cells", "queries", "last queries"],
+    ids=["boxes", "boxes cells", "embeddings", "cells", "queries", "last queries", "crd", "symmetric", "both"],
 )
 def test_values_and_gradients_equal_the_slow_formula(
     options: dict[str, Any], places_of: Callable[..., list[Place]]
