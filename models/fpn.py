@@ -34,7 +34,8 @@ class FinestFpn(nn.Module):
 
 class ImagePyramid(nn.Module):
     """Lateral 1x1 convolutions, top-down sums, a 3x3 convolution per level; further levels by 3x3 convolutions of
-    stride 2 over the coarsest, each behind a ReLU. Without norms, as mmdetection's, whose layers these are."""
+    stride 2 over the coarsest, each but the first of them behind a ReLU. Without norms, as mmdetection's, whose layers
+    these are."""
 
     def __init__(self, in_channels: Sequence[int], channels: int, levels: int) -> None:
         super().__init__()
@@ -51,6 +52,6 @@ class ImagePyramid(nn.Module):
         """Maps (N, C_i, h_i, w_i), finest first -> `levels` maps (N, channels, h_i, w_i), finest first."""
         merged = top_down([lateral(level) for lateral, level in zip(self.lateral, maps, strict=True)])
         out = [output(level) for output, level in zip(self.output, merged, strict=True)]
-        for conv in self.further:
-            out.append(conv(F.relu(out[-1])))
+        for number, conv in enumerate(self.further):
+            out.append(conv(F.relu(out[-1]) if number else out[-1]))
         return out

@@ -31,14 +31,17 @@ def test_every_level_is_the_sum_of_itself_and_all_coarser_ones():
         torch.testing.assert_close(found, output(level))
 
 
-def test_further_levels_are_convolved_from_what_is_positive_of_the_last():
+def test_further_levels_are_convolved_from_the_last_and_then_from_what_is_positive_of_it():
+    """mmdetection's `relu_before_extra_convs` spares the first further level."""
     torch.manual_seed(0)
     pyramid = ImagePyramid(WIDTHS[:1], 5, levels=3)
     first, second, third = pyramid(maps()[:1])
     assert [tuple(x.shape) for x in (first, second, third)] == [(2, 5, 8, 12), (2, 5, 4, 6), (2, 5, 2, 3)]
+    conv = pyramid.further[0]
+    torch.testing.assert_close(second, F.conv2d(first, conv.weight, conv.bias, stride=2, padding=1))
     conv = pyramid.further[1]
     torch.testing.assert_close(third, F.conv2d(F.relu(second), conv.weight, conv.bias, stride=2, padding=1))
-    assert (second < 0).any()
+    assert (first < 0).any() and (second < 0).any()
 
 
 def test_the_finest_level_alone_is_that_of_the_sums():
