@@ -226,7 +226,7 @@ class CenterHead(nn.Module):
         boxes, scores, labels = self.candidates(heads)
         out = []
         for b, s, c in zip(boxes, scores, labels, strict=True):
-            keep = s >= config.score_threshold
+            keep = (s >= config.score_threshold) & torch.isfinite(b).all(dim=1)  # fp16 may overflow in a branch
             b, s, c = b[keep], s[keep], c[keep]
             order = torch.argsort(s, descending=True, stable=True)
             b, s, c = b[order], s[order], c[order]

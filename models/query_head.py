@@ -170,6 +170,7 @@ class QueryHead(nn.Module):
         boxes = torch.cat([code[..., :3], size, yaw, code[..., 8:]], dim=-1)
         low, high = boxes.new_tensor(config.centre_range).split(3)
         keep = ((boxes[..., :3] >= low) & (boxes[..., :3] <= high)).all(dim=-1) & (scores >= config.score_threshold)
+        keep &= torch.isfinite(boxes).all(dim=-1)
         out = []
         for b, s, c, k in zip(boxes, scores, flat % classes, keep, strict=True):
             b, s, c = (part[k].cpu().numpy() for part in (b, s, c))

@@ -287,6 +287,21 @@ def test_cells_whose_scores_underflow_do_not_crowd_out_a_peak():
         assert found.scores.tolist() == pytest.approx([1 / (1 + math.exp(-3))]), peaks
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("name", BRANCHES)
+def test_a_box_with_a_number_that_is_not_finite_is_not_said(name, value):
+    """Of a branch that overflowed in fp16; sizes are held within bounds, so an infinite one is large and no more."""
+    head = head_of(tasks=(("car",),), score_threshold=0.1)
+    maps = {branch: torch.zeros(1, channels, 64, 64) for branch, channels in BRANCHES.items()}
+    maps["heatmap"] = torch.full((1, 1, 64, 64), -12.0)
+    maps["heatmap"][0, 0, 5, [5, 20]] = 3.0
+    maps[name][0, 0, 5, 5] = value
+    (found,) = head.decode([maps])
+    held = math.isinf(value) and name in ("dim", "rot")
+    assert len(found) == 1 + held
+    assert np.isfinite(found.boxes_lidar).all()
+
+
 def test_no_object_gives_a_finite_loss():
     head = head_of(tasks=SIX_TASKS)
     none = torch.zeros(0, 9), torch.zeros(0, dtype=torch.long)

@@ -80,7 +80,7 @@ def test_a_file_of_nuscenes_is_a_cloud_without_age(tmp_path):
     ("options", "words"),
     [
         ({"model": "no-such"}, "'no-such': no preset, shipped recipe"),
-        ({"model": "no-such.toml"}, "the presets are bevdepth-r101"),
+        ({"model": "no-such.toml"}, "the presets are ablation-student"),
         ({"model": "lift-splat-tiny", "runs": "0"}, "--runs 0"),
         ({"model": "lift-splat-tiny", "score": "high"}, "--score 'high'"),
         ({"model": "cp-pillar-tiny-v0.8", "cloud": "wide.npy"}, "expected (P, 5)"),
