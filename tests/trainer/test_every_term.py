@@ -220,8 +220,8 @@ def test_it_falls_when_a_student_is_optimised_on_it_alone(case: Case, world: Wor
         made = scene(case, world, answers)
         made = with_distinct_objects(made) if contrast else made
         # at a student's rate the heads of a contrast throw all objects onto one point before they tell them apart
-        own = [{"params": list(made.term.parameters()), "lr": 1e-3 if contrast else rate}]
-        optimiser, share = torch.optim.Adam([{"params": made.leaves}, *own], rate), 1.0
+        own: dict[str, Any] = {"params": list(made.term.parameters()), "lr": 1e-3 if contrast else rate}
+        optimiser, share = torch.optim.Adam([{"params": made.leaves}, own], rate), 1.0
         start = made.loss()
         loss = start
         for _ in range(40):
