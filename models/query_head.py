@@ -76,7 +76,7 @@ class QueryHead(nn.Module):
         z_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
-        self.grid, self.config = grid, config
+        self.grid, self.config, self.channels = grid, config, channels
         self.classes = nn.ModuleList(_class_branch(channels) for _ in range(layers))
         self.boxes = nn.ModuleList(_box_branch(channels) for _ in range(layers))
         weights = torch.tensor([1.0] * (BOX_NUMBERS - 2) + [config.velocity_weight] * 2)

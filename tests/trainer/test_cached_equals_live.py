@@ -90,6 +90,10 @@ CASES = [
     Case("sparsekd_label", options='{"threshold": 0.2}'),
     Case("bevdistill_instance", options=SCORE),
     Case("bevdistill_contrast", options=SCORE),
+    Case(
+        "bevdistill_contrast", student="queries",
+        options='{"student": "embeddings", "critic": "crd", "embedding_channels": 16, "quality": "score"}',
+    ),
     Case("bevdistill_sparse", student="queries", options=SCORE),
     Case("bevdistill_sparse", "queries", "queries", '{"objects": "queries", "quality": "score"}'),
     Case("set2set", "queries", "queries"),

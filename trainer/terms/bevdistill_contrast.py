@@ -40,7 +40,7 @@ from trainer.terms.places import (
 from trainer.terms.precision import at_least_fp32
 from trainer.terms.sampling import sample_bilinear
 from trainer.terms.store_facts import column_name, map_fields
-from trainer.terms.student import map_of, queries_of, require_queries
+from trainer.terms.student import embeddings_of, map_of, queries_of, require_embeddings, require_queries
 from trainer.terms.teacher_map import stored_bilinear
 from trainer.terms.teacher_set import TeacherSetOptions, fields_of, quality_of, teacher_set
 from trainer.terms.term import TermNeeds
@@ -127,6 +127,8 @@ class BevDistillContrast(nn.Module):
         """The term for a student; ConfigError where that is known to lack the queries that are read."""
         if "queries" in needs_of(options).student:
             require_queries(name, model)
+        if options.student == "embeddings":
+            require_embeddings(name, model, options.embedding_channels)
         channels = options.embedding_channels if options.student == "embeddings" else model.bev_channels
         return cls(name, weight, options, channels, teacher.bev.channels, model)
 
@@ -166,7 +168,8 @@ class BevDistillContrast(nn.Module):
             last = queries.logits[-1:], queries.boxes[-1:]
             matches = match_sets(*last, objects.probs, objects.codes, objects.counts, COSTS)
             item = matches.item  # of one layer: frames ascend
-            found = at_least_fp32(queries.embeddings[matches.sample, matches.query])
+            embeddings = embeddings_of(self.name, output, options.embedding_channels)
+            found = at_least_fp32(embeddings[matches.sample, matches.query])
         else:
             item = torch.arange(len(points), device=points.device)
             row, col = rows_and_columns(points, self.grid)

@@ -13,6 +13,7 @@ from cache.errors import ConfigError
 from cache.grid import BevGrid
 from models.center_head import CenterHead
 from models.detector import Detector, DetectorOutput, QueryOutput
+from models.query_head import QueryHead
 from trainer.terms.precision import at_least_fp32
 
 
@@ -111,7 +112,34 @@ def queries_of(name: str, output: DetectorOutput) -> QueryOutput:
             f"term {name}: reads the student's queries, its answer has none; drop the term, or train a student of "
             "queries"
         )
+    if (classes := output.queries.logits.shape[-1]) != len(DETECTION_CLASSES):
+        raise ConfigError(
+            f"term {name}: the student's queries say {classes} classes each, expected {len(DETECTION_CLASSES)}, by id "
+            "of cache.classes.DETECTION_CLASSES; give those that it does not know a low logit"
+        )
     return output.queries
+
+
+def require_embeddings(name: str, model: Detector, channels: int) -> None:
+    """ConfigError for the term `name` where the student's queries are known to have another width."""
+    for module in model.modules():
+        if isinstance(module, QueryHead):
+            _require_width(name, module.channels, channels)
+
+
+def embeddings_of(name: str, output: DetectorOutput, channels: int) -> Tensor:
+    """(B, Q, C) of the student's last layer; ConfigError where there are not so many `channels`."""
+    found = queries_of(name, output).embeddings
+    _require_width(name, found.shape[-1], channels)
+    return found
+
+
+def _require_width(name: str, found: int, channels: int) -> None:
+    if found != channels:
+        raise ConfigError(
+            f"term {name}: embedding_channels is {channels}, the student's queries have {found}; set "
+            f"embedding_channels = {found}"
+        )
 
 
 def heat_logits_of(name: str, output: DetectorOutput) -> Tensor:

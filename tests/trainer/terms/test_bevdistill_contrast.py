@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from tests.trainer.terms.bevdistill_builders import (
     said_of,
 )
 from tests.trainer.terms.test_bevdistill_sparse import best_pairs
+from tests.trainer.test_cached_equals_live import QUERY_STUDENT
 from trainer.augment import BevAugment
 from trainer.terms.bevdistill_contrast import (
     BevDistillContrast,
@@ -204,3 +206,21 @@ def test_what_does_not_go_together_is_refused() -> None:
     for options in ({"places": "queries"}, {"student": "embeddings"}):
         with pytest.raises(ConfigError, match="term kd: reads the student's queries"):
             BevDistillContrast.build("kd", 1.0, BevDistillContrastOptions(**options), model, none, [])  # type: ignore[arg-type]
+
+
+def test_embeddings_of_another_width_are_refused_before_training_and_at_the_first_answer() -> None:
+    student: Any = build_detector(QUERY_STUDENT)
+    options, teacher = BevDistillContrastOptions(student="embeddings"), SimpleNamespace(bev=SimpleNamespace(channels=4))
+    with pytest.raises(ConfigError, match=r"embedding_channels is 256, .* have 16; set embedding_channels = 16"):
+        BevDistillContrast.build("t", 1.0, options, student, teacher, [])  # type: ignore[arg-type]
+    fitting = options.model_copy(update={"embedding_channels": 16})
+    BevDistillContrast.build("t", 1.0, fitting, student, teacher, [])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"set embedding_channels = {EMBEDDING}"):
+        parts_of(a_term(student="embeddings", embedding_channels=EMBEDDING + 1), [a_frame(5)])
+
+
+def test_queries_of_other_classes_are_refused() -> None:
+    frame = a_frame(5)
+    frame.answer["query_logits"] = frame.answer["query_logits"][..., :3]
+    with pytest.raises(ConfigError, match="queries say 3 classes each, expected 10"):
+        parts_of(a_term(student="embeddings"), [frame])
