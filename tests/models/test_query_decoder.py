@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from models.query_decoder import (
+    DecoderLayer,
     EdgeConvolution,
+    EncoderLayer,
     QueryAttention,
     QueryGraph,
     Transformer,
@@ -49,6 +51,27 @@ def test_an_edge_convolution_equals_itself_edge_by_edge(farthest):
         other = EdgeConvolution(6, 3, not farthest).eval()
         other.load_state_dict(layer.state_dict())
         assert not torch.allclose(other(query), layer(query), atol=1e-2)
+
+
+@torch.no_grad()
+def test_layers_ask_with_their_position_and_norm_after_every_part():
+    """Deformable attention begins with offsets that nothing moves; here everything has a say."""
+    torch.manual_seed(0)
+    config = TransformerConfig(**SMALL, interaction="attention")
+    encoder, decoder = EncoderLayer(8, 2, config).eval(), DecoderLayer(8, 2, config).eval()
+    for parameter in (*encoder.parameters(), *decoder.parameters()):
+        parameter.uniform_(-0.5, 0.5)
+    tokens, place, centres = torch.randn(2, 30, 8), torch.randn(30, 8), cell_centres(SHAPES)
+    on_both = centres[None, :, None].expand(-1, -1, 2, -1)
+    x = encoder.norms[0](tokens + encoder.attention(tokens + place, tokens, SHAPES, on_both))
+    expected = encoder.norms[1](encoder.feed_forward(x))
+    torch.testing.assert_close(encoder(tokens, place, SHAPES, on_both), expected)
+    query, position, point = torch.randn(2, 7, 8), torch.randn(2, 7, 8), torch.rand(2, 7, 2)
+    there = point[:, :, None].expand(-1, -1, 2, -1)
+    x = decoder.norms[0](decoder.interaction(query, position))
+    x = decoder.norms[1](x + decoder.attention(x + position, tokens, SHAPES, there))
+    expected = decoder.norms[2](decoder.feed_forward(x))
+    torch.testing.assert_close(decoder(query, position, tokens, SHAPES, point), expected)
 
 
 def test_the_second_graph_is_built_on_the_first_one_s_features():
