@@ -19,7 +19,7 @@ import pytest
 
 from cache.errors import CorruptError, StoreError
 from cache.roots import LocalRoot
-from tests.trainer import torchrun
+from studies import ranks
 from tests.trainer.synthetic import TINY_STUDENT, write_frames, write_teacher
 from trainer import watch
 from trainer.loader import StuckError
@@ -160,12 +160,12 @@ def test_a_rank_whose_reads_hang_ends_every_rank_naming_the_shard(
     stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard = shard_of(stores, "frames")
-    monkeypatch.setitem(torchrun.ENVIRONMENT, "HANGING", str(shard))
-    monkeypatch.setitem(torchrun.ENVIRONMENT, STUCK_AFTER, "2")
+    monkeypatch.setitem(ranks.ENVIRONMENT, "HANGING", str(shard))
+    monkeypatch.setitem(ranks.ENVIRONMENT, STUCK_AFTER, "2")
     (tmp_path / "run.json").write_text(json.dumps(recipe().to_dict()))
     options = ["--recipe", tmp_path / "run.json", "--cache", stores, "--run-dir", tmp_path / "run", "--threads", 1]
-    command = torchrun.torchrun(2, "tests.trainer.hanging_rank", *map(str, options))
-    done = torchrun.run_to_end(command, 120)
+    command = ranks.torchrun(2, "tests.trainer.hanging_rank", *map(str, options))
+    done = ranks.run_to_end(command, 120)
     assert done.returncode != 0
     named = rf"the loader is stuck: \d+ s at stage read, {shard}: [0-9a-f]{{32}}\.\S+; check that disk"
     assert re.search(rf"(?m)^{named}", done.stderr), done.stderr  # rank 1's own words
