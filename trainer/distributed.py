@@ -72,7 +72,7 @@ class Ranks:
             return [padded]
         own = torch.frombuffer(bytearray(padded), dtype=torch.uint8)
         every = [torch.empty_like(own) for _ in range(self.world)]
-        with self._together("exchange"):
+        with self.together("exchange"):
             dist.all_gather(every, own, group=self.words)
         return [each.numpy().tobytes() for each in every]
 
@@ -99,14 +99,14 @@ class Ranks:
     def sum_(self, values: Tensor) -> Tensor:
         """`values` summed over ranks, in place; on the device."""
         if not self.alone:
-            with self._together("sum"):
+            with self.together("sum"):
                 dist.all_reduce(values)
         return values
 
     def stack(self, values: Tensor, group: Any) -> Tensor:
         """(world, ...): every rank's values; on the device."""
         every = [torch.empty_like(values) for _ in range(self.world)]
-        with self._together("gather"):
+        with self.together("gather"):
             dist.all_gather(every, values, group=group)
         return torch.stack(every)
 
@@ -116,7 +116,7 @@ class Ranks:
             assert data is not None
             return data
         size = torch.tensor([len(data or b"")], dtype=torch.int64)
-        with self._together("broadcast"):
+        with self.together("broadcast"):
             dist.broadcast(size, 0, group=self.words)
             body = torch.empty(int(size), dtype=torch.uint8)
             if data is not None and self.first and data:
@@ -136,7 +136,7 @@ class Ranks:
                 self.store.set(_REASON, f"rank {self.rank} of {self.world}: ".encode() + _packed(error))
 
     @contextlib.contextmanager
-    def _together(self, what: str) -> Iterator[None]:
+    def together(self, what: str) -> Iterator[None]:
         """Turns a collective call's failure into the reason that another rank left, or what is known without."""
         try:
             yield
@@ -155,6 +155,9 @@ class Ranks:
             "rank's own last words; a run that is begun again with --resume goes on from its last checkpoint",
             lost=True,
         )
+
+
+ALONE = Ranks()
 
 
 @contextlib.contextmanager

@@ -13,26 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cache.errors import BevcaskError
 from cache.frame import Detections
+from trainer.distributed import Ranks
 
 _COLUMNS = 11  # nine of the box, score, label
-
-
-class RanksError(BevcaskError):
-    """Another rank has failed, or is gone."""
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that work together, and their group, of a backend that moves CPU tensors (gloo)."""
-
-    rank: int = 0
-    world: int = 1
-    group: dist.ProcessGroup | None = None
-
-
-ALONE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -51,21 +35,19 @@ def gather(
     """A collective call: every rank gives the rows it has predicted since the last one, whether it has failed, and
     whether it was asked to stop.
 
-    Where one has or was, nothing moves and every rank is told. Raises RanksError where one is gone.
+    Where one has or was, nothing moves and every rank is told. Raises PeerError where one is gone.
     """
-    if ranks.world == 1:
+    if ranks.alone:
         return Gathered([(list(rows), list(detections))], [0] if failed else [], stop)
-    try:
+    with ranks.together("gathering of detections"):
         return _moved(ranks, rows, detections, failed, stop)
-    except RuntimeError as error:  # its connections are closed
-        raise RanksError(f"rank {ranks.rank} of {ranks.world} has lost the others: {error}") from error
 
 
 def _moved(ranks: Ranks, rows: Sequence[int], detections: Sequence[Detections], failed: bool, stop: bool) -> Gathered:
     frames, boxes = pack(rows, detections)
     header = torch.tensor([int(failed), int(stop), len(frames), len(boxes)], dtype=torch.int64)
     headers = [torch.empty_like(header) for _ in range(ranks.world)]
-    dist.all_gather(headers, header, group=ranks.group)
+    dist.all_gather(headers, header, group=ranks.words)
     bad = [rank for rank, one in enumerate(headers) if int(one[0])]
     stopped = any(int(one[1]) for one in headers)
     if bad or stopped:
@@ -109,6 +91,6 @@ def _to_first(ranks: Ranks, values: Tensor, longest: int) -> list[Tensor]:
     """Every rank's tensor, filled up to the longest one's length, on rank 0; none elsewhere."""
     full = values.new_zeros(longest, values.shape[1])
     full[: len(values)] = values
-    into = [torch.empty_like(full) for _ in range(ranks.world)] if ranks.rank == 0 else None
-    dist.gather(full, into, group=ranks.group, group_dst=0)
+    into = [torch.empty_like(full) for _ in range(ranks.world)] if ranks.first else None
+    dist.gather(full, into, group=ranks.words, group_dst=0)
     return into or []

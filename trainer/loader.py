@@ -28,6 +28,10 @@ STUCK_S = 300.0
 CLOSE_S = 10.0  # for threads to come to their next stage; those in a read that never ends are left behind, as daemons
 
 
+class LeavingError(BevcaskError):
+    """Nobody wants the batch that is due any more."""
+
+
 class StuckError(StoreError):
     """A thread of the loader has been at one stage for too long."""
 
@@ -37,7 +41,8 @@ class Loader(Generic[J, R]):
 
     depth: results ahead at most; ahead_bytes: of their tensors, though one result is always made (the size of those
     under way is taken to be the largest so far); stuck_s: seconds at one stage after which the wait for a result ends
-    with StuckError, None for never.
+    with StuckError, None for never; leaving: asked while a result is waited for, which ends with LeavingError once it
+    is true.
 
     stalled_s: seconds that the consumer has waited for results so far; stages: seconds of threads by stage, of the
     results that were handed out; most_ahead: the most bytes of finished results that waited.
@@ -52,11 +57,12 @@ class Loader(Generic[J, R]):
         depth: int | None = None,
         ahead_bytes: int = AHEAD_BYTES,
         stuck_s: float | None = STUCK_S,
+        leaving: Callable[[], bool] | None = None,
     ) -> None:
         self._jobs = iter(jobs)
         self._build = build
         self._depth = max(depth if depth is not None else 2 * threads, threads)
-        self._ahead_bytes, self._stuck_s = ahead_bytes, stuck_s
+        self._ahead_bytes, self._stuck_s, self._leaving = ahead_bytes, stuck_s, leaving
         self._tasks: SimpleQueue[_Task[J, R] | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name=f"loader-{i}", daemon=True) for i in range(max(threads, 1))
@@ -113,12 +119,12 @@ class Loader(Generic[J, R]):
         return sum(finished) + coming * self._largest <= self._ahead_bytes
 
     def _wait(self, task: _Task[J, R]) -> None:
-        if self._stuck_s is None:
-            task.done.wait()
-            return
-        while not task.done.wait(min(self._stuck_s / 4, 1.0)):
+        limit = self._stuck_s
+        while not task.done.wait(1.0 if limit is None else min(limit / 4, 1.0)):
+            if self._leaving is not None and self._leaving():
+                raise LeavingError(f"left while the loader was at {task.watch.where()}")
             idle = time.monotonic() - task.watch.since
-            if idle >= self._stuck_s:
+            if limit is not None and idle >= limit:
                 self._stuck = True
                 raise StuckError(
                     f"the loader is stuck: {idle:.0f} s at {task.watch.where()}; check that disk or network, or give "

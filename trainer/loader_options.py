@@ -44,9 +44,18 @@ def loader_options() -> LoaderOptions:
     return LoaderOptions(count or None, bytes_of(ahead) if ahead else AHEAD_BYTES, seconds or None)
 
 
-def loader_of(jobs: Iterable[J], build: Callable[[J], R], options: LoaderOptions) -> Loader[J, R]:
-    """A loader under these options."""
-    return Loader(jobs, build, threads=options.threads or 1, ahead_bytes=options.ahead_bytes, stuck_s=options.stuck_s)
+def loader_of(
+    jobs: Iterable[J], build: Callable[[J], R], options: LoaderOptions, leaving: Callable[[], bool] | None = None
+) -> Loader[J, R]:
+    """A loader under these options; leaving: see `Loader`."""
+    return Loader(
+        jobs,
+        build,
+        threads=options.threads or 1,
+        ahead_bytes=options.ahead_bytes,
+        stuck_s=options.stuck_s,
+        leaving=leaving,
+    )
 
 
 class Reading:

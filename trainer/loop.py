@@ -27,7 +27,6 @@ from trainer.checkpoints import list_checkpoints, newest_whole
 from trainer.dashboard import Dashboard
 from trainer.determinism import determinism
 from trainer.distributed import Ranks, joined
-from trainer.gathering import Ranks as Gathering
 from trainer.initialise import REPORT
 from trainer.loader_options import loader_options
 from trainer.observer import Listening, Observers, StepListener, TrainObserver, Validation
@@ -160,8 +159,7 @@ def _begin_together(
             events = EventLog(run_dir / EVENTS)
             watching, look = (events,), ValPictures(plan, events.picture)
         if validation is None and recipe.train.validate_every:
-            gathering = Gathering(ranks.rank, ranks.world, ranks.words)
-            validation = Validator(plan, run_dir, ranks.device, gathering, look)
+            validation = Validator(plan, run_dir, ranks.device, ranks, look)
         found = newest_whole(run_dir) if ranks.first else None
     except Exception as caught:
         error = caught

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from models.detector import Batch, Detector, LossPart
+from trainer.compiling import told_of_compiling
 from trainer.recipe import Recipe
 from trainer.said import TeachersSaid
 from trainer.terms import scheduled
@@ -45,8 +46,9 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, said: TeachersSaid | None, step: int) -> tuple[dict[str, LossPart], dict[str, int]]:
         """The parts of step `step`'s loss on this batch, and what changes of labels counted."""
         model = cast(Detector, self.model)
-        bf16 = self.recipe.train.precision == "bf16"
-        with torch.autocast(device_of(batch), torch.bfloat16, enabled=bf16):
+        config = self.recipe.train
+        bf16 = config.precision == "bf16"
+        with told_of_compiling(config.compile), torch.autocast(device_of(batch), torch.bfloat16, enabled=bf16):
             output = model(batch)
         labelled, counts = batch, dict[str, int]()
         for term in self.recipe.terms:

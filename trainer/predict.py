@@ -23,7 +23,8 @@ from cache.store import FrameStore
 from models.build import load_weights
 from models.detector import Detector
 from trainer.checkpoints import list_checkpoints
-from trainer.gathering import Ranks, RanksError, gather
+from trainer.distributed import Ranks
+from trainer.gathering import gather
 from trainer.loader import Loader
 from trainer.partition import rank_part
 from trainer.predict_work import PastMode, Work, work_of
@@ -179,12 +180,8 @@ def _gathered(
     rows = [row for portion in ready for row in portion.rows]
     found = [one for portion in ready for one in portion.detections]
     gathered = gather(ranks, rows, found, failed is not None, stop)
-    if failed is not None:
-        raise failed
     if gathered.failed:
-        raise RanksError(
-            f"rank {gathered.failed[0]} of {ranks.world} could not predict its frames; what it says itself tells why"
-        )
+        ranks.raise_all(failed)
     return None if gathered.stopped else [Portion(rows, found) for rows, found in gathered.parts if rows]
 
 

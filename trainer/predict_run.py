@@ -27,7 +27,7 @@ from torch.distributed import DistStoreError, Store, TCPStore  # type: ignore[at
 from cache.errors import BevcaskError
 from cache.store import FrameStore
 from models.detector import Detector
-from trainer.gathering import ALONE, Ranks, RanksError
+from trainer.distributed import ALONE, PeerError, Ranks
 from trainer.predict import Portion, Progress, load_run, stream_over_ranks
 
 Which = Literal["last", "best"]
@@ -109,8 +109,8 @@ def _other_ranks(world: int, spec: dict[str, Any]) -> Iterator[Ranks]:
             _await(meeting, started)
             with _group(meeting, 0, world) as ranks:
                 yield ranks
-        except RanksError as error:
-            raise RanksError(_words(started, logs) or str(error)) from error
+        except PeerError as error:
+            raise PeerError(_words(started, logs) or str(error)) from error
 
 
 def _await(meeting: Store, started: Sequence[subprocess.Popen[str]]) -> None:
@@ -121,14 +121,14 @@ def _await(meeting: Store, started: Sequence[subprocess.Popen[str]]) -> None:
                 break
             except DistStoreError:
                 if any(process.poll() is not None for process in started):
-                    raise RanksError("a process that predicts ended at its start") from None
+                    raise PeerError("a process that predicts ended at its start") from None
 
 
 @contextlib.contextmanager
 def _group(meeting: Store, rank: int, world: int) -> Iterator[Ranks]:
     dist.init_process_group("gloo", store=meeting, rank=rank, world_size=world, timeout=timedelta(minutes=30))
     try:
-        yield Ranks(rank, world, dist.group.WORLD)
+        yield Ranks(rank, world, words=dist.group.WORLD)
     finally:
         dist.destroy_process_group()
 

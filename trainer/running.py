@@ -18,7 +18,7 @@ from trainer.checkpoints import checkpoint_path, prune
 from trainer.clock import Clock
 from trainer.distributed import Ranks
 from trainer.feed import FedStep, Feed
-from trainer.loader import Loader
+from trainer.loader import LeavingError, Loader
 from trainer.loader_options import LoaderOptions, Reading, loader_of
 from trainer.metrics import MetricsLog
 from trainer.norms import sync_norms
@@ -74,7 +74,7 @@ class Run:
             with (
                 MetricsLog(self.run_dir / METRICS if ranks.first else None, done) as self.log,
                 feed.prefetch(start) as prefetch,
-                loader_of(cursor, feed.build, reading) as loader,
+                loader_of(cursor, feed.build, reading, lambda: self.stop.asked) as loader,
             ):
                 self.reading = Reading(loader)
                 if self.validation is not None:
@@ -125,6 +125,8 @@ class Run:
         fed: FedStep | None = None
         try:
             fed = next(loader)
+        except LeavingError:
+            pass  # asked to stop, and a read that hangs must not keep it from that
         except Exception as found:
             error = found
         own = b"" if fed is None else b"".join(fed.digests)

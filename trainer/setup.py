@@ -11,6 +11,7 @@ from torch import nn
 from models.backbone_weights import load_backbone
 from models.build import build_detector
 from trainer.checkpoint import Training
+from trainer.compiling import compiled
 from trainer.initialise import begin_from
 from trainer.norms import freeze_stages, frozen_norms
 from trainer.objective import Objective
@@ -34,7 +35,7 @@ def make_training(plan: Plan, device: torch.device) -> Training:
     if config.freeze_bn != "none":
         objective.keep_in_evaluation(frozen_norms(module, config.freeze_bn))
     if config.compile:
-        module.compile()
+        compiled(module)
     average = Average(module, config.ema) if config.ema else None
     optimiser = make_optimiser(dict(objective.named_parameters()), config)
     return Training(objective, optimiser, average, backbone, began)

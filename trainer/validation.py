@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from cache.errors import ConfigError, StoreError
@@ -24,7 +23,7 @@ from models.build import build_detector, save_weights
 from models.detector import Detector
 from trainer.batches import moments_before
 from trainer.checkpoint import Training
-from trainer.gathering import ALONE, Ranks
+from trainer.distributed import ALONE, Ranks
 from trainer.metrics import VALIDATION, read_validations
 from trainer.observer import Found
 from trainer.plan import Plan
@@ -125,11 +124,7 @@ class Validator:
         """Whether the validation after `done` steps was due and is not in the log: the run was killed too early. On
         rank 0; the others are told."""
         owes = done > 0 and self.due(done) and self._ranks.rank == 0 and done not in self._known
-        if self._ranks.world == 1:
-            return owes
-        told = torch.tensor([int(owes)])
-        dist.broadcast(told, group=self._ranks.group, group_src=0)
-        return bool(told)
+        return self._ranks.broadcast(bytes([owes])) == b"\1"
 
     def start(self, training: Training, done: int, stop: Callable[[], bool] | None = None) -> float:
         """Predicts, with all ranks; returns its seconds. The figures come out of `found` later, on rank 0.

@@ -28,6 +28,7 @@ from trainer.run_files import METRICS, WEIGHTS
 WORLD = DemoWorld(train_scenes=8, val_scenes=1, frames=4)
 STEPS, KILLS, EVERY = 60, 5, 5
 LIMIT_S = 600  # of one command
+COMPILE_S = 3000  # compiling forward and backward of a student: minutes of C++ on one core
 
 
 def _cache(work: Path) -> Path:
@@ -193,6 +194,22 @@ def a_preempted_run_saves_and_leaves_nothing(work: Path) -> str:
     return "; ".join(found)
 
 
+def a_compiled_run_is_the_plain_one(work: Path) -> str:
+    """`compile = true` through torch's own compiler, one process: the same batches, losses alike in fp32."""
+    chosen = {"steps": 3, "precision": "fp32"}
+    runs = {compiled: work / f"compiled-{compiled}" for compiled in (False, True)}
+    for compiled, run in runs.items():
+        shutil.rmtree(run, ignore_errors=True)
+        recipe = _recipe(work, **chosen, compile=compiled)
+        done = run_to_end(training(1, recipe, _cache(work), run), COMPILE_S)
+        if done.returncode:
+            raise NotHeldError(f"compile = {compiled}: status {done.returncode}: {done.stderr[-800:]}")
+    plain, found = ([line["loss"] for line in _curve(run)] for run in runs.values())
+    off = max(abs(a - b) / abs(a) for a, b in zip(plain, found, strict=True))
+    held = off < 1e-3 and _digests(runs[True]) == _digests(runs[False]) and len(plain) == 3
+    return expect(held, f"losses {found}, of the plain run {plain}, off by {off:.1e} at most", "the same to 1e-3")
+
+
 def _shared_memory() -> list[str]:
     """Names of what lies in shared memory and is of no process that lives."""
     names = [path.name for path in Path("/dev/shm").iterdir()]
@@ -208,4 +225,5 @@ CLAIMS = (
     Claim(6, "two-hosts", 1800, a_host_that_is_killed_comes_back),
     Claim(6, "refusals", 1800, what_has_changed_is_refused),
     Claim(6, "preemption", 1200, a_preempted_run_saves_and_leaves_nothing),
+    Claim(6, "compiled", 3600, a_compiled_run_is_the_plain_one),
 )

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import torch.distributed as dist
 
 from cache.frame import Detections
-from trainer.gathering import ALONE, gather, pack, unpack
+from trainer.distributed import ALONE, PeerError, Ranks
+from trainer.gathering import gather, pack, unpack
 
 
 def detections(count: int, seed: int) -> Detections:
@@ -36,3 +39,15 @@ def test_one_process_gathers_what_it_gives() -> None:
     given = [detections(2, 1)]
     assert gather(ALONE, [3], given).parts == [([3], given)]
     assert gather(ALONE, [3], given, failed=True).failed == [0]
+
+
+def test_a_rank_that_is_gone_is_told_as_lost_so_that_the_run_may_be_begun_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def closed(*arguments: object, **options: object) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(dist, "all_gather", closed)
+    with pytest.raises(PeerError, match=r"rank 0 of 2 lost another rank .* gathering of detections") as caught:
+        gather(Ranks(0, 2), [3], [detections(2, 1)])
+    assert caught.value.lost

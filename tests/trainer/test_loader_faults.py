@@ -21,11 +21,13 @@ from cache.errors import CorruptError, StoreError
 from cache.roots import LocalRoot
 from studies import ranks
 from tests.trainer.synthetic import TINY_STUDENT, write_frames, write_teacher
-from trainer import watch
+from trainer import loader, watch
+from trainer.checkpoints import list_checkpoints
 from trainer.loader import StuckError
 from trainer.loader_options import STUCK_AFTER
 from trainer.loop import train
 from trainer.observer import StepReport
+from trainer.preemption import PreemptedError
 from trainer.recipe import Recipe, make_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -200,3 +202,33 @@ def test_ctrl_c_leaves_no_process_no_thread_and_no_shared_memory(stores: Path, t
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # nobody is left in its group
     assert (set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()) <= before
+
+
+@pytest.mark.timeout(60)
+def test_a_read_that_hangs_does_not_keep_a_run_from_stopping(
+    stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM long before the watchdog's time: the run saves what it has done, and says so."""
+    hung, waited = threading.Event(), threading.Event()
+    read_range, begun = LocalRoot.read_range, threading.Event()
+
+    def slow(self: LocalRoot, name: str, start: int, length: int) -> bytes:
+        if begun.is_set():
+            waited.set()
+            hung.wait(300)
+        return read_range(self, name, start, length)
+
+    def stop() -> None:
+        waited.wait(30)
+        time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(LocalRoot, "read_range", slow)
+    monkeypatch.setattr(loader, "CLOSE_S", 0.5)
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    with pytest.raises(PreemptedError, match=r"asked to stop: saved after step \d+ of 200"):
+        train(recipe(), stores, tmp_path / "run", progress=at_step(3, begun.set))
+    hung.set()
+    stopping.join()
+    assert len(list_checkpoints(tmp_path / "run")) == 1

@@ -11,6 +11,7 @@ from torch import nn
 from cache.errors import ConfigError
 from models.build import load_weights
 from models.sparse_encoder import SiteNorm
+from studies.ranks import run_to_end, torchrun
 from tests.trainer.test_loop import quiet, recipe
 from trainer.distributed import Ranks
 from trainer.loop import train
@@ -99,3 +100,11 @@ def test_a_deterministic_run_is_the_plain_one_on_a_cpu_and_leaves_torch_as_it_wa
         seen.append([line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl")])
     assert seen[0] == seen[1]
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.timeout(90)
+def test_a_rank_that_skips_a_norm_of_another_width_is_told_on_every_rank() -> None:
+    """As of a pillar encoder whose cloud is empty: neither a wait without end nor numbers of another norm."""
+    done = run_to_end(torchrun(2, "tests.trainer.skipping_rank"), 80)
+    said = "sync_bn: ranks are at different norms, 0 and 2: a frame takes another way; set it to false"
+    assert sorted(done.stdout.splitlines()) == [f"0 says {said}", f"1 says {said}"], done.stderr[-2000:]
