@@ -17,11 +17,11 @@ from cache.frame import Detections
 from cache.store import FrameStore
 from models.build import load_weights, read_metadata
 from models.centerpoint import CenterPoint
+from studies.ranks import run_to_end, torchrun
 from studies.scoring import evaluate_source
 from tests.trainer.synthetic import TINY_TEACHER, write_frames
 from tests.trainer.test_loop import killed_at, losses, quiet
 from tests.trainer.test_observer import Diary
-from tests.trainer.torchrun import run_to_end, torchrun
 from trainer import scoring_thread
 from trainer.loop import train
 from trainer.metrics import read_metrics, read_validations
