@@ -8,10 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.build import load_preset, resolve_config
+from models.build import build_detector, load_preset, resolve_config
 from models.center_head import SIX_TASKS
 from models.depth import DepthConfig
+from tests.models.synthetic import LIDAR
+from tests.models.synthetic import QUERIES as QUERY_MODEL
 
 HEAD = {
     "tasks": [list(task) for task in SIX_TASKS],
@@ -171,3 +174,17 @@ def test_bins_of_depth_are_as_wide_as_published(name, first, width):
     edges = DepthConfig(**load_preset(name)["depth"]).edges()
     assert float(edges[0]) == first
     assert edges.diff().tolist() == pytest.approx([width] * (len(edges) - 1), abs=1e-5)
+
+
+def test_heatmaps_begin_unlikely():
+    """-2.19 is p = 0.1; BEVDistill's release has +2.19 beside its teacher, most likely a slip of the sign."""
+    center, beside = build_detector(LIDAR), build_detector(QUERY_MODEL)
+    for bias in (*(task["heatmap"][-1].bias for task in center.head.tasks), beside.heat.heat[-1].bias):
+        assert bias.tolist() == pytest.approx([-2.19] * 10)
+
+
+def test_norms_of_the_lidar_trunk_are_second_s_and_those_of_the_head_torch_s():
+    model = build_detector(LIDAR)
+    for part, expected in ((model.encoder, (1e-3, 0.01)), (model.backbone, (1e-3, 0.01)), (model.head, (1e-5, 0.1))):
+        norms = [norm for norm in part.modules() if isinstance(norm, _BatchNorm)]
+        assert norms and {(norm.eps, norm.momentum) for norm in norms} == {expected}
