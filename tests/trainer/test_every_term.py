@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cache.errors import BevcaskError
 from models.detector import Batch, DetectorOutput, LossPart, total_of
 from models.pictures import ImageAugment
 from tests.trainer.terms.references import REFERENCES, Where, watched
@@ -27,7 +28,7 @@ from trainer.augment import BevAugment, FrameAugment
 from trainer.batches import BatchBuilder, Needs
 from trainer.said import TeacherCells, TeacherSaid
 from trainer.said_reader import SaidReader, Wanted
-from trainer.terms import RELABELS, TERMS
+from trainer.terms import RELABELS, TERMS, require_served
 
 __all__ = ["answers", "world"]  # fixtures: stores of four teachers, and what three students answer
 
@@ -56,6 +57,29 @@ def test_a_formula_in_loops_holds_every_part_of_a_term(name: str, world: World, 
 def test_no_reference_is_of_a_term_that_is_gone() -> None:
     assert set(REFERENCES) == set(TERMS)
     assert {case.term for case in CASES} <= {*TERMS, *RELABELS}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_whatever_store_and_student_it_meets_a_term_serves_or_is_refused(name: str, world: World, answers: Any) -> None:
+    """By an error of ours that names it, before its first step; never by one of torch's."""
+    kind, rows, served = TERMS[name], [0, 1], 0
+    refusals: list[str] = []
+    options = kind.options()
+    for store in (store for (_, dtype), store in world.teachers.items() if dtype == "float16"):
+        for student, augment in answers:
+            model, batch, answer = answers[student, augment]
+            try:
+                require_served(name, kind.needs(options), store, model)
+                term = kind.build(name, 1.0, options, model, store, rows)
+            except BevcaskError as error:
+                refusals.append(str(error))
+                continue
+            reader = SaidReader(store, world.frames, Wanted.by([kind.needs(options)], store))
+            said = reader.read(rows, rows, kept_boxes(world.frames, rows))
+            assert all(bool(torch.isfinite(loss)) for loss in total_of(term(answer, batch, said)).values())
+            served += 1
+    assert served
+    assert all(f"term {name}: " in refusal for refusal in refusals)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from trainer.said import TeacherSaid
 from trainer.terms.box_code import move_boxes
 from trainer.terms.places import augmentation_of
 from trainer.terms.precision import at_least_fp32
-from trainer.terms.student import HeadClasses, head_classes
+from trainer.terms.student import HeadClasses, head_classes, require_box_maps
 from trainer.terms.term import TermNeeds
 
 
@@ -67,7 +67,8 @@ class GidLogits(nn.Module):
         teacher: TeacherStore,
         teacher_rows: Sequence[int],
     ) -> GidLogits:
-        """The term for a student."""
+        """The term for a student; ConfigError where that is known to regress no boxes on its map."""
+        require_box_maps(name, model)
         return cls(name, weight, options, model)
 
     def forward(self, output: DetectorOutput, batch: Batch, said: TeacherSaid) -> dict[str, LossPart]:

@@ -99,9 +99,9 @@ def require_box_maps(name: str, model: Detector) -> None:
     """ConfigError for the term `name` where no head of the student is known to regress boxes on maps."""
     if not _has_center_head(model):
         raise ConfigError(
-            f"term {name}: reads the student's regressed maps, but {_kind(model)} has no centre head; leave the boxes "
-            "out of the term (its box_weight, branches or regression), or for a student of queries use "
-            "bevdistill_sparse"
+            f"term {name}: reads the student's regressed maps, but {_kind(model)} has no centre head; drop the term, "
+            "or leave its boxes out where it has an option for that (box_weight, branches, regression); for a student "
+            "of queries use bevdistill_sparse"
         )
 
 
