@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -108,3 +109,10 @@ def processes_of(text: str) -> list[int]:
         if text in words:
             found.append(int(folder.name))
     return found
+
+
+def ownerless_shared_memory() -> list[str]:
+    """Names of what lies in shared memory and is of no process that lives."""
+    shared = Path("/dev/shm")
+    names = [path.name for path in shared.iterdir()] if shared.is_dir() else []
+    return [name for name in names if not any(Path("/proc", n).exists() for n in re.findall(r"\d+", name))]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache.errors import CorruptError
+from cache.files import PARTIAL
 from trainer.checkpoint import read_checkpoint
 from trainer.run_files import CHECKPOINTS
 
@@ -48,6 +49,12 @@ def newest_whole(run_dir: Path) -> Found | None:
     if wrong:
         raise CorruptError(f"none of the run's checkpoints is whole: {'; '.join(wrong)}; remove {run_dir}, train again")
     return None
+
+
+def remove_partials(run_dir: Path) -> None:
+    """Removes what processes that were killed while they wrote a checkpoint have left: each as large as one."""
+    for left in (run_dir / CHECKPOINTS).glob(f"*{PARTIAL}"):
+        left.unlink(missing_ok=True)
 
 
 def prune(run_dir: Path, keep: int) -> None:

@@ -23,7 +23,7 @@ from cache.files import canonical_json, parse_json, read_json, write_json
 from models.build import save_weights
 from models.detector import Detector
 from trainer.checkpoint import Training, require_same_run, restore, state_of
-from trainer.checkpoints import list_checkpoints, newest_whole
+from trainer.checkpoints import list_checkpoints, newest_whole, remove_partials
 from trainer.dashboard import Dashboard
 from trainer.determinism import determinism
 from trainer.distributed import Ranks, joined
@@ -186,6 +186,7 @@ def _begin_together(
     finished = ranks.broadcast(bytes([ended])) == b"\1"
     if ranks.first and not finished:
         run_dir.mkdir(parents=True, exist_ok=True)
+        remove_partials(run_dir)
         write_json(run_dir / "recipe.json", recipe.to_dict())
         if training.began is not None:
             training.began.write(run_dir / REPORT)

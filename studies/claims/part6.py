@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import random
-import re
 import shutil
 import signal
 import time
@@ -18,7 +17,16 @@ from cache.files import write_json
 from pipeline.teacher import TeacherOptions, cache_teacher
 from studies.claims.claim import Claim, NotHeldError, expect
 from studies.demo import DemoWorld
-from studies.ranks import ROOT, kill_group, processes_of, run_to_end, start, steps_logged, training
+from studies.ranks import (
+    ROOT,
+    kill_group,
+    ownerless_shared_memory,
+    processes_of,
+    run_to_end,
+    start,
+    steps_logged,
+    training,
+)
 from studies.simulated_cache import simulated_cache
 from studies.two_hosts import two_hosts
 from trainer.metrics import read_metrics
@@ -175,7 +183,7 @@ def a_preempted_run_saves_and_leaves_nothing(work: Path) -> str:
     for name in ("SIGTERM", "SIGINT"):
         run = work / f"stopped-{name}"
         shutil.rmtree(run, ignore_errors=True)
-        before = set(_shared_memory())
+        before = set(ownerless_shared_memory())
         task = [str(ROOT / "bevcask"), "train", "--recipe", str(recipe), "--cache", str(cache), "--run", str(run)]
         process = start([*task, "--nproc", "2", "--threads", "1"], work / f"{run.name}.log")
         ends = time.monotonic() + LIMIT_S
@@ -185,7 +193,7 @@ def a_preempted_run_saves_and_leaves_nothing(work: Path) -> str:
         process.send_signal(signal.Signals[name])
         status = process.wait(LIMIT_S)
         seconds, left = time.monotonic() - asked, processes_of(str(run))
-        shared = sorted(set(_shared_memory()) - before)
+        shared = sorted(set(ownerless_shared_memory()) - before)
         steps = steps_logged(run)
         saved = (run / "checkpoints" / f"step-{steps:08d}.safetensors").is_file()
         held = status == 75 and saved and not left and not shared
@@ -208,12 +216,6 @@ def a_compiled_run_is_the_plain_one(work: Path) -> str:
     off = max(abs(a - b) / abs(a) for a, b in zip(plain, found, strict=True))
     held = off < 1e-3 and _digests(runs[True]) == _digests(runs[False]) and len(plain) == 3
     return expect(held, f"losses {found}, of the plain run {plain}, off by {off:.1e} at most", "the same to 1e-3")
-
-
-def _shared_memory() -> list[str]:
-    """Names of what lies in shared memory and is of no process that lives."""
-    names = [path.name for path in Path("/dev/shm").iterdir()]
-    return [name for name in names if not any(Path("/proc", n).exists() for n in re.findall(r"\d+", name))]
 
 
 _SETTINGS: Mapping[str, Sequence[int]] = {"two": (2,), "one-and-three": (1, 3)}

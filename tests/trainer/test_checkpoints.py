@@ -60,6 +60,16 @@ def test_where_none_is_whole_the_run_does_not_begin_anew(tmp_path: Path, cache: 
         train(recipe("student", checkpoint_every=1), cache, tmp_path, resume=True, progress=quiet)
 
 
+def test_what_a_kill_in_the_middle_of_a_checkpoint_leaves_is_removed(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe("student", checkpoint_every=1), cache, tmp_path, progress=killed_at(2))
+    left = tmp_path / "checkpoints" / "step-00000003.safetensors.1f-00000000.partial"
+    left.write_bytes(b"the first half")
+    train(recipe("student", checkpoint_every=1), cache, tmp_path, resume=True, progress=quiet)
+    assert not left.exists()
+    assert steps_of(tmp_path) == [8, 7]
+
+
 def test_any_changed_byte_is_noticed(tmp_path: Path, cache: Path) -> None:
     train(recipe("student", steps=1), cache, tmp_path, progress=quiet)
     path = checkpoint_path(tmp_path, 1)

@@ -180,7 +180,7 @@ def test_ctrl_c_leaves_no_process_no_thread_and_no_shared_memory(stores: Path, t
     long["train"] |= {"steps": 100_000, "log_every": 1}
     (tmp_path / "long.json").write_text(json.dumps(long))
     run = tmp_path / "run"
-    before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    before = set(ranks.ownerless_shared_memory())
     options = ["--recipe", tmp_path / "long.json", "--cache", stores, "--run", run, "--loader-threads", 3]
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "invoke", "train", *map(str, options)],
@@ -201,7 +201,7 @@ def test_ctrl_c_leaves_no_process_no_thread_and_no_shared_memory(stores: Path, t
     assert process.returncode != 0, said
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # nobody is left in its group
-    assert (set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()) <= before
+    assert set(ranks.ownerless_shared_memory()) <= before
 
 
 @pytest.mark.timeout(60)
