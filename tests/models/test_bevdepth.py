@@ -194,3 +194,11 @@ def test_an_encoder_with_a_stem_keeps_the_resolution_of_its_input():
     config = BevEncoderConfig(filters=(4, 8), strides=(1, 2), layers=(1, 1), neck_channels=6, stem=True)
     assert config.total_strides == [1, 2, 4]
     assert BevEncoder(3, config)(torch.zeros(2, 3, 8, 12)).shape == (2, 18, 8, 12) == (2, config.out_channels, 8, 12)
+
+
+def test_every_image_is_told_the_augmentation_of_its_own_frame():
+    batch, model = synthetic_batch(), build_detector(BEVDEPTH)
+    turns = torch.stack([torch.eye(4), torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))])
+    turned = dataclasses.replace(batch, bev_augmentation=turns)
+    told = model._calibration(turned, batch.intrinsics, batch.camera_to_lidar).bev_augmentation
+    assert torch.equal(told.unflatten(0, (2, 6)), turns[:, None].expand(-1, 6, -1, -1))
