@@ -99,7 +99,7 @@ def latency_ms(model: Detector, batch: Batch, runs: int = 5, at_most_s: float = 
     """
     device = next(iter(model.parameters())).device
     was_training = _set_mode(model, False)
-    seconds = []
+    seconds: list[float] = []
     try:
         with torch.inference_mode():
             while (len(seconds) < WARM_RUNS + runs and sum(seconds) < at_most_s) or not seconds:
