@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, dict[str, Any], str]:
     """The tiny sweep, killed with -9 once while a training was under way, then called again."""
     folder = tmp_path_factory.mktemp("ablation")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-P", "-c", SWEEP_SCRIPT, str(folder)]
     with open(folder / "said", "w") as said:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said, process_group=0)

@@ -40,7 +40,7 @@ def test_every_term_is_timed_beside_the_students_step(tmp_path: Path) -> None:
     assert rows["fg"]["stored_bytes"] == 2 * 60 * one_cell
     assert rows["kd_logits"]["stored_bytes"] == 2 * 64 * 64 * (one_cell + 2 * 10)
     assert rows["sparsekd_logits"]["stored_bytes"] == 2 * 60 * (one_cell + 2 * 10)
-    assert set(found["methods"]) == {"bevdistill-tiny", "sparsekd-tiny", "bev-lgkd-tiny"}
+    assert set(found["methods"]) == {"BEVDistill", "SparseKD", "BEV-LGKD"}
     shares = [method["share"] for method in found["methods"].values()]
     assert found["together_share"] == pytest.approx(sum(shares)) and found["goal"] == 0.1
 

@@ -93,7 +93,9 @@ def test_every_preset_can_be_exported_or_says_why_not() -> None:
             assert "clouds" in reason
         else:
             assert "earlier moments" in reason
-    camera = {name for name in preset_names() if name.startswith(("lift-splat", "bevdet", "bevdepth"))}
+    camera = {
+        name for name in preset_names() if name.startswith(("lift-splat", "bevdet", "bevdepth", "ablation-student"))
+    }
     assert can == camera and camera
 
 

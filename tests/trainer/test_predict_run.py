@@ -30,6 +30,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def helpers() -> list[psutil.Process]:
+    """The processes that predict; other tests may have left a resource tracker or a pool of their own."""
+    return [child for child in psutil.Process().children() if "trainer.predict_run" in child.cmdline()]
+
+
 def predicted(run: Path, cache: Path, processes: int, **options: Any) -> list[tuple[list[int], list[Detections]]]:
     out: list[tuple[list[int], list[Detections]]] = []
     source = RunModel(run)
@@ -74,7 +79,7 @@ def test_an_error_of_the_receiver_ends_all(run: Path, cache: Path) -> None:
     for processes in (1, 2):
         with pytest.raises(DataError, match="not this one"):
             predicted(run, cache, processes, deliver=refuse)
-    assert not psutil.Process().children()
+    assert not helpers()
 
 
 def test_an_error_of_another_process_is_told_in_its_words(run: Path, cache: Path, tmp_path: Path) -> None:
@@ -82,7 +87,7 @@ def test_an_error_of_another_process_is_told_in_its_words(run: Path, cache: Path
     model, store = source.load(0), FrameStore(cache / "frames")
     with pytest.raises(BevcaskError, match=r"process 1 of those that predict ended with status 1: .*best\.safetensors"):
         predict_run(RunModel(run, "best"), model, store, ROWS, lambda portion: None, processes=2)
-    assert not psutil.Process().children()
+    assert not helpers()
 
 
 def test_a_killed_process_ends_all(run: Path, cache: Path) -> None:
@@ -90,12 +95,12 @@ def test_a_killed_process_ends_all(run: Path, cache: Path) -> None:
 
     def kill(portion: Portion) -> None:
         if not killed:
-            killed.append(psutil.Process().children()[0].pid)
+            killed.append(helpers()[0].pid)
             os.kill(killed[0], signal.SIGKILL)
 
     with pytest.raises(BevcaskError, match="ended with status -9"):
         predicted(run, cache, 2, deliver=kill, rows=ROWS * 20)
-    assert not psutil.Process().children()
+    assert not helpers()
 
 
 def test_the_best_weights_of_a_run_that_never_validated_are_refused(run: Path) -> None:
