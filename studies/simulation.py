@@ -55,7 +55,9 @@ class World(Protocol):
     def seed(self) -> int: ...
 
 
-def simulate_once(out: Path, version: str, world: World) -> None:
+def simulate_once(
+    out: Path, version: str, world: World, *, between_images: int = 0, workers: int | None = None
+) -> None:
     """Writes `world` at `out`; a folder that is there is taken for it."""
     if not out.is_dir():
         simulate_with_progress(
@@ -66,7 +68,8 @@ def simulate_once(out: Path, version: str, world: World) -> None:
             frames=world.frames,
             sweeps=world.sweeps,
             seed=world.seed,
-            workers=None,
+            between_images=between_images,
+            workers=workers,
         )
 
 

@@ -27,7 +27,7 @@ from studies.ablation.job import recipe_source
 from studies.ablation.regimes import Regime, World
 from studies.ablation.suite import Speaker, StoreSpec
 from studies.demo import VERSION
-from studies.simulation import simulate_with_progress
+from studies.simulation import simulate_once
 from studies.training import TrainingJob, train_side_by_side
 
 TEACHER, CAMERA_TEACHER = "ablation-teacher", "ablation-camera-teacher"
@@ -88,18 +88,7 @@ def make_world(settings: Settings, world: World) -> Path:
         shutil.rmtree(data, ignore_errors=True)
         return cache
     settings.console.print(f"[bold]world[/bold] {world.name}: {world.train_scenes} + {world.val_scenes} scenes")
-    if not data.is_dir():
-        simulate_with_progress(
-            data,
-            version=VERSION,
-            train_scenes=world.train_scenes,
-            val_scenes=world.val_scenes,
-            frames=world.frames,
-            sweeps=world.sweeps,
-            seed=world.seed,
-            between_images=world.between,
-            workers=settings.workers,
-        )
+    simulate_once(data, VERSION, world, between_images=world.between, workers=settings.workers)
     options = FrameOptions(image_scale=world.image_scale, points=True, sweeps=world.sweeps, between=world.between)
     cache_frames(data, VERSION, cache, options=options, workers=settings.workers)
     shutil.rmtree(data)
