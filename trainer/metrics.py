@@ -17,14 +17,16 @@ VALIDATION = "val/"  # what keys of a validation's line begin with, `step` aside
 
 class MetricsLog:
     """Context manager over the log; lines of steps after `start_step` that an earlier, killed process wrote are
-    dropped. path: None for a rank that writes none.
+    dropped. path: None for a rank that writes none. last: the newest step's line that was there at the beginning.
     """
 
     def __init__(self, path: Path | None, start_step: int) -> None:
         self.path = path
+        self.last: dict[str, Any] | None = None
         if path is None:
             return
         lines = [line for line in _lines(path) if line["step"] <= start_step] if path.is_file() else []
+        self.last = next((line for line in reversed(lines) if not _of_validation(line)), None)
         write_bytes(path, b"".join(_line(values) for values in lines))
 
     def __enter__(self) -> MetricsLog:

@@ -77,6 +77,8 @@ class Run:
                 loader_of(cursor, feed.build, reading, lambda: self.stop.asked) as loader,
             ):
                 self.reading = Reading(loader)
+                if done == plan.steps and self.log.last is not None:
+                    loss = self.log.last["loss"]  # killed after its last checkpoint, before its record
                 if self.validation is not None:
                     self.validation.begin()
                     if self.validation.owed(done):

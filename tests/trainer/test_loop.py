@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cache.errors import ConfigError, CorruptError, FingerprintError, OutOfSpaceError, StoreError
-from cache.files import file_sha256
+from cache.files import file_sha256, read_json
 from cache.frame import Detections
 from models.build import load_weights, read_metadata
 from models.detector import LossPart
@@ -22,7 +22,7 @@ from trainer.metrics import read_metrics
 from trainer.observer import StepReport
 from trainer.plan import make_plan
 from trainer.recipe import Recipe, make_recipe
-from trainer.run_files import CHECKPOINTS, WEIGHTS
+from trainer.run_files import CHECKPOINTS, RECORD, WEIGHTS
 from trainer.setup import make_training
 from trainer.step import DivergedError
 
@@ -78,6 +78,20 @@ def test_a_resumed_run_goes_on_exactly(tmp_path: Path, cache: Path, kind: str) -
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert [line["step"] for line in losses(tmp_path / "cut")] == list(range(1, 9))
     assert file_sha256(tmp_path / "cut" / WEIGHTS) == file_sha256(tmp_path / "whole" / WEIGHTS)
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_record_ends_as_if_it_had_not(
+    tmp_path: Path, cache: Path
+) -> None:
+    whole = train(recipe(steps=3), cache, tmp_path / "run", progress=quiet)
+    weights, log = (tmp_path / "run" / WEIGHTS).read_bytes(), (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    (tmp_path / "run" / WEIGHTS).unlink()
+    (tmp_path / "run" / RECORD).unlink()
+    again = train(recipe(steps=3), cache, tmp_path / "run", resume=True, progress=quiet)
+    assert (again.loss, again.steps, again.resumed_from) == (whole.loss, 3, 3)
+    assert (tmp_path / "run" / WEIGHTS).read_bytes() == weights
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == log
+    assert read_json(tmp_path / "run" / RECORD, "the record")["loss"] == whole.loss
 
 
 def test_two_runs_of_one_recipe_are_the_same_and_another_seed_is_not(tmp_path: Path, cache: Path) -> None:
