@@ -27,10 +27,10 @@ from cache.layout import frames_place
 from cache.store import FrameStore
 from models.build import load_preset
 from models.detector import Detector
-from studies.ablation.lock import alone_in
 from studies.ablation.suite import laid_over
 from studies.benches.machine import machine
 from studies.claims.claim import commit
+from studies.lock import alone_in
 from studies.scoring import score
 from studies.training import train_run
 from trainer.metrics import read_metrics

@@ -23,8 +23,8 @@ from cache.errors import BevcaskError
 from cache.files import write_json
 from pipeline.engine import Cluster, run_shards
 from studies.ablation.job import Job, is_done, run_job
-from studies.ablation.lock import alone_in
 from studies.ablation.plan import Cell, Sweep, jobs_of, make_ready
+from studies.lock import alone_in
 from studies.training import KEEP_MEMORY, ROOT
 from trainer.metrics import read_metrics
 from trainer.recipe import load_recipe

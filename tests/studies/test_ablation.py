@@ -25,7 +25,6 @@ from models.build import build_detector, save_weights
 from pipeline.teacher import TeacherOptions, cache_teacher
 from studies.ablation.controls import partners
 from studies.ablation.job import key_of, recipe_source
-from studies.ablation.lock import alone_in
 from studies.ablation.plan import TEACHER_ROW, Cell, Sweep, jobs_of, overrides_of
 from studies.ablation.prepare import Settings, make_store, store_name, world_cache
 from studies.ablation.regimes import REGIMES, Scale, place_of
@@ -33,6 +32,7 @@ from studies.ablation.report import make_tables
 from studies.ablation.running import run_sweep
 from studies.ablation.suite import chosen_suites, load_suite, suite_names
 from studies.ablation.tables import BEGIN, END, read_results
+from studies.lock import alone_in
 from tests.studies.ablation_world import SMALL_TEACHER, SUITE, SWEEP_SCRIPT, tiny_sweep
 from trainer.loop import make_training
 from trainer.plan import make_plan, said_reader

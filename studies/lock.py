@@ -22,6 +22,6 @@ def alone_in(folder: Path, *, wait: bool = False) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise ConfigError(
-                f"{folder}: another command works in it; wait for its end, or choose another --run"
+                f"{folder}: another command works in it; wait for its end, or choose another folder"
             ) from None
         yield
