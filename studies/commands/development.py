@@ -77,7 +77,7 @@ def lint(c: Context, fix: bool = False) -> None:
 
 @task(
     help={
-        "part": "only one part (1: the main job, 2: the cache, 3: the teacher pass, 4: the models, 7: the metric)",
+        "part": "only one part (1: the main job, 2: cache, 3: teacher pass, 4: models, 6: trainer, 7: metric)",
         "claim": "only this claim; may be given more than once",
         "run": "folder for the work; claims that held at this commit are not run again",
         "json": "print a last line of JSON",
