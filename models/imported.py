@@ -7,8 +7,6 @@ person's recipe or command names it: a weights file that names a callable is not
 
 from __future__ import annotations
 
-import importlib
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -18,9 +16,9 @@ from torch import nn
 from cache.errors import BevcaskError, ConfigError
 from cache.grid import BevGrid
 from models.config import Config
+from models.import_path import IMPORT_PATH, import_callable, one_line
 
 KIND = "imported"
-_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _PARTS: dict[str, tuple[type, str]] = {
     "grid": (BevGrid, "the cache.grid.BevGrid of its map"),
     "modality": (str, "'lidar' or 'camera'"),
@@ -36,7 +34,7 @@ class ImportedConfig(Config):
     """callable: its import path; options: its keyword arguments; image_size: what the detector said it reads."""
 
     kind: Literal["imported"]
-    callable: str = Field(pattern=f"^{_PATH.pattern}$")
+    callable: str = Field(pattern=f"^{IMPORT_PATH}$")
     options: dict[str, Any] = Field(default_factory=dict)
     image_size: tuple[int, int] | None = None
 
@@ -44,24 +42,13 @@ class ImportedConfig(Config):
 def imported_detector(config: ImportedConfig) -> nn.Module:
     """The callable's detector. ConfigError, one line, where it cannot be had or lacks a part of the protocol."""
     where = f"[model] callable {config.callable}"
-    module_name, name = config.callable.split(":")
-    try:
-        module = importlib.import_module(module_name)
-        build = getattr(module, name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{where}: no module {error.name!r}; install it, or add its folder to PYTHONPATH everywhere"
-        ) from None
-    except AttributeError:
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ConfigError(f"{where}: {module_name} has no {name!r}; it has {', '.join(public) or 'none'}") from None
+    build = import_callable(config.callable, where)
     try:
         model = build(**config.options)
     except BevcaskError:
         raise
     except Exception as error:
-        line = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{where}: it raised {type(error).__name__}: {line}") from error
+        raise ConfigError(f"{where}: it raised {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{where}: it returned a {type(model).__name__}, expected a torch.nn.Module")
     lacking = [f"{part} ({what})" for part, (kind, what) in _PARTS.items() if not isinstance(_of(model, part), kind)]

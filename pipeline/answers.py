@@ -16,7 +16,7 @@ from cache.classes import DETECTION_CLASSES
 from cache.errors import BevcaskError, ConfigError, DataError
 from cache.frame import Detections
 from models.detector import Detector, DetectorOutput
-from pipeline.adapters.imported import is_import_path
+from models.import_path import is_import_path
 
 BOX_NUMBERS = 9
 

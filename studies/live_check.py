@@ -17,7 +17,7 @@ import numpy as np
 from cache.errors import ConfigError
 from cache.layout import frames_place, teacher_names, teacher_place
 from cache.store import FrameStore, TeacherStore
-from pipeline.adapters.imported import is_import_path
+from models.import_path import is_import_path
 from pipeline.device import choose_device
 from pipeline.fields.offer import adaptor_of
 from pipeline.inputs import image_size_of, read_input

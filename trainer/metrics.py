@@ -13,6 +13,11 @@ from typing import Any
 from cache.files import no_space_as_error, write_bytes
 
 VALIDATION = "val/"  # what keys of a validation's line begin with, `step` aside
+# Keys of a step's line beside the parts of the loss and what terms counted.
+STEP_KEYS = (
+    *("step", "epoch", "lr", "loss", "gradient_norm", "frames_per_s", "stall_share", "loader_s"),
+    *("unlabelled_frames", "skipped", "digest"),
+)
 
 
 class MetricsLog:

@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from cache.errors import ConfigError
 from models.detector import Batch, Detector, LossPart
 from trainer.compiling import told_of_compiling
 from trainer.recipe import Recipe
@@ -63,6 +64,10 @@ class Objective(nn.Module):
             if term.known_as in self.terms:
                 assert said is not None
                 given = self.terms[term.known_as](output, batch, said[self.recipe.teacher_of(term)])
+                if both := sorted(parts.keys() & given.keys()):
+                    raise ConfigError(
+                        f"term {term.known_as}: the loss has a part {both[0]!r} without it; rename the term"
+                    )
                 parts.update(scheduled(given, term.schedule.factor(step, self.steps)))
         return parts, counts
 

@@ -20,9 +20,11 @@ from cache.errors import ConfigError
 from cache.files import digest_of
 from models.build import resolve_config
 from models.config import Config, parse_config
+from models.import_path import IMPORT_PATH
 from trainer.augment import BevAugmentConfig, ImageAugmentConfig
 from trainer.epoch_order import OrderConfig
 from trainer.inherit import Scheme
+from trainer.metrics import STEP_KEYS
 from trainer.past import PastConfig
 from trainer.terms import RELABELS, Schedule, Spec, needs_by_term, parse_options
 
@@ -127,9 +129,11 @@ class TrainConfig(Config):
 class TermConfig(Config):
     """One distillation loss of the run. schedule: how its weight rises and falls, see `trainer.terms.schedule`; key: of
     a term that stands more than once: log and checkpoints call it NAME_KEY; teacher: the name of its teacher store, ""
-    for that of the data."""
+    for that of the data; callable: the import path of a term of one's own (`trainer.terms.imported`), "" for the
+    shipped one of this name."""
 
-    name: str
+    name: str = Field(pattern="^[a-z0-9][a-z0-9_]{0,47}$")
+    callable: str = Field(default="", pattern=f"^({IMPORT_PATH})?$")
     key: str = Field(default="", pattern="^([a-z0-9][a-z0-9_]{0,31})?$")
     teacher: str = ""
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
@@ -144,10 +148,10 @@ class TermConfig(Config):
 
     @model_serializer(mode="wrap")
     def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the two keys where they are not set: recipes from before them keep their digest, and their
+        """Without the three keys where they are not set: recipes from before them keep their digest, and their
         checkpoints can be resumed."""
         values: dict[str, Any] = serialise(self)
-        return {key: value for key, value in values.items() if value or key not in ("key", "teacher")}
+        return {key: value for key, value in values.items() if value or key not in ("key", "teacher", "callable")}
 
 
 class Recipe(Config):
@@ -161,7 +165,10 @@ class Recipe(Config):
 
     def term_specs(self) -> list[Spec]:
         """Every term, its teacher named."""
-        return [Spec(term.name, term.weight, term.options, term.known_as, self.teacher_of(term)) for term in self.terms]
+        return [
+            Spec(term.name, term.weight, term.options, term.known_as, self.teacher_of(term), term.callable)
+            for term in self.terms
+        ]
 
     def teacher_of(self, term: TermConfig) -> str:
         """The name of the store that a term reads, "" where the recipe names none."""
@@ -242,7 +249,11 @@ def make_recipe(values: Mapping[str, Any], where: str, name: str) -> Recipe:
     except ConfigError as error:
         raise ConfigError(f"{where}: [model]: {error}") from None
     terms = tuple(
-        term.model_copy(update={"options": parse_options(term.name, term.options, where).model_dump(mode="json")})
+        term.model_copy(
+            update={
+                "options": parse_options(term.name, term.options, where, term.callable).model_dump(mode="json"),
+            }
+        )
         for term in recipe.terms
     )
     _check_terms(recipe, where)
@@ -266,6 +277,8 @@ def _check_terms(recipe: Recipe, where: str) -> None:
                 'of their own, such as key = "far"'
             )
     for term in recipe.terms:
+        if term.known_as in STEP_KEYS:
+            raise ConfigError(f"{where}: term {term.known_as}: the log has a key of that name; give it another one")
         if term.name in RELABELS and (term.weight, term.schedule) != (1.0, Schedule()):
             raise ConfigError(
                 f"{where}: term {term.known_as} changes labels and adds no loss: leave out its weight and schedule"

@@ -6,9 +6,7 @@ checked here, on a cloud of a few points, before the pass starts. docs/teachers.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +17,8 @@ from cache.errors import BevcaskError, ConfigError, DataError
 from cache.frame import Detections
 from cache.grid import BevGrid
 from models.detector import Batch, Detector, DetectorOutput
+from models.import_path import import_callable, one_line
 
-IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 ATTRIBUTES: dict[str, tuple[type, str]] = {
     "grid": (BevGrid, "the cache.grid.BevGrid of its feature map"),
     "modality": (str, "'lidar' or 'camera'"),
@@ -32,11 +30,6 @@ METHODS = {
     "eval": "evaluation mode; returns itself",
     "to": "to a device; returns itself",
 }
-
-
-def is_import_path(teacher: str) -> bool:
-    """Whether a teacher's name has the form package.module:callable."""
-    return IMPORT_PATH.fullmatch(teacher) is not None
 
 
 def load_imported(teacher: str, path: Path) -> Detector:
@@ -51,7 +44,9 @@ def load_imported(teacher: str, path: Path) -> Detector:
     except BevcaskError:
         raise
     except Exception as error:
-        raise DataError(f"--teacher {teacher}: it raised {type(error).__name__} for {path}: {_line(error)}") from error
+        raise DataError(
+            f"--teacher {teacher}: it raised {type(error).__name__} for {path}: {one_line(error)}"
+        ) from error
     lacking = [f"{name} ({what})" for name, what in METHODS.items() if not callable(getattr(model, name, None))]
     lacking += [
         f"{name} ({what})"
@@ -71,27 +66,7 @@ def load_imported(teacher: str, path: Path) -> Detector:
 
 
 def _callable_of(teacher: str) -> Any:
-    module_name, name = teacher.split(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = str(error.name)
-        if module_name == missing or module_name.startswith(f"{missing}."):
-            raise ConfigError(
-                f"--teacher {teacher}: no module {missing!r}; install it, or add its folder to PYTHONPATH everywhere"
-            ) from None
-        raise ConfigError(f"--teacher {teacher}: {module_name} needs the module {missing!r}; install it") from error
-    except Exception as error:
-        raise ConfigError(
-            f"--teacher {teacher}: importing {module_name} raised {type(error).__name__}: {_line(error)}"
-        ) from error
-    build = getattr(module, name, None)
-    if not callable(build):
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        found = f"{name!r} is no callable" if hasattr(module, name) else f"has no {name!r}"
-        raise ConfigError(
-            f"--teacher {teacher}: {module_name} {found}; its callables are {', '.join(public) or 'none'}"
-        )
+    build = import_callable(teacher, f"--teacher {teacher}")
     try:
         inspect.signature(build).bind(Path())
     except TypeError as error:
@@ -99,10 +74,6 @@ def _callable_of(teacher: str) -> Any:
     except ValueError:  # a builtin without a signature
         pass
     return build
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _try_out(teacher: str, model: Detector) -> None:
@@ -123,7 +94,7 @@ def _try_out(teacher: str, model: Detector) -> None:
     except Exception as error:
         raise ConfigError(
             f"--teacher {teacher}: its detector raised {type(error).__name__} on a batch of two clouds, of 64 points "
-            f"and of none: {_line(error)}"
+            f"and of none: {one_line(error)}"
         ) from error
     if not problem and not (
         isinstance(decoded, list) and len(decoded) == 2 and all(isinstance(found, Detections) for found in decoded)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from models.build import load_weights, read_metadata
 from models.detector import Detector
+from models.import_path import is_import_path
 from pipeline.adapters.foreign import load_foreign
-from pipeline.adapters.imported import is_import_path, load_imported
+from pipeline.adapters.imported import load_imported
 from pipeline.adapters.mapping import Report
 from pipeline.adapters.reading import is_torch_file
 

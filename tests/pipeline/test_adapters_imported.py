@@ -13,7 +13,8 @@ import torch
 from cache.errors import BevcaskError, ConfigError, DataError
 from cache.store import FrameStore, TeacherStore
 from models.detector import Batch
-from pipeline.adapters.imported import is_import_path, load_imported
+from models.import_path import is_import_path
+from pipeline.adapters.imported import load_imported
 from pipeline.adapters.opening import open_teacher
 from pipeline.frames import FrameOptions, cache_frames
 from pipeline.teacher import TeacherOptions, cache_teacher, resolve_checkpoint

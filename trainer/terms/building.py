@@ -12,25 +12,47 @@ from cache.errors import ConfigError
 from cache.serving import Answer
 from models.config import Config, parse_config
 from models.detector import Detector
+from trainer.terms.imported import imported_kind
 from trainer.terms.registry import RELABELS, TERMS
 from trainer.terms.relabel import Relabel
 from trainer.terms.spec import JoinedTeacher, Spec
 from trainer.terms.term import RelabelKind, TermKind, TermNeeds, require_served
 
 
-def parse_options(name: str, options: Mapping[str, Any], where: str) -> Config:
-    """A term's checked options. Raises ConfigError naming an unknown term or key and those there are."""
-    kind = TERMS.get(name) or RELABELS.get(name)
-    if kind is None:
-        raise ConfigError(f"{where}: term {name!r} is unknown; the terms are {', '.join([*TERMS, *RELABELS])}")
-    return parse_config(kind.options, dict(options), f"{where}: term {name}, options")
+def kind_of(name: str, callable: str, where: str) -> TermKind | RelabelKind:
+    """How a term is made: a shipped one by its name, one of one's own by its import path.
+
+    Raises ConfigError naming an unknown term and those there are, and as `trainer.terms.imported.imported_kind`.
+    """
+    shipped = TERMS.get(name) or RELABELS.get(name)
+    if callable:
+        if shipped is not None:
+            raise ConfigError(f"{where}: term {name!r} is a shipped one: give that of callable {callable} another name")
+        return imported_kind(callable, f"{where}: term {name}")
+    if shipped is None:
+        raise ConfigError(
+            f"{where}: term {name!r} is unknown; the terms are {', '.join([*TERMS, *RELABELS])}; for one of your own "
+            'say callable = "module:callable" beside its name'
+        )
+    return shipped
+
+
+def parse_options(name: str, options: Mapping[str, Any], where: str, callable: str = "") -> Config:
+    """A term's checked options. Raises ConfigError as `kind_of`, and naming an unknown key and those there are."""
+    return parse_config(kind_of(name, callable, where).options, dict(options), f"{where}: term {name}, options")
+
+
+def _kind_and_options(spec: Spec) -> tuple[TermKind | RelabelKind, Config]:
+    return kind_of(spec.name, spec.callable, "recipe"), parse_options(spec.name, spec.options, "recipe", spec.callable)
 
 
 def needs_by_term(specs: Sequence[Spec]) -> dict[str, TermNeeds]:
     """What each term of a recipe needs under its options, by what it is known as."""
-    kinds: dict[str, TermKind | RelabelKind] = {**TERMS, **RELABELS}
-    parsed = [(spec, parse_options(spec.name, spec.options, "recipe")) for spec in specs]
-    return {spec.known_as: kinds[spec.name].needs(options) for spec, options in parsed}
+    out = {}
+    for spec in specs:
+        kind, options = _kind_and_options(spec)
+        out[spec.known_as] = kind.needs(options)
+    return out
 
 
 def build_terms(specs: Sequence[Spec], model: Detector, teachers: Mapping[str, JoinedTeacher]) -> nn.ModuleDict:
@@ -43,21 +65,21 @@ def build_terms(specs: Sequence[Spec], model: Detector, teachers: Mapping[str, J
     require_served_by(specs, model, teachers)
     out = nn.ModuleDict()
     for spec in specs:
-        if spec.name in TERMS:
-            teacher, options = teachers[spec.teacher], parse_options(spec.name, spec.options, "recipe")
-            out[spec.known_as] = TERMS[spec.name].build(
-                spec.known_as, spec.weight, options, model, teacher.store, teacher.rows
-            )
+        kind, options = _kind_and_options(spec)
+        if isinstance(kind, TermKind):
+            teacher = teachers[spec.teacher]
+            out[spec.known_as] = kind.build(spec.known_as, spec.weight, options, model, teacher.store, teacher.rows)
     return out
 
 
 def build_relabels(specs: Sequence[Spec]) -> dict[str, Relabel]:
     """What changes labels of a recipe, in order, by what it is known as."""
-    return {
-        spec.known_as: RELABELS[spec.name].build(spec.known_as, parse_options(spec.name, spec.options, "recipe"))
-        for spec in specs
-        if spec.name in RELABELS
-    }
+    out = {}
+    for spec in specs:
+        kind, options = _kind_and_options(spec)
+        if isinstance(kind, RelabelKind):
+            out[spec.known_as] = kind.build(spec.known_as, options)
+    return out
 
 
 def require_served_by(

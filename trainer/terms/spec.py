@@ -15,13 +15,15 @@ from cache.store import TeacherStore
 
 @dataclass(frozen=True)
 class Spec:
-    """A term's name, weight and options; key: what it is known by ("": its name); teacher: the name of its store."""
+    """A term's name, weight and options; key: what it is known by ("": its name); teacher: the name of its store;
+    callable: the import path of a term of one's own, "" for a shipped one."""
 
     name: str
     weight: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
     teacher: str = ""
+    callable: str = ""
 
     @property
     def known_as(self) -> str:
