@@ -53,7 +53,7 @@ class FsspecRoot:
             self._fs, self._base = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             raise ConfigError(
-                f"{self.url}: {error}; install the package it names (s3: pip install 'bevcask[s3]')"
+                f"{self.url}: {error}; install the package it names (s3: pip install -c constraints.txt -e '.[s3]')"
             ) from None
         self._sync, self._timeout = fsspec.asyn.sync, fsspec.exceptions.FSTimeoutError
         self._process = os.getpid()

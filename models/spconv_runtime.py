@@ -27,7 +27,8 @@ def load_spconv() -> Any:
     except ImportError as error:
         raise ConfigError(
             f"voxel detectors need spconv, which does not import here ({error}); "
-            "run `pip install 'bevcask[cpu]'`, or 'bevcask[cuda]' on a GPU machine, or choose a pillar detector"
+            "run `pip install -c constraints.txt -e '.[cpu]'`, or '.[cuda]' on a GPU machine, or choose a pillar "
+            "detector"
         ) from error
     current_stream = ops.get_current_stream
     ops.get_current_stream = lambda: current_stream() if torch.cuda.is_available() else 0

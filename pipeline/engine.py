@@ -53,7 +53,7 @@ class Cluster:
         if self.scheduler and self.kind != "local":
             raise ConfigError(f"--scheduler {self.scheduler} and --cluster {self.kind}: give one of the two")
         if self.report and not find_spec("bokeh"):
-            raise ConfigError("--performance-report needs bokeh; run: pip install 'bevcask[dashboard]'")
+            raise ConfigError("--performance-report needs bokeh; run: pip install -c constraints.txt -e '.[dashboard]'")
 
 
 class Progress(Protocol):
@@ -181,7 +181,9 @@ def slurm_cluster(workers: int) -> Any:
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError:
-        raise ConfigError("--cluster slurm needs dask-jobqueue; run: pip install 'bevcask[slurm]'") from None
+        raise ConfigError(
+            "--cluster slurm needs dask-jobqueue; run: pip install -c constraints.txt -e '.[slurm]'"
+        ) from None
     try:
         cluster = SLURMCluster(
             cores=1, processes=1, scheduler_options={"dashboard_address": ":0"}, silence_logs="error", **_slurm_memory()

@@ -199,7 +199,7 @@ def test_without_spconv_the_error_names_the_remedy_and_pillars_still_build(monke
     spconv_runtime.load_spconv.cache_clear()
     try:
         build_detector({"preset": "centerpoint-pillar-tiny"})
-        with pytest.raises(ConfigError, match=r"pip install 'bevcask\[cpu\]'"):
+        with pytest.raises(ConfigError, match=r"pip install -c constraints\.txt -e '\.\[cpu\]'"):
             build_detector({"preset": "centerpoint-voxel-tiny"})
     finally:
         spconv_runtime.load_spconv.cache_clear()

@@ -117,7 +117,7 @@ def test_a_slurm_job_asks_for_one_process_and_the_memory_of_the_configuration() 
 
 def test_without_dask_jobqueue_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
-    with pytest.raises(ConfigError, match=r"dask-jobqueue; run: pip install 'bevcask\[slurm\]'"):
+    with pytest.raises(ConfigError, match=r"dask-jobqueue; run: pip install -c constraints\.txt -e '\.\[slurm\]'"):
         run_shards(echo, [(1,)], cluster=Cluster(kind="slurm"))
 
 
@@ -131,7 +131,7 @@ def test_the_report_is_written_where_asked(tmp_path: Path) -> None:
 
 def test_a_report_without_bokeh_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("pipeline.engine.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"needs bokeh; run: pip install 'bevcask\[dashboard\]'"):
+    with pytest.raises(ConfigError, match=r"needs bokeh; run: pip install -c constraints\.txt -e '\.\[dashboard\]'"):
         Cluster(report=tmp_path / "report.html")
 
 
