@@ -47,10 +47,13 @@ def ablate(
     scheduler: str | None = None,
     json: bool = False,
 ) -> None:
-    """Train recipes x seeds on the simulated world, two at a time, and write docs/results.md: does it distil?
+    """Train recipes x seeds on the simulated world, two at a time: does it distil? Writes docs/results.md.
 
     Resumable: a training whose result file is there is not run again, one that was killed goes on from its checkpoint.
     Every row of a table has equal frames, steps and augmentation; controls stand beside the methods.
+
+    Example: ./bevcask ablate --suite bevdistill --budget 60
+    Next: the same command goes on; docs/results.md has the tables.
     """
     from studies.ablation.report import list_jobs, make_tables, run_suites, sweep_of
 

@@ -36,6 +36,7 @@ def bench(
         print("Usage: ./bevcask bench NAME [--json] [--run FOLDER] [--require-peers] [--option NAME=VALUE]...\n")
         print("Runs one benchmark and writes its figures to FOLDER/NAME.json. Benchmarks:\n")
         print("\n".join(f"  {line}" for line in listing()))
+        print("\nExample: ./bevcask bench order --json\nNext: docs/benchmarks.md says what the figures mean.")
         return
     options = parse_options(option or ()) | ({"require_peers": True} if require_peers else {})
     root = Path(run)

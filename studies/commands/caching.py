@@ -59,7 +59,13 @@ def cache_frames(
     performance_report: str | None = None,
     json: bool = False,
 ) -> None:
-    """Write the frame store: images, calibration, poses, annotations, depth labels and, if asked, clouds."""
+    """Write the frame store: images, calibration, poses, annotations, depth labels and, if asked, clouds.
+
+    Goes on where it stopped when it is run again.
+
+    Example: ./bevcask cache-frames --data-root /data/nuscenes --version v1.0-trainval --cache CACHE
+    Next: ./bevcask cache-teacher.
+    """
     from pipeline.frames import FrameOptions
     from pipeline.frames import cache_frames as run
 
@@ -135,7 +141,13 @@ def cache_teacher(
     local_cache_limit: str | None = None,
     json: bool = False,
 ) -> None:
-    """Run a teacher once over every frame and keep what students need of it."""
+    """Run a teacher once over every frame and keep what students need of it.
+
+    Goes on where it stopped when it is run again. Which --coverage and --fields a method needs: docs/teachers.md.
+
+    Example: ./bevcask cache-teacher --cache CACHE --name demo --data-root /data/nuscenes
+    Next: ./bevcask evaluate --cache CACHE --teacher demo, then ./bevcask train.
+    """
     from pipeline.teacher import TeacherOptions
     from pipeline.teacher import cache_teacher as run
 
@@ -225,8 +237,12 @@ def plan(
     score_power: float = 5.0,
     json: bool = False,
 ) -> None:
-    """What a caching run would cost before it runs: frames, shards, bytes by field, time, from a short probe. With
-    --model, what a detector costs."""
+    """What a caching run, or a model, would cost: frames, shards, bytes by field, time, from a short probe.
+
+    Example: ./bevcask plan --data-root /data/nuscenes --version v1.0-trainval --teacher demo
+    Example: ./bevcask plan --model lift-splat-tiny
+    Next: ./bevcask cache-frames.
+    """
     if model is not None:
         given = {"score": number(score, "--score"), "against": number(against_score, "--against-score")}
         source = (path_of(cloud), path_of(data_root), version, sweeps)
@@ -289,13 +305,15 @@ def _plan_model(
         for renderable in study.published_table(row):
             console.print(renderable)
         out["published"] = row.to_dict()
+    then = f"./bevcask plan --model {model} --against TEACHER sets it beside its teacher"
     if beside is not None:
         out["against"] = study.to_dict(beside)
         scores = study.scores_of(found[0], beside, given)
-        if scores is None:
-            next_step("give --score and --against-score for the ratio of cost and performance")
-        else:
+        then = "give --score and --against-score for the ratio of cost and performance"
+        if scores is not None:
             out["cpr"], line = study.ratio_line(found[0], beside, scores, powers)
             console.print(line)
+            then = "docs/models.md says how this is counted"
+    next_step(then)
     if json:
         print_json(out)

@@ -36,7 +36,11 @@ def verify(
     ensemble: str = "",
     json: bool = False,
 ) -> None:
-    """Check every byte of the stores against their manifests, and a manifest against a digest kept elsewhere."""
+    """Check every byte of the stores against their manifests, and a manifest against a digest kept elsewhere.
+
+    Example: ./bevcask verify --cache CACHE
+    Next: what a finding says; mostly the command that wrote the store, which writes damaged shards again.
+    """
     from studies.verification import verify_cache
 
     root = cache_root(cache, "a folder or URL of stores")

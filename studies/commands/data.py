@@ -36,7 +36,11 @@ def simulate(
     version: str = "v1.0-trainval",
     workers: str | None = None,
 ) -> None:
-    """Write a simulated world as a genuine nuScenes folder, which the unmodified devkit opens."""
+    """Write a simulated world as a genuine nuScenes folder, which the unmodified devkit opens.
+
+    Example: ./bevcask simulate --out world --scenes 8 --frames 4
+    Next: ./bevcask cache-frames, with the folder as --data-root.
+    """
     from studies.simulation import simulate_with_progress, summary_line
 
     folder = Path(need(out, "--out", "a folder for the simulated data set"))
@@ -101,8 +105,14 @@ def inspect(
     option: Any = None,
     json: bool = False,
 ) -> None:
-    """Tell what a cache holds; with --token draw one frame: six cameras and the bird's-eye view; with --order explain
-    who reads what at a step of training."""
+    """Tell what a cache holds; draw a frame, record a scene, explain who reads what at a step.
+
+    With --token one frame is drawn: six cameras and the bird's-eye view. With --order: which rank and worker reads what
+    at a step of training.
+
+    Example: ./bevcask inspect --cache CACHE
+    Next: ./bevcask inspect --cache CACHE --token TOKEN, of a token that it tells.
+    """
     from studies.inspection import describe, draw_token
 
     root = cache_root(cache, "a folder or URL of stores")
@@ -124,6 +134,7 @@ def inspect(
         view = order_view(root, asked)
         for renderable in order_tables(view):
             console.print(renderable, markup=False, soft_wrap=isinstance(renderable, str))
+        next_step(f"./bevcask inspect --cache {root} --token TOKEN draws one of these frames")
         if json:
             print_json(view)
         return

@@ -37,7 +37,11 @@ def test(
     durations: int = 15,
     workers: str | None = None,
 ) -> None:
-    """The test suite; arguments choose a part of it."""
+    """The test suite; arguments choose a part of it.
+
+    Example: ./bevcask test --path tests/cache --failfast
+    Next: ./bevcask lint.
+    """
     from pipeline.engine import default_workers
 
     count = whole(workers, "--workers", 1) or (1 if path and Path(path).is_file() else min(default_workers(), 4))
@@ -53,7 +57,11 @@ def test(
 
 @task(help={"fix": "let ruff mend what it can first"})
 def lint(c: Context, fix: bool = False) -> None:
-    """Style, types and import floors: ruff, mypy, import-linter."""
+    """Style, types and import floors: ruff, mypy, import-linter.
+
+    Example: ./bevcask lint --fix
+    Next: ./bevcask test.
+    """
     python = sys.executable
     if fix:
         _run(python, "-m", "ruff", "check", "--fix", "--quiet", ".")
@@ -87,7 +95,11 @@ def lint(c: Context, fix: bool = False) -> None:
 def prove(
     c: Context, part: str | None = None, claim: list[str] | None = None, run: str = "runs/prove", json: bool = False
 ) -> None:
-    """Run every slow claim of the project for real: resumable, each with a time limit."""
+    """Run every slow claim of the project for real: resumable, each with a time limit.
+
+    Example: ./bevcask prove --part 2
+    Next: the same command goes on with what did not hold; its results lie in runs/prove/results.
+    """
     from studies.prove import run_claims
 
     results = run_claims(Path(run), whole(part, "--part"), console, claim or [])

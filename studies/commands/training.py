@@ -60,6 +60,9 @@ def train(
 
     SIGTERM and Ctrl-C save and end it: with status 75 where a scheduler sent them, which may start it again with
     --resume. Recipes for torchrun, SLURM and Kubernetes: docs/training.md.
+
+    Example: ./bevcask train --cache CACHE --recipe demo-distilled --run runs/student
+    Next: ./bevcask evaluate --cache CACHE --run runs/student.
     """
     from studies.launch import Launch
     from studies.training import train_run
@@ -145,7 +148,12 @@ def evaluate(
     local_cache_limit: str | None = None,
     json: bool = False,
 ) -> None:
-    """Score a run, a teacher store or a submission with the official nuScenes metric, from the stores alone."""
+    """Score a run, a teacher store or a submission with the official nuScenes metric, from the stores alone.
+
+    Example: ./bevcask evaluate --cache CACHE --run runs/student --report report.html
+    Example: ./bevcask evaluate --cache CACHE --teacher demo --audit
+    Next: ./bevcask compare.
+    """
     from evaluation.subsets import parse_subset
     from studies.auditing import audit_source
     from studies.outputs import require_outputs
@@ -232,7 +240,11 @@ def compare(
     local_cache_limit: str | None = None,
     json: bool = False,
 ) -> None:
-    """Runs, teachers and submissions side by side: differences with paired intervals over scenes, spread over seeds."""
+    """Runs, teachers and submissions side by side: differences with paired intervals over scenes and seeds.
+
+    Example: ./bevcask compare --cache CACHE --run runs/plain --run runs/distilled --out compare.html
+    Next: open compare.html; ./bevcask evaluate --report for one of them in depth.
+    """
     from evaluation.resampling import DRAWS
     from evaluation.subsets import parse_subset
     from studies.comparing import ComparisonRequest, compare_sources
@@ -282,7 +294,11 @@ def export(
     callable: str | None = None,
     json: bool = False,
 ) -> None:
-    """Write a run's student as one file, read back and compared on a frame before it is kept."""
+    """Write a run's student as one file, read back and compared on a frame before it is kept.
+
+    Example: ./bevcask export --run runs/student --out student.pt2 --format pt2 --cache CACHE
+    Next: load it, as docs/training.md shows.
+    """
     from studies.exporting import export_run
 
     folder, file = Path(need(run, "--run", "a run's folder")), Path(need(out, "--out", "the file to write"))
@@ -297,7 +313,11 @@ def export(
 
 @task(help={"run": "folder of the demo", "json": "print the table as the last line, as JSON"})
 def demo(c: Context, run: str = "runs/demo", json: bool = False) -> None:
-    """The whole chain on a simulated world: cache, teach, train with and without distillation, score, report."""
+    """The whole chain on a simulated world: cache, teach, train with and without distillation, score, report.
+
+    Example: ./bevcask demo
+    Next: open runs/demo/report.html; then your own data, ./bevcask cache-frames.
+    """
     from studies.demo import run_demo
 
     result = run_demo(Path(run), console)

@@ -48,7 +48,11 @@ def extend(
     performance_report: str | None = None,
     json: bool = False,
 ) -> None:
-    """Add scenes that the frame store does not have yet, with the options it was made with; its shards stay."""
+    """Add scenes that the frame store does not have yet, with the options it was made with; its shards stay.
+
+    Example: ./bevcask extend --cache CACHE --data-root /data/nuscenes --version v1.0-trainval
+    Next: ./bevcask cache-teacher for each teacher store, as it says.
+    """
     from pipeline.extend import behind, extend_frames
     from studies.upkeep import extension_summary
 
@@ -88,7 +92,11 @@ def merge(
     copy: bool = False,
     json: bool = False,
 ) -> None:
-    """Join stores that several clusters wrote: shards unchanged under new numbers, one manifest."""
+    """Join stores that several clusters wrote: shards unchanged under new numbers, one manifest.
+
+    Example: ./bevcask merge --cache CACHE --sources /data/one,/data/other
+    Next: ./bevcask verify --cache CACHE.
+    """
     from cache.merge import merge_caches
     from studies.inspection import closing_summary
     from studies.upkeep import merge_lines
@@ -145,7 +153,11 @@ def re_encode(
     local_cache_limit: str | None = None,
     json: bool = False,
 ) -> None:
-    """Write a teacher store again in another encoding, coverage or format, without running the teacher."""
+    """Write a teacher store again in another encoding, coverage or format, without running the teacher.
+
+    Example: ./bevcask re-encode --cache CACHE --name demo --out demo-u8 --dtype u8
+    Next: ./bevcask evaluate --cache CACHE --teacher demo-u8.
+    """
     from pipeline.reencode import ReencodeOptions, reencode
 
     use_local_cache(local_cache, local_cache_limit)
@@ -174,7 +186,11 @@ def re_encode(
 def gc(
     c: Context, cache: str | None = None, delete: bool = False, older_than: float = 60.0, json: bool = False
 ) -> None:
-    """List, and with --delete remove, files that no manifest or plan owns; unfinished stores are left alone."""
+    """List, and with --delete remove, files that no manifest or plan owns; unfinished stores are left alone.
+
+    Example: ./bevcask gc --cache CACHE
+    Next: ./bevcask gc --cache CACHE --delete.
+    """
     from cache.orphans import find_orphans, remove_orphans
     from studies.upkeep import orphan_lines, orphan_summary
 
