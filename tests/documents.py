@@ -30,7 +30,7 @@ _SETTING = re.compile(r"[A-Z_][A-Z0-9_]*=\S*")
 
 @dataclass(frozen=True)
 class Block:
-    """language: as the fence says it, "" for none and for indented blocks; before: the last line of text above."""
+    """language: as the fence says it, "" for none and for indented blocks; before: the line of text right above."""
 
     document: str
     line: int
@@ -88,14 +88,14 @@ def blocks(document: str) -> list[Block]:
         if fence:
             end = next(i for i in range(at + 1, len(lines)) if lines[i].strip() == fence[1])
             out.append(Block(document, at + 1, fence[2], "\n".join(lines[at + 1 : end]), before))
-            at = end + 1
+            at, before = end + 1, ""
         elif lines[at].startswith("    ") and (at == 0 or not lines[at - 1].strip()):
             end = at
             while end < len(lines) and (lines[end].startswith("    ") or not lines[end].strip()):
                 end += 1
             text = "\n".join(line[4:] for line in lines[at:end]).rstrip()
             out.append(Block(document, at + 1, "", text, before))
-            at = end
+            at, before = end, ""
         else:
             before = lines[at].strip() or before
             at += 1
