@@ -23,7 +23,9 @@ import torch
 from cache.classes import DETECTION_CLASSES
 from cache.errors import BevcaskError
 from cache.files import digest_of, read_json, write_json
-from cache.layout import frames_place
+from cache.layout import frames_place, teacher_place
+from cache.manifest import Manifest
+from cache.roots import open_root
 from cache.store import FrameStore
 from models.build import load_preset
 from models.detector import Detector
@@ -132,6 +134,7 @@ def run_job(values: Mapping[str, Any], threads: int = 1) -> dict[str, Any]:
         "loss_curve": curve_of(lines),
         "train_minutes": round(trained["seconds"] / 60, 3),
         "stall_share": round(trained["stall_share"], 4),
+        "store_bytes": store_bytes(job),
         "origin": dict(job.origin),
         "commit": commit(),
         "cpu": machine()["cpu"],
@@ -140,6 +143,16 @@ def run_job(values: Mapping[str, Any], threads: int = 1) -> dict[str, Any]:
     write_json(Path(job.result), result)
     shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)  # optimiser states; the weights stay
     return result
+
+
+def store_bytes(job: Job) -> float | None:
+    """Bytes a frame of the teacher store that the job learns from: every file that the manifest names, over the frames
+    in them. None for a job without one."""
+    name = job.overrides.get("data", {}).get("teacher")
+    if name is None:
+        return None
+    manifest = Manifest.read(open_root(teacher_place(job.train_cache, name)))
+    return round(sum(file.size for file in manifest.files) / sum(shard.frames for shard in manifest.shards), 1)
 
 
 def score_of(model: Detector, cache: str | Path, split: str) -> dict[str, Any]:

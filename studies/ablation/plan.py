@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cache.files import file_sha256, read_json, write_json
 from models.build import load_weights
+from models.detector import Detector
+from pipeline.averaging import Averaged
 from studies.ablation.job import Job, Label, key_of, score_of
 from studies.ablation.prepare import (
     TEACHER_SEED,
@@ -138,24 +140,36 @@ def make_ready(sweep: Sweep, cell: Cell) -> dict[str, str]:
     if cell.store is not None:
         origin |= make_store(settings, sweep.regime, place.train, cell.store)
         score_teacher(sweep, "camera" if cell.store.says == "camera" else "trained")
+        if cell.store.tta and cell.store.says == "trained":
+            score_teacher(sweep, "trained", cell.store.tta)
     if cell.row.init:
         weights = make_teacher(settings, sweep.regime, place.train, cell.row.init)
         origin["init_sha256"] = file_sha256(weights)[:16]
     return origin
 
 
-def score_teacher(sweep: Sweep, says: Speaker) -> None:
-    """A result file for a teacher itself, scored as its students are; row and student say that it is none of them."""
+def teacher_label(recipe: str, tta: str = "") -> str:
+    """In the place of a student's name in the results of teachers."""
+    return f"{recipe}, {tta}" if tta else recipe
+
+
+def score_teacher(sweep: Sweep, says: Speaker, tta: str = "") -> None:
+    """A result file for a teacher itself, scored as its students are; row and student say that it is none of them.
+    tta: the views over which it is averaged."""
     settings, place = sweep.settings, sweep.place
     recipe, over = teacher_over(settings, sweep.regime, says)
     scored = [describes(settings, sweep.regime, place.score, None, "")["world"], place.split]
-    key = key_of(recipe, over, {"world": asdict(place.train), "scored": scored})
+    views = {"tta": tta} if tta else {}
+    key = key_of(recipe, over, {"world": asdict(place.train), "scored": scored, **views})
     path = sweep.results / f"{key}.json"
     if path.is_file():
         return
     weights = make_teacher(settings, sweep.regime, place.train, says)
-    label = Label("", TEACHER_ROW, recipe, sweep.regime.name, sweep.round, TEACHER_SEED)
-    figures = score_of(load_weights(weights), world_cache(settings, place.score), place.split)
+    label = Label("", TEACHER_ROW, teacher_label(recipe, tta), sweep.regime.name, sweep.round, TEACHER_SEED)
+    model = load_weights(weights)
+    if tta:
+        model = cast(Detector, Averaged([model], tta).eval())
+    figures = score_of(model, world_cache(settings, place.score), place.split)
     trained = read_json(weights.parent / "run.json", "the record of a run")
     minutes = {"train_minutes": round(trained["seconds"] / 60, 3), "steps": trained["steps"]}
     write_json(path, {"key": key, **asdict(label), **figures, **minutes, "commit": commit()})

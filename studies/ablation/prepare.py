@@ -21,7 +21,7 @@ from cache.store import FrameStore
 from models.build import resolve_config
 from pipeline.engine import default_workers
 from pipeline.frames import FrameOptions, cache_frames
-from pipeline.teacher import TeacherOptions, cache_teacher
+from pipeline.teacher import cache_teacher
 from studies.ablation.controls import untrained_teacher, write_basis
 from studies.ablation.job import recipe_source
 from studies.ablation.regimes import Regime, World
@@ -51,7 +51,7 @@ class Settings:
 
 def store_name(spec: StoreSpec) -> str:
     """Of a store in its world's cache."""
-    return f"{spec.says}-{digest_of(spec.model_dump(mode='json'))[:8]}"
+    return f"{spec.says}-{digest_of(spec.written())[:8]}"
 
 
 def teacher_over(settings: Settings, regime: Regime, says: Speaker) -> tuple[str, dict[str, Any]]:
@@ -68,7 +68,7 @@ def describes(settings: Settings, regime: Regime, world: World, spec: StoreSpec 
     out: dict[str, Any] = {"world": asdict(world)}
     if spec is not None:
         recipe, over = teacher_over(settings, regime, spec.says)
-        out |= {"store": spec.model_dump(mode="json"), "teacher": [recipe_source(recipe), over]}
+        out |= {"store": spec.written(), "teacher": [recipe_source(recipe), over]}
     if init:
         recipe, over = teacher_over(settings, regime, "trained")
         out |= {"init": init, "init_teacher": [recipe_source(recipe), over]}
@@ -136,13 +136,14 @@ def make_store(settings: Settings, regime: Regime, world: World, spec: StoreSpec
         checkpoint = weights.parent / f"basis-{digest_of(str(cache))[:8]}.json"
         write_basis(checkpoint, FrameStore(frames_place(cache)), weights)
     if not (cache / "teachers" / name / MANIFEST).is_file():
-        settings.console.print(f"[bold]store[/bold] {name}: {spec.coverage} {spec.fields}", markup=True)
+        kept = " ".join(str(value) for key, value in spec.written().items() if key != "says")
+        settings.console.print(f"[bold]store[/bold] {name}: {kept}")
     manifest = cache_teacher(
         cache,
         name,
         teacher=teacher,
         checkpoint=checkpoint,
-        options=TeacherOptions(spec.coverage, fields=spec.fields),
+        options=spec.options(),
         workers=settings.workers,
     )
     return {"teacher_sha256": file_sha256(weights)[:16], "store": manifest.digest[:16]}

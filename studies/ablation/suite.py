@@ -14,20 +14,53 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from cache.coverage import Coverage
 from cache.errors import ConfigError
 from models.config import Config, parse_config
+from pipeline.teacher import TeacherOptions
 
 SUITES = Path(__file__).parent / "suites"
 Speaker = Literal["trained", "untrained", "another_frame", "annotations", "camera"]
 BASELINE = "none"
+PAPERS = ("bevdistill", "sparsekd", "bev-lgkd")
+CACHE = "cache"
 
 
 class StoreSpec(Config):
-    """One teacher store: who speaks (`camera`: the camera teacher, all others are of LiDAR), and what is kept."""
+    """One teacher store: who speaks (`camera`: the camera teacher, all others are of LiDAR), what is kept and how, in
+    the words of `cache-teacher`; tta: over which views a network's answer is averaged."""
 
     says: Speaker = "trained"
     coverage: str = "gaussian"
     fields: str = ""
+    encoding: str = "cells"
+    dtype: str = "float16"
+    tta: str = ""
+
+    @model_validator(mode="after")
+    def _can_be_cached(self) -> StoreSpec:
+        try:
+            self.options()
+            Coverage.parse(self.coverage)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        if self.tta and self.says not in ("trained", "untrained"):
+            raise ValueError(
+                f"tta {self.tta!r} averages what a LiDAR network says of a mirrored cloud, and {self.says!r} is none "
+                "that looks at it; leave tta out"
+            )
+        return self
+
+    def options(self) -> TeacherOptions:
+        """What `cache_teacher` is told."""
+        return TeacherOptions(self.coverage, encoding=self.encoding, dtype=self.dtype, tta=self.tta, fields=self.fields)
+
+    def written(self) -> dict[str, Any]:
+        """As digests have it. How a store is kept came later, and is written only where it is not the default: a store
+        of before keeps its name, and results from it their keys."""
+        values = self.model_dump(mode="json")
+        later = ("encoding", "dtype", "tta")
+        return {k: v for k, v in values.items() if k not in later or v != type(self).model_fields[k].default}
 
 
 class StudentSpec(Config):
@@ -121,8 +154,8 @@ def load_suite(name: str) -> Suite:
 
 
 def chosen_suites(name: str) -> list[Suite]:
-    """`all`: the papers' three; else the one that is named."""
-    return [load_suite(one) for one in (("bevdistill", "sparsekd", "bev-lgkd") if name == "all" else (name,))]
+    """`all`: the papers' three, and what the cache makes possible, whose rows come last; else the one that is named."""
+    return [load_suite(one) for one in ((*PAPERS, CACHE) if name == "all" else (name,))]
 
 
 def laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

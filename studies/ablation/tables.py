@@ -12,14 +12,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from cache.errors import DataError
 from cache.files import read_json, write_bytes, write_json
 from evaluation.seeds import PairedGain, paired_gain, spread
 from studies.ablation.costs import cost_table
-from studies.ablation.plan import TEACHER_ROW, Cell, Sweep, cells_of, job_of
+from studies.ablation.pictures import draw_cache
+from studies.ablation.plan import TEACHER_ROW, Cell, Sweep, cells_of, job_of, teacher_label
 from studies.ablation.prepare import TEACHER
+from studies.ablation.suite import CACHE
 
 BEGIN, END = "<!-- tables: made by `./bevcask ablate --table` -->", "<!-- end of tables -->"
 Result = Mapping[str, Any]
@@ -45,8 +48,14 @@ class Line:
             return None
         return self.gain.low > 0 and all(lead.low > 0 for lead in self.leads.values())
 
+    @property
+    def store_bytes(self) -> float | None:
+        """Bytes a frame of the store that was learnt from, the median of its results; None where none tells."""
+        told = [float(r["store_bytes"]) for r in self.results if r.get("store_bytes")]
+        return median(told) if told else None
+
     def to_dict(self) -> dict[str, Any]:
-        """As `results.json` has it: NDS and mAP in points, 0..100."""
+        """As `results.json` has it: NDS and mAP in points, 0..100; store_bytes: a frame."""
         nds = spread([100 * r["NDS"] for r in self.results])
         gain = self.gain
         return {
@@ -69,6 +78,7 @@ class Line:
             "distils": self.distils,
             "control": self.cell.row.control,
             "minutes": _rounded(sum(r["train_minutes"] for r in self.results) / len(self.results)),
+            "store_bytes": self.store_bytes,
         }
 
 
@@ -152,12 +162,13 @@ def orphans(sweeps: Sequence[Sweep], results: Mapping[str, Result]) -> list[Resu
 
 
 def write_tables(docs: Path, lines: Sequence[Line], results: Mapping[str, Result], earlier: Sequence[Result]) -> None:
-    """<docs>/results.json, and the part of <docs>/results.md between the marks (at its end where there are none)."""
+    """<docs>/results.json, the part of <docs>/results.md between the marks (at its end where there are none), and the
+    pictures that stand in it."""
     write_json(docs / "results.json", [line.to_dict() for line in lines])
     path = docs / "results.md"
     text = path.read_text() if path.is_file() else "# Results\n"
     teachers = [result for result in results.values() if result["row"] == TEACHER_ROW]
-    made = f"{BEGIN}\n\n{_markdown(lines, teachers, earlier)}\n{END}"
+    made = f"{BEGIN}\n\n{_markdown(docs, lines, teachers, earlier)}\n{END}"
     if BEGIN in text and END in text:
         text = text[: text.index(BEGIN)] + made + text[text.index(END) + len(END) :]
     else:
@@ -165,7 +176,7 @@ def write_tables(docs: Path, lines: Sequence[Line], results: Mapping[str, Result
     write_bytes(path, text.encode())
 
 
-def _markdown(lines: Sequence[Line], teachers: Sequence[Result], earlier: Sequence[Result]) -> str:
+def _markdown(docs: Path, lines: Sequence[Line], teachers: Sequence[Result], earlier: Sequence[Result]) -> str:
     parts = []
     tables: dict[tuple[int, str, str, str], list[Line]] = {}
     for line in lines:
@@ -176,12 +187,30 @@ def _markdown(lines: Sequence[Line], teachers: Sequence[Result], earlier: Sequen
         what = "choosing" if number == 0 else f"round {number}"
         command = f"./bevcask ablate --suite {suite} --regime {regime} --round {number} --seeds {_seeds(members)}"
         parts += [f"### {suite}, {student}: {regime}, {what}", "", f"`{command}`", "", _table(members), ""]
+        if suite == CACHE:
+            parts += _picture(docs, f"images/cache-{regime}-{number}.png", members, teachers)
     parts += _costs(lines, teachers)
     if teachers:
         parts += ["### Teachers, scored on what their students are scored on", "", _single_runs(teachers), ""]
     if earlier:
         parts += ["### Tried, and no row of a suite any more", "", _single_runs(earlier), ""]
     return "\n".join(parts) if parts else "No results yet.\n"
+
+
+def _picture(docs: Path, name: str, members: Sequence[Line], teachers: Sequence[Result]) -> list[str]:
+    """The cache suite's picture of one regime and round, drawn at docs/name; empty where there is too little for it."""
+    first = members[0]
+    place, suite = (first.regime, first.round), first.cell.suite
+    views = dict.fromkeys(["", *(spec.tta for spec in suite.stores.values())])
+    labels = {teacher_label(TEACHER, tta): tta for tta in views}
+    scores = {
+        labels[t["student"]]: 100 * float(t["NDS"])
+        for t in sorted(teachers, key=lambda t: str(t["student"]))
+        if (t["regime"], t["round"]) == place and t["student"] in labels
+    }
+    about = "Bytes a frame of a store against the NDS of its students; an averaged teacher and its students"
+    drawn = draw_cache(suite, [line.to_dict() for line in members], scores, docs / name)
+    return [f"![{about}]({name})", ""] if drawn else []
 
 
 def _costs(lines: Sequence[Line], teachers: Sequence[Result]) -> list[str]:
@@ -203,9 +232,11 @@ def _seeds(lines: Sequence[Line]) -> int:
 
 
 def _table(lines: Sequence[Line]) -> str:
+    weighed = any(line.store_bytes for line in lines)
+    size = "kB a frame | " if weighed else ""
     rows = [
-        "| row | seeds | NDS | mAP | gain in NDS points | lead over controls | distils | min a run |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| row | seeds | NDS | mAP | gain in NDS points | lead over controls | distils | {size}min a run |",
+        "| --- " * (9 if weighed else 8) + "|",
     ]
     for line in lines:
         value, row = line.to_dict(), line.cell.row
@@ -215,8 +246,9 @@ def _table(lines: Sequence[Line]) -> str:
         said = {None: "", True: "yes", False: "no"}[line.distils]
         name = f"*{row.name}*" if row.control else row.name
         rows.append(
-            f"| {name} | {value['seeds']} | {nds} | {value['map_mean']:.2f} | {gain} | {leads} | {said} "
-            f"| {value['minutes']:.1f} |"
+            f"| {name} | {value['seeds']} | {nds} | {value['map_mean']:.2f} | {gain} | {leads} | {said} | "
+            + (f"{line.store_bytes / 1000:,.1f} | " if line.store_bytes else " | " if weighed else "")
+            + f"{value['minutes']:.1f} |"
         )
     return "\n".join(rows)
 

@@ -33,7 +33,7 @@ SAMPLES, PREDICTIONS = 6_019, 200
 TEACHER = "made-up"
 
 _TASK = """
-import json, re, resource, sys, time
+import json, sys, time
 from pathlib import Path
 start = time.perf_counter()
 from studies.scoring import evaluate_source
@@ -41,10 +41,8 @@ loaded = time.perf_counter()
 source = {"teacher": sys.argv[3]} if sys.argv[2] == "teacher" else {"submission": Path(sys.argv[3])}
 summary = evaluate_source(sys.argv[1], **source).summary
 ended = time.perf_counter()
-try:  # ru_maxrss would tell what the benchmark held when it started this process
-    peak = int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
-except OSError:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+from studies.benches.resident import peak_resident
+peak = peak_resident() / 2**20
 figures = {"imports_s": loaded - start, "work_s": ended - loaded, "cpu_s": time.process_time(), "peak_mb": peak}
 print(json.dumps({"summary": summary, **figures}))
 """

@@ -7,7 +7,6 @@ refused, unless another device is asked for: what a CPU takes says nothing about
 
 from __future__ import annotations
 
-import resource
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from rich.console import Console
 from cache.errors import ConfigError
 from models.build import build_detector, load_preset, preset_names
 from models.detector import Batch, Detector, total_of
+from studies.benches.resident import peak_resident
 from studies.model_cost import CloudSource, is_camera, pictures, read_cloud
 
 ABOUT = "time and memory of one training step of every full-size preset, on a GPU"
@@ -96,7 +96,7 @@ def _steps(model: Detector, batch: Batch, device: torch.device, steps: int) -> d
         optimiser.step()
         told = float(loss.detach())  # waits for the device
         times.append(1e3 * (time.perf_counter() - start))
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if on_gpu else peak_resident()
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "ms": round(median(times[1:]), 1),

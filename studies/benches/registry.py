@@ -23,6 +23,7 @@ from cache.files import write_json
 from studies.benches.machine import machine
 
 BENCHES = {
+    "break-even": "studies.benches.break_even",
     "cache-teacher": "studies.benches.cache_teacher",
     "drift": "studies.benches.drift",
     "evaluate": "studies.benches.evaluate",

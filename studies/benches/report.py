@@ -6,7 +6,6 @@ other work only the first say something.
 
 from __future__ import annotations
 
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from evaluation.match_table import detections_of, match_table
 from evaluation.resampling import DRAWS, SceneMetric, bootstrap
 from evaluation.working_point import frame_counts, working_scores
 from studies.benches.evaluate_data import made_up_split
+from studies.benches.resident import peak_resident
 
 ABOUT = "a report's figures without pictures at 6,019 samples x 200 predictions: matches, errors, parts, intervals"
 
@@ -66,7 +66,7 @@ def run(
     )
     clock.lap("page")
     total = {key: sum(step[key] for step in clock.steps.values()) for key in ("cpu_s", "wall_s")}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_resident() / 2**20
     for name, step in clock.steps.items():
         console.print(f"{name}: {step['cpu_s']:.2f} s of the process, {step['wall_s']:.2f} s of the clock")
     console.print(f"together {total['cpu_s']:.1f} s and {total['wall_s']:.1f} s, peak {peak:.0f} MB")

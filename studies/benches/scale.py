@@ -36,12 +36,13 @@ SIZES = (1_000, 10_000, 100_000, 1_000_000)
 READS = 2_000
 
 _MEASURE = """
-import json, random, resource, sys, time
+import json, random, sys, time
 from cache.store import Store
+from studies.benches.resident import peak_resident
 start = time.perf_counter()
 store = Store(sys.argv[1])
 opened = time.perf_counter() - start
-memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of the whole process
+memory = peak_resident()  # of the whole process
 rng = random.Random(0)
 tokens = [store.token(rng.randrange(len(store))) for _ in range(int(sys.argv[2]))]
 def median_us():
@@ -52,7 +53,7 @@ def median_us():
         times.append(time.perf_counter() - start)
     return 1e6 * sorted(times)[len(times) // 2]
 first, again = median_us(), median_us()
-print(json.dumps({"open_s": opened, "open_mb": memory / 1024, "first_read_us": first, "read_us": again}))
+print(json.dumps({"open_s": opened, "open_mb": memory / 2**20, "first_read_us": first, "read_us": again}))
 """
 
 
