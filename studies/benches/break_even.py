@@ -97,7 +97,8 @@ def run(
     of_pass = _figures(work.parent, "cache-teacher", teacher_pass, console)
     section = _same_teacher(of_step, of_pass)
     measured = Measured(
-        *(_number(of_step, key, "bench step") for key in ("online_step_s", "cached_step_s")),
+        _number(of_step, "online_step_s", "bench step"),
+        _number(of_step, "cached_step_s", "bench step"),
         _number(section, "pipeline_frames_per_s", "bench cache-teacher"),
     )
     training = Training(epochs, frames, passed, views, students, int(_number(of_step, "batch", "bench step")))
