@@ -42,7 +42,7 @@ class Trial:
 
 _CENTRE = Trial({"steps": 200, "lr": 3e-3}, {"steps": 200, "lr": 3e-3})
 _CAMERA = Trial({"steps": 300, "lr": 4e-3}, {"steps": 300, "lr": 4e-3})
-_QUERIES = Trial({"steps": 500, "lr": 2e-3}, {"steps": 300, "lr": 2e-3})
+_QUERIES = Trial({"steps": 500, "lr": 2e-3}, {"steps": 800, "lr": 2e-3})
 # of single frames: four frames of different scenes have no past
 _BEVFORMER = Trial({"steps": 500, "lr": 2e-3}, {"steps": 300, "lr": 2e-3}, {"queue": 1}, depth=False)
 TRIALS = {
