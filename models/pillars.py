@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cache.grid import BevGrid
+from models.ragged_linear import RaggedLinear
 from models.voxels import NO_CAPS, CapsConfig, sound, within_caps
 
 INTENSITY_UNIT = 32.0  # of the raw 0..255: most returns lie below 60
@@ -49,7 +50,7 @@ class PillarEncoder(nn.Module):
         self.released, self.padding, self.caps = released, padding, caps
         features = RELEASED_FEATURES if released else POINT_FEATURES
         self.first = PointLayer(features, channels // 2) if layers == 2 else None
-        self.linear = nn.Linear(channels if layers == 2 else features, channels, bias=False)
+        self.linear = RaggedLinear(channels if layers == 2 else features, channels, bias=False)
         self.norm = nn.BatchNorm1d(channels, eps=1e-3, momentum=0.01)
 
     def forward(self, points: list[Tensor]) -> Tensor:
@@ -131,7 +132,7 @@ class PointLayer(nn.Module):
 
     def __init__(self, features: int, channels: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(features, channels, bias=False)
+        self.linear = RaggedLinear(features, channels, bias=False)
         self.norm = nn.BatchNorm1d(channels, eps=1e-3, momentum=0.01)
 
     def forward(self, features: Tensor, pillar_of: Tensor, pillars: int) -> Tensor:
