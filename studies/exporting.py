@@ -20,6 +20,7 @@ from models.export import ExportError, export_program, made_up_frame, require_ex
 from studies.scoring import choose_split
 from trainer.predict import load_run
 from trainer.predict_work import work_of
+from trainer.run_files import CHECKPOINTS, OWN
 
 FORMATS = ("safetensors", "pt2")
 
@@ -71,6 +72,11 @@ def export_run(
         raise ConfigError(f"--weights {weights!r}: expected last or best")
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder; give the name of a file in it")
+    if (
+        out.resolve() in [(run / name).resolve() for name in OWN]
+        or out.resolve().parent == (run / CHECKPOINTS).resolve()
+    ):
+        raise ConfigError(f"--out {out} is a file of the run itself; give another name")
     model = load_run(run, trusted, "best" if weights == "best" else "last")
     if file_format == "pt2":
         require_exportable(model)

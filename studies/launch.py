@@ -21,11 +21,13 @@ import torch
 from cache.errors import BevcaskError, ConfigError
 from cache.files import read_json
 from trainer.main import OUTCOME
+from trainer.orphans import PARENT, started_from_here
 from trainer.preemption import PreemptedError
 
 ROOT = Path(__file__).parent.parent
 GRACE_S = 20.0  # from the first word of the run's end to that of torchrun, which may wait for machines that are gone
 RESTARTS = 100  # of the workers, where other machines come and go; a run that failed by itself is not begun again
+PER_CORE = 8  # processes of a machine without cards: more would take its memory, some 0.5 GB each, and no step sooner
 SHUTDOWN_S = 300  # for workers to save after SIGTERM
 
 
@@ -47,6 +49,12 @@ class Launch:
             raise ConfigError(f"--nproc {count} --nnodes {self.nnodes}: expected 1 or more")
         if cards and count > cards:
             raise ConfigError(f"--nproc {count}: this machine has {cards} cards; lower it to that")
+        cores = os.cpu_count() or 1
+        if not cards and count > PER_CORE * cores:
+            raise ConfigError(
+                f"--nproc {count}: this machine has {cores} cores and no card, expected at most {PER_CORE * cores}; each "
+                "process needs memory of its own"
+            )
         host, _, port = self.rdzv.rpartition(":")
         if self.nnodes > 1 and not (host and port.isdecimal()):
             raise ConfigError(
@@ -90,7 +98,7 @@ def launch(asked: Launch, arguments: Sequence[str], environment: Mapping[str, st
         forced["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with tempfile.TemporaryDirectory(prefix="bevcask-") as folder, _signals_as_before():
         outcome = Path(folder) / "outcome.json"
-        os.environ.update({**defaults, **os.environ, **forced, OUTCOME: str(outcome)})
+        os.environ.update({**defaults, **os.environ, **forced, **started_from_here(), OUTCOME: str(outcome)})
         over = threading.Event()
         threading.Thread(target=_end_soon_after, args=(outcome, over), daemon=True).start()
         signal.signal(signal.SIGTERM, _before_torchrun)  # which has handlers of its own once there are workers
@@ -98,7 +106,8 @@ def launch(asked: Launch, arguments: Sequence[str], environment: Mapping[str, st
             ended = _run(command)
         finally:
             over.set()
-            os.environ.pop(OUTCOME, None)
+            for name in (OUTCOME, PARENT):
+                os.environ.pop(name, None)
         told = read_json(outcome, "how the run ended") if outcome.is_file() else {"outcome": "", "message": ""}
     if told["outcome"] == "failed":
         raise BevcaskError(told["message"])

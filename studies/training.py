@@ -24,7 +24,7 @@ from evaluation.curves import LossCurve
 from studies.launch import Launch, launch
 from trainer.loop import saved_result, train
 from trainer.metrics import read_metrics
-from trainer.orphans import end_with_parent
+from trainer.orphans import end_with_parent, started_from_here
 from trainer.recipe import load_recipe
 from trainer.run_files import RECORD
 
@@ -124,7 +124,7 @@ def _start(job: TrainingJob, threads: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "studies.training", *arguments],
         cwd=ROOT,
-        env={**KEEP_MEMORY, **os.environ},
+        env={**KEEP_MEMORY, **os.environ, **started_from_here()},
         stdout=subprocess.DEVNULL,
         stderr=open(job.run / "training.log", "w"),
         text=True,

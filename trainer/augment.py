@@ -18,6 +18,7 @@ from models.pictures import ImageAugment
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
+_LARGEST = 10.0  # factor of a size: more is a slip, and would ask for pictures of gigabytes
 _AUGMENT = 2  # keeps this stream apart from that of `trainer.order`
 
 
@@ -61,8 +62,8 @@ class ImageAugmentConfig(Config):
 
 
 def _positive_range(values: tuple[float, float]) -> tuple[float, float]:
-    if not 0 < values[0] <= values[1]:
-        raise ValueError(f"expected [low, high] with 0 < low <= high, found {list(values)}")
+    if not 0 < values[0] <= values[1] <= _LARGEST:
+        raise ValueError(f"expected [low, high] with 0 < low <= high <= {_LARGEST:g}, found {list(values)}")
     return values
 
 

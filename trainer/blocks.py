@@ -19,6 +19,7 @@ def block_offsets(shard: np.ndarray, frames: int = 0) -> np.ndarray:
     A block is at most `frames` entries of one shard, or all of them for 0. Returns offsets (blocks + 1,) int64: block
     b is entries offsets[b] .. offsets[b + 1].
     """
+    frames = min(frames, len(shard))
     borders = np.flatnonzero(np.diff(shard)) + 1
     starts = np.concatenate([np.zeros(min(len(shard), 1), np.int64), borders])
     sizes = np.diff(np.append(starts, len(shard)))

@@ -14,7 +14,7 @@ from cache.files import PARTIAL
 from trainer.checkpoint import read_checkpoint
 from trainer.run_files import CHECKPOINTS
 
-_NAME = re.compile(r"step-(\d{8,})\.safetensors")
+_NAME = re.compile(r"step-\d{8,}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,13 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """A run's checkpoints, newest first; none where there is no run."""
-    folder = run_dir / CHECKPOINTS
-    named = [(int(match[1]), path) for path in folder.glob("*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(named, reverse=True)]
+    named = [path for path in (run_dir / CHECKPOINTS).glob("*") if _NAME.fullmatch(path.name)]
+    return sorted(named, key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    """How many steps had been taken, by the file's name."""
+    return int(path.name.removeprefix("step-").removesuffix(".safetensors"))
 
 
 def newest_whole(run_dir: Path) -> Found | None:
@@ -57,7 +61,8 @@ def remove_partials(run_dir: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def prune(run_dir: Path, keep: int) -> None:
-    """Removes all but the last `keep`."""
-    for path in list_checkpoints(run_dir)[keep:]:
+def prune(run_dir: Path, keep: int, step: int) -> None:
+    """Removes all but the last `keep` up to `step`. Newer ones do not count: they are those that a resumed run has
+    passed over, and comes to again."""
+    for path in [path for path in list_checkpoints(run_dir) if _step_of(path) <= step][keep:]:
         path.unlink(missing_ok=True)

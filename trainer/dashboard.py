@@ -90,13 +90,14 @@ class Dashboard:
         now = time.monotonic()
         if self._live is None and (now - self._said >= PLAIN_LINE_S or report.done == report.total):
             self._said = now
-            self._console.print(plain_line(self._view), highlight=False, soft_wrap=True)
+            self._console.print(plain_line(self._view), markup=False, highlight=False, soft_wrap=True)
 
     def validated(self, found: Found) -> None:
         best = found if found.figures.get("val/best") else self._view.best
         self._view = _replaced(self._view, validated=found, best=best)
         if self._live is None:
-            self._console.print(f"{self._view.name}: {validation_line(found)}", highlight=False, soft_wrap=True)
+            said = f"{self._view.name}: {validation_line(found)}"
+            self._console.print(said, markup=False, highlight=False, soft_wrap=True)
         else:
             self._draw()
 
@@ -162,7 +163,7 @@ def panel(view: RunView, width: int) -> RenderableType:
         body.add_row(Text())
         body.add_row(parts)
     colour = {"failed": "red", "preempted": "yellow", "finished": "green"}.get(view.outcome, "cyan")
-    title = f"[bold]{view.name}[/bold]" + (f" [{colour}]{view.outcome}[/{colour}]" if view.outcome else "")
+    title = Text.assemble((view.name, "bold"), *([" ", (view.outcome, colour)] if view.outcome else []))
     return Panel(Group(_progress(view), Text(), body), title=title, border_style=colour, width=width)
 
 

@@ -31,6 +31,7 @@ class EventLog:
 
     def begin(self, run: RunBegin) -> None:
         self._device = run.device.type
+        earlier = any(self.folder.glob("*tfevents*"))
         try:
             self._writer = EventFileWriter(str(self.folder))
         except OSError as error:
@@ -38,7 +39,7 @@ class EventLog:
                 f"{self.folder}: not a folder that TensorBoard's files can be written to ({error.strerror or error}); "
                 "make room for it, or set [train] tensorboard = false"
             ) from None
-        if run.first_step:  # readers drop what an earlier call wrote from here on
+        if earlier:  # readers drop what such a call wrote from here on
             log = SessionLog(status=SessionLog.START)
             self._writer.add_event(Event(wall_time=time.time(), step=run.first_step + 1, session_log=log))
 

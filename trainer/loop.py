@@ -26,18 +26,21 @@ from trainer.checkpoint import Training, require_same_run, restore, state_of
 from trainer.checkpoints import list_checkpoints, newest_whole, remove_partials
 from trainer.dashboard import Dashboard
 from trainer.determinism import determinism
-from trainer.distributed import Ranks, joined
+from trainer.distributed import TIMEOUT_S, Ranks, joined
 from trainer.initialise import REPORT
 from trainer.loader_options import loader_options
 from trainer.observer import Listening, Observers, StepListener, TrainObserver, Validation
 from trainer.order_state import OrderState
 from trainer.plan import Plan, make_plan, require_use_of_unlabelled
 from trainer.preemption import StopRequest
-from trainer.recipe import Recipe
-from trainer.run_files import EVENTS, METRICS, RECORD, WEIGHTS
+from trainer.recipe import Recipe, load_recipe
+from trainer.run_files import EVENTS, METRICS, RECIPE, RECORD, WEIGHTS
+from trainer.run_lock import RunLock
 from trainer.running import Run
 from trainer.setup import make_training, run_identity
 from trainer.validation import Look, Validator
+
+_RECORD = "the record of a run"
 
 
 @dataclass(frozen=True)
@@ -94,17 +97,25 @@ def train(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    with StopRequest() as stop, joined(device) as ranks, determinism(recipe.train.deterministic):
-        begun = _begin_together(recipe, cache_root, run_dir, resume, ranks, validation)
-        if begun.finished:
-            return saved_result(run_dir)
+    reading = loader_options()
+    # ranks wait for each other until the watchdog of the one that hangs has named what it hangs on
+    patience_s = max(TIMEOUT_S, 2 * (reading.stuck_s or 0.0))
+    with (
+        StopRequest() as stop,
+        RunLock() as lock,
+        joined(device, patience_s) as ranks,
+        determinism(recipe.train.deterministic),
+    ):
+        begun = _begin_together(recipe, cache_root, run_dir, resume, ranks, validation, lock)
+        if begun.finished:  # by rank 0's disk: the others need not see the run's folder
+            record = ranks.broadcast((run_dir / RECORD).read_bytes() if ranks.first else None)
+            return _result_of(parse_json(record, run_dir / RECORD, _RECORD), run_dir)
         plan, training = begun.plan, begun.training
         skipping = require_use_of_unlabelled(plan, cast(Detector, training.model))
         with contextlib.ExitStack() as stack:
             told = [*observers, *begun.watching] if ranks.first else []
             if ranks.first:
                 told.append(Listening(progress) if progress else stack.enter_context(Dashboard(recipe.name)))
-            reading = loader_options()
             pool = loader_threads or reading.threads
             pool = pool or (min(8, os.cpu_count() or 1) if ranks.device.type == "cuda" else 1)
             identity, all_told = run_identity(plan, training), Observers(told)
@@ -140,12 +151,15 @@ def _begin_together(
     resume: bool,
     ranks: Ranks,
     validation: Validation | None,
+    lock: RunLock,
 ) -> _Begun:
     """Opens and builds all on every rank; what one of them cannot do ends all."""
     error: Exception | None = None
-    plan, training, found = cast(Plan, None), cast(Training, None), None
+    plan, training, found, kept = cast(Plan, None), cast(Training, None), None, False
     watching: tuple[TrainObserver, ...] = ()
     try:
+        if ranks.first:
+            lock.take(run_dir)
         if ranks.first and not resume and (list_checkpoints(run_dir) or (run_dir / WEIGHTS).is_file()):
             raise ConfigError(f"{run_dir}: holds a run; add --resume to go on with it, or choose another folder")
         plan = make_plan(recipe, cache_root)
@@ -161,6 +175,9 @@ def _begin_together(
         if validation is None and recipe.train.validate_every:
             validation = Validator(plan, run_dir, ranks.device, ranks, look)
         found = newest_whole(run_dir) if ranks.first else None
+        kept = ranks.first and found is None and (run_dir / WEIGHTS).is_file()
+        if kept:
+            _require_ended(run_dir, plan)
     except Exception as caught:
         error = caught
     ranks.raise_together(error)
@@ -182,15 +199,29 @@ def _begin_together(
         except Exception as caught:
             error = caught
     ranks.raise_together(error)
-    ended = at.step == plan.steps and (run_dir / WEIGHTS).is_file() and (run_dir / RECORD).is_file()
+    ended = (at.step == plan.steps and (run_dir / WEIGHTS).is_file() and (run_dir / RECORD).is_file()) or kept
     finished = ranks.broadcast(bytes([ended])) == b"\1"
     if ranks.first and not finished:
         run_dir.mkdir(parents=True, exist_ok=True)
+        lock.take(run_dir)
         remove_partials(run_dir)
-        write_json(run_dir / "recipe.json", recipe.to_dict())
+        write_json(run_dir / RECIPE, recipe.to_dict())
         if training.began is not None:
             training.began.write(run_dir / REPORT)
     return _Begun(plan, training, at, validation, watching, finished, passed)
+
+
+def _require_ended(run_dir: Path, plan: Plan) -> None:
+    """Of a run whose weights are there and whose checkpoints are not: it has ended, and must have been of this recipe
+    and these stores. FingerprintError with both values where it was not; StoreError where its files do not say."""
+    if not (run_dir / RECORD).is_file():
+        raise ConfigError(
+            f"{run_dir}: holds {WEIGHTS} and neither a checkpoint to go on from nor the record of a finished run; "
+            "choose another folder"
+        )
+    record = read_json(run_dir / RECORD, _RECORD)
+    was = {"recipe": load_recipe(run_dir / RECIPE).trained(), "stores": record.get("stores")}
+    require_same_run(run_dir / RECORD, was, {"recipe": plan.recipe.trained(), "stores": plan.manifests()})
 
 
 def _difference(identity: dict[str, Any], ranks: Ranks) -> Exception | None:
@@ -239,7 +270,10 @@ def _close(plan: Plan, training: Training, run_dir: Path, ranks: Ranks, figures:
 
 def saved_result(run_dir: Path) -> TrainResult:
     """What `train` gave at the end of a finished run, from its record."""
-    values = read_json(run_dir / RECORD, "the record of a run")
+    return _result_of(read_json(run_dir / RECORD, _RECORD), run_dir)
+
+
+def _result_of(values: dict[str, Any], run_dir: Path) -> TrainResult:
     known = TrainResult.__dataclass_fields__.keys() - {"run_dir", "weights", "metrics"}
     figures = {name: values[name] for name in known if name in values}
     figures["passed_over"] = tuple(figures.get("passed_over", ()))

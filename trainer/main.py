@@ -10,15 +10,14 @@ this machine that knows how the run ended writes that there, for the launcher.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cache.errors import BevcaskError
-from cache.files import write_json
+from cache.errors import BevcaskError, ConfigError, StoreError
+from cache.files import parse_json, write_json
 from cache.local_cache import use_local_cache
 from trainer.distributed import PeerError
 from trainer.loop import train
@@ -36,15 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if worker:
         end_with_parent()
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    use_local_cache(asked.local_cache, asked.local_cache_limit)
     try:
-        train(
-            load_recipe(asked.recipe, json.loads(asked.overrides)),
-            asked.cache,
-            asked.run_dir,
-            resume=asked.resume or again,
-            threads=asked.threads,
-        )
+        try:
+            _train(asked, asked.resume or again)
+        except OSError as error:
+            if isinstance(error, ConnectionError):
+                raise
+            raise StoreError(
+                f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the disk"
+            ) from error
     except BevcaskError as error:
         words = " ".join(str(error).split())
         # a launcher says it itself; else what another rank failed of is said once a machine
@@ -55,6 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_status
     _tell("finished", "", None)
     return 0
+
+
+def _train(asked: argparse.Namespace, resume: bool) -> None:
+    if asked.threads is not None and asked.threads < 1:
+        raise ConfigError(f"--threads {asked.threads}: expected 1 or more")
+    overrides = parse_json(asked.overrides.encode(), "--overrides", "JSON laid over the recipe")
+    if not isinstance(overrides, dict):
+        raise ConfigError(f"--overrides {asked.overrides}: expected a table, such as {{}}")
+    use_local_cache(asked.local_cache, asked.local_cache_limit)
+    train(load_recipe(asked.recipe, overrides), asked.cache, asked.run_dir, resume=resume, threads=asked.threads)
 
 
 def _tell(outcome: str, message: str, error: BevcaskError | None) -> None:

@@ -100,7 +100,7 @@ def make_plan(recipe: Recipe, cache_root: str | Path) -> Plan:
                 f"{frames.root}: split {recipe.data.split!r} has no unlabelled frame; cache the frames with "
                 "`cache-frames --between N`, or set [data] unlabelled_per_labelled = 0"
             )
-        drawn = min(len(others), max(1, round(recipe.data.unlabelled_per_labelled * labelled)))
+        drawn = max(1, round(min(recipe.data.unlabelled_per_labelled * labelled, len(others))))
         rows += others
     plan = Plan(recipe, frames, join_teachers(cache_root, recipe.teachers(), frames, rows), rows, labelled, drawn)
     if not plan.steps:

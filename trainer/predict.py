@@ -25,7 +25,8 @@ from models.detector import Detector
 from trainer.checkpoints import list_checkpoints
 from trainer.distributed import Ranks
 from trainer.gathering import gather
-from trainer.loader import Loader
+from trainer.loader import LeavingError
+from trainer.loader_options import loader_of, loader_options
 from trainer.partition import rank_part
 from trainer.predict_work import PastMode, Work, work_of
 from trainer.progress import Bar
@@ -89,11 +90,17 @@ def predict(
 
 
 def stream(
-    model: Detector, work: Work, units: range, *, precision: Precision = "fp32"
+    model: Detector,
+    work: Work,
+    units: range,
+    *,
+    precision: Precision = "fp32",
+    stop: Callable[[], bool] | None = None,
 ) -> Generator[Portion, None, None]:
     """Batch by batch what `model` says of these units of the work; its mode is left as it was.
 
-    Batches are read ahead in a thread. A batch that only leads up to frames asked for gives an empty portion.
+    Batches are read ahead, under `trainer.loader_options`; stop: asked while one is waited for, which ends with
+    LeavingError once it is true. A batch that only leads up to frames asked for gives an empty portion.
     """
     module = cast(nn.Module, model)
     device = next(module.parameters()).device
@@ -102,7 +109,7 @@ def stream(
     maps, at = SceneMemory(), -1
     module.eval()
     try:
-        with Loader(jobs, lambda job: (job[0], work.build(job[1]))) as loader:
+        with loader_of(jobs, lambda job: (job[0], work.build(job[1])), loader_options(), stop) as loader:
             for number, (ready, rows, step) in loader:
                 if number != at:
                     maps, at = SceneMemory(), number
@@ -145,7 +152,7 @@ def stream_over_ranks(
     parts = [rank_part(len(work.units), rank, ranks.world) for rank in range(ranks.world)]
     own = [range(part.first, part.first + part.size) for part in parts]
     longest = max(sum(len(work.units[number]) for number in units) for units in own)
-    portions = stream(model, work, own[ranks.rank], precision=precision)
+    portions = stream(model, work, own[ranks.rank], precision=precision, stop=stop)
     failed: Exception | None = None
     done = 0
     with contextlib.closing(portions):
@@ -154,6 +161,8 @@ def stream_over_ranks(
             try:
                 if failed is None:
                     ready = [portion for _, portion in zip(range(ROUND), portions, strict=False)]
+            except LeavingError:
+                pass  # told below: a read that hangs does not keep a run from stopping
             except Exception as error:
                 failed = error
             gathered = _gathered(ready, ranks, failed, stop is not None and stop())

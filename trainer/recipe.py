@@ -95,7 +95,7 @@ class TrainConfig(Config):
     init_scheme: Scheme = "fnav2"
     compile: bool = False
     deterministic: bool = False
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)  # torch takes no more
     log_every: int = Field(default=10, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
     keep: int = Field(default=2, ge=1)

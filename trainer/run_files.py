@@ -7,4 +7,6 @@ CHECKPOINTS = "checkpoints"  # a folder
 RECORD = "run.json"  # of a finished run
 BEST = "best.safetensors"  # of the best validation so far
 METRICS = "metrics.jsonl"
+RECIPE = "recipe.json"  # as the run was last started with
 EVENTS = "tensorboard"  # a folder
+OWN = (WEIGHTS, RECORD, BEST, METRICS, RECIPE)  # files that nothing but the run writes

@@ -28,7 +28,7 @@ from trainer.order_state import OrderState
 from trainer.plan import Plan
 from trainer.preemption import PreemptedError, StopRequest
 from trainer.run_files import METRICS
-from trainer.step import Stepper
+from trainer.step import Stepper, require_finite_weights
 from trainer.step_digest import FRAME_BYTES, step_digest
 
 _FINE, _FAILED, _STOP = 0, 1, 2
@@ -133,7 +133,8 @@ class Run:
             error = found
         own = b"" if fed is None else b"".join(fed.digests)
         flag = _FAILED if error is not None else _STOP if self.stop.asked else _FINE
-        most = -(-self.plan.run_order.batch // self.ranks.world) * FRAME_BYTES
+        order = self.plan.run_order  # its batch may be larger than an epoch, without end
+        most = -(-min(order.batch, order.epoch_frames) // self.ranks.world) * FRAME_BYTES
         notes = self.ranks.gather(bytes([flag]) + len(own).to_bytes(4, "little") + own, 5 + most)
         flags = {note[0] for note in notes}
         if _FAILED in flags:
@@ -218,8 +219,9 @@ class Run:
         self.saved = done
         if not self.ranks.first:
             return
+        require_finite_weights(self.training, done)
         path = checkpoint_path(self.run_dir, done)
         path.parent.mkdir(exist_ok=True)
         save_checkpoint(path, self.training, {**self.identity, "order": state.to_dict(), "step": done})
-        prune(self.run_dir, self.plan.recipe.train.keep)
+        prune(self.run_dir, self.plan.recipe.train.keep, done)
         self.observers.checkpoint(done, path)

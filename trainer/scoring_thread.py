@@ -15,9 +15,12 @@ from cache.errors import DataError
 from cache.store import FrameStore
 from evaluation.array_metric import ArrayMetric
 from evaluation.metrics import Metrics
+from trainer.loader import CLOSE_S, StuckError
+from trainer.loader_options import loader_options
 from trainer.metrics import VALIDATION
 from trainer.observer import Found
 from trainer.predict import Portion
+from trainer.watch import Watch, watched
 
 Figures = dict[str, float | str | bool]
 
@@ -34,6 +37,7 @@ class ScoringThread:
         self._after: Callable[[], None] | None = None
         self._figures: Figures = {}
         self._error: BaseException | None = None
+        self._watch = Watch()
         self._thread = threading.Thread(target=self._run, name="validation", daemon=True)
         self._thread.start()
 
@@ -47,27 +51,37 @@ class ScoringThread:
         self._portions.put(None)
 
     def cancel(self) -> None:
-        """Gives up, and waits until the thread has ended."""
-        self._cancelled = True
+        """Gives up, and waits until the thread has ended; not for a read that hangs."""
+        self._cancelled = self._watch.left = True
         self._portions.put(None)
-        self._thread.join()
+        self._thread.join(CLOSE_S)
 
     @property
     def ended(self) -> bool:
         return not self._thread.is_alive()
 
     def result(self) -> Found:
-        """Waits for the figures. Raises what went wrong, but for boxes that can't be scored: that is a figure too."""
-        self._thread.join()
+        """Waits for the figures. Raises what went wrong, but for boxes that can't be scored: that is a figure too;
+        StuckError where a read of a store does not end in time."""
+        limit = loader_options().stuck_s
+        while self._thread.is_alive():
+            self._thread.join(1.0 if limit is None else min(limit / 4, 1.0))
+            idle = time.monotonic() - self._watch.since
+            if limit is not None and self._watch.stage == "read" and idle >= limit and self._thread.is_alive():
+                raise StuckError(
+                    f"the validation after step {self._step} is stuck: {idle:.0f} s at {self._watch.where()}; check "
+                    "that disk or network, or give it more time with --stuck-after"
+                )
         if self._error is not None:
             raise self._error
         return Found(self._step, self._figures)
 
     def _run(self) -> None:
         try:
-            self._figures = self._score()
-            if self._after is not None and not self._cancelled:
-                self._after()
+            with watched(self._watch):
+                self._figures = self._score()
+                if self._after is not None and not self._cancelled:
+                    self._after()
         except BaseException as error:
             self._error = error
 
@@ -90,6 +104,8 @@ class ScoringThread:
         if wrong:
             return {**said, f"{VALIDATION}failed": wrong}
         metrics = metric.result()
+        if self._cancelled:
+            return {}
         best = self._keep(metrics)
         figures = {**metrics.summary(), **{f"AP/{name}": metrics.class_ap(name) for name in metrics.ap}}
         said |= {f"{VALIDATION}{key}": value for key, value in figures.items()}

@@ -206,6 +206,18 @@ class Stepper:
         return found
 
 
+def require_finite_weights(training: Training, done: int) -> None:
+    """DivergedError where a weight of the run is not finite after `done` steps: a step whose own loss was finite may
+    have been too large. Such a state is no checkpoint, and no student. Buffers may hold infinities on purpose."""
+    bad = [name for name, values in training.named_parameters().items() if not bool(torch.isfinite(values).all())]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise DivergedError(
+            f"after step {done}: not finite: {', '.join(bad[:3])}{more}; nothing is saved of it; lower [train] lr or "
+            "weight_decay"
+        )
+
+
 def _clip(training: Training, limit: float) -> Tensor:
     """Gradient norm over all parameters, clipped to `limit` where that is above 0."""
     parameters = [p for group in training.optimiser.param_groups for p in group["params"]]

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from cache.errors import ConfigError, StoreError
+from cache.errors import ConfigError, DataError, StoreError
+from cache.files import digest_of
 from cache.store import FrameStore
 from evaluation.metrics import Metrics
-from models.build import build_detector, save_weights
+from models.build import build_detector, read_metadata, save_weights
 from models.detector import Detector
 from trainer.batches import moments_before
 from trainer.checkpoint import Training
@@ -102,19 +103,34 @@ class Validator:
         cast(nn.Module, self._model).to(device).eval()
         self.rows = validation_rows(plan.frames, config, moments_before(self._model) > 0)
         work_of(self._model, plan.frames, self.rows, BATCH)  # that images or clouds are missing is told now
+        self._rows_digest = digest_of(self.rows)[:16]
         self._best = float("-inf")
         self._known: set[int] = set()
         self._at_work: ScoringThread | None = None
         self._found: list[Found] = []
 
     def begin(self) -> None:
-        """Takes up what the log of an earlier call knows: the best so far."""
+        """Takes up what an earlier call knew: the best so far."""
         known = read_validations(self._path.parent / METRICS) if self._ranks.rank == 0 else []
-        best_by = f"{VALIDATION}{self._plan.recipe.train.best_by}"
-        self._best = max((line.get(best_by, float("-inf")) for line in known), default=float("-inf"))
+        self._best = self._to_beat(known) if self._ranks.rank == 0 else float("-inf")
         self._known = {line["step"] for line in known}
         for left in self._path.parent.glob(f"{BEST}.*.partial"):  # of a process that was killed while it wrote
             left.unlink(missing_ok=True)
+
+    def _to_beat(self, known: Sequence[Mapping[str, Any]]) -> float:
+        """The figure of the weights that are kept, by the present `best_by`; where the log does not know their step,
+        which comes again, the best that it knows. Nothing where none are kept, or they were chosen on other frames."""
+        lowest = float("-inf")
+        try:
+            kept = read_metadata(self._path) if self._path.is_file() else {}
+            chosen, step = json.loads(kept.get("validation", "{}")), int(kept.get("step", "-1"))
+        except (DataError, ValueError):  # damaged: to be written anew
+            return lowest
+        if chosen.get("frames") != len(self.rows) or chosen.get("rows", self._rows_digest) != self._rows_digest:
+            return lowest
+        best_by = f"{VALIDATION}{self._plan.recipe.train.best_by}"
+        figures = {int(line["step"]): float(line.get(best_by, lowest)) for line in known}
+        return figures.get(step, max(figures.values(), default=lowest))
 
     def due(self, done: int) -> bool:
         """Whether to validate after `done` steps: every so many, and after the last one."""
@@ -189,7 +205,9 @@ class Validator:
                 "recipe": recipe.name,
                 "recipe_digest": recipe.digest,
                 "step": str(done),
-                "validation": json.dumps({"mAP": metrics.mAP, "NDS": metrics.NDS, "frames": len(self.rows)}),
+                "validation": json.dumps(
+                    {"mAP": metrics.mAP, "NDS": metrics.NDS, "frames": len(self.rows), "rows": self._rows_digest}
+                ),
                 **{f"store:{k}": v for k, v in self._plan.manifests().items()},
             }
             save_weights(self._model, self._path, metadata)

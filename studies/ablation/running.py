@@ -27,6 +27,7 @@ from studies.ablation.plan import Cell, Sweep, jobs_of, make_ready
 from studies.lock import alone_in
 from studies.training import KEEP_MEMORY, ROOT
 from trainer.metrics import read_metrics
+from trainer.orphans import started_from_here
 from trainer.recipe import load_recipe
 
 POLL_S = 1.0
@@ -150,7 +151,7 @@ def _begin(job: Job, progress: Progress) -> _Running:
         process = subprocess.Popen(
             [sys.executable, "-m", "studies.ablation.job", str(run / "job.json")],
             cwd=ROOT,
-            env={**KEEP_MEMORY, **os.environ, "OMP_NUM_THREADS": "1"},
+            env={**KEEP_MEMORY, **os.environ, **started_from_here(), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
             stderr=log,
         )

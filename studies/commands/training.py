@@ -81,9 +81,11 @@ def train(
     count = whole(threads, "--threads", 1)
     summary = train_run(wanted, root, folder, resume=resume, threads=count, overrides=over, launched=several)
     if not summary:
-        console.print(f"trained; this machine sees no record of it in {folder}: look at that of rank 0", soft_wrap=True)
+        said = f"trained; this machine sees no record of it in {folder}: look at that of rank 0"
+        console.print(said, markup=False, soft_wrap=True)
         return
-    console.print(f"trained: {summary['steps']} steps, weights in {summary['weights']}", soft_wrap=True)
+    said = f"trained: {summary['steps']} steps, weights in {summary['weights']}"
+    console.print(said, markup=False, soft_wrap=True)
     if summary["backbone"]:
         console.print(summary["backbone"], markup=False, soft_wrap=True)
     if summary["began_from"]:

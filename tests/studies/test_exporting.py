@@ -136,6 +136,11 @@ def test_bad_options_are_told(tmp_path: Path) -> None:
         export_run(run, tmp_path / "x", "onnx")
     with pytest.raises(ConfigError, match="is a folder"):
         export_run(run, tmp_path)
+    (run / "checkpoints").mkdir()
+    for own in ("model.safetensors", "checkpoints/../best.safetensors", "run.json", "checkpoints/step-00000001.x"):
+        with pytest.raises(ConfigError, match="is a file of the run itself; give another name"):
+            export_run(run, run / own, "pt2")
+    load_weights(run / "model.safetensors")  # as it was
     with pytest.raises(ConfigError, match="validate_every"):
         export_run(run, tmp_path / "x", weights="best")
     with pytest.raises(ConfigError, match="give the folder of a finished run"):

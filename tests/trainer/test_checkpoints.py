@@ -18,6 +18,7 @@ from trainer.loop import train
 from trainer.observer import StepReport
 from trainer.preemption import PreemptedError
 from trainer.run_files import WEIGHTS
+from trainer.step import DivergedError
 
 
 def steps_of(run: Path) -> list[int]:
@@ -48,6 +49,31 @@ def test_a_damaged_newest_is_said_and_passed_over(
     assert "passed over" in capsys.readouterr().err.replace("\n", " ")
     assert losses(cut) == losses(tmp_path / "whole")
     assert file_sha256(cut / WEIGHTS) == file_sha256(tmp_path / "whole" / WEIGHTS)
+
+
+def test_a_newer_one_that_was_passed_over_does_not_take_the_place_of_a_whole_one(tmp_path: Path, cache: Path) -> None:
+    """With keep = 1 the checkpoint that was just written would be the one to go, and with it the run."""
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe("student", checkpoint_every=2), cache, tmp_path, progress=killed_at(7))
+    newest = checkpoint_path(tmp_path, 6)
+    newest.write_bytes(newest.read_bytes()[:-1])
+    often = recipe("student", checkpoint_every=1, keep=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(often, cache, tmp_path, resume=True, progress=killed_at(5))
+    assert [path.name for path in list_checkpoints(tmp_path)] == [newest.name, checkpoint_path(tmp_path, 5).name]
+    assert train(often, cache, tmp_path, resume=True, progress=quiet).resumed_from == 5
+    assert steps_of(tmp_path) == [8]
+
+
+def test_weights_that_are_not_finite_are_no_checkpoint_and_no_student(tmp_path: Path, cache: Path) -> None:
+    """The loss of the step itself was finite: its update was too large."""
+    for name, values in {"midway": {"checkpoint_every": 1}, "end": {"steps": 1, "checkpoint_every": 9}}.items():
+        with pytest.raises(
+            DivergedError, match=r"after step 1: not finite: .*; nothing is saved of it; lower \[train\] lr"
+        ):
+            train(recipe("student", lr=1e300, **values), cache, tmp_path / name, progress=quiet)
+        assert list_checkpoints(tmp_path / name) == []
+        assert not (tmp_path / name / WEIGHTS).exists()
 
 
 def test_where_none_is_whole_the_run_does_not_begin_anew(tmp_path: Path, cache: Path) -> None:

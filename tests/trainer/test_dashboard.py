@@ -72,6 +72,18 @@ def test_how_a_run_ended_stands_in_the_title() -> None:
     assert "failed" in drawn(view(outcome="failed"), 80)[0]
 
 
+def test_a_name_with_brackets_is_a_name() -> None:
+    """To rich they are markup: a closing one ended the training, an opening one went missing."""
+    assert "[a] run[/b] failed" in drawn(view(name="[a] run[/b]", outcome="failed"), 80)[0]
+    out = io.StringIO()
+    dashboard = Dashboard("[a] run[/b]", Console(file=out, width=200))
+    dashboard.validated(Found(4, {"val/failed": "boxes [/x] are not finite"}))
+    dashboard.step(StepReport(2, 2, 1.0, 1.0, 1.0, 0.0))
+    first, second = out.getvalue().splitlines()
+    assert first == "[a] run[/b]: validation after step 4 could not be scored: boxes [/x] are not finite"
+    assert second.startswith("[a] run[/b]: 2/2  loss 1.000")
+
+
 def test_curves_and_durations() -> None:
     assert sparks((), 10) == "" and sparks((math.nan,), 10) == ""
     assert sparks((1.0, 1.0), 10) == "▁▁"

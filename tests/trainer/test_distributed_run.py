@@ -71,6 +71,17 @@ def test_other_numbers_of_processes_go_on_with_the_same_batches(tmp_path: Path, 
     assert [line["step"] for line in losses(cut)] == list(range(1, 21))
 
 
+def test_a_finished_run_is_told_to_a_rank_that_does_not_see_its_folder(tmp_path: Path, cache: Path) -> None:
+    chosen, run = recipe("student", steps=1), tmp_path / "run"
+    before = train(chosen, cache, run, progress=quiet).weights.read_bytes()
+    command = training(2, written(chosen, tmp_path), cache, run, "--resume")
+    command[command.index("trainer.main")] = "tests.trainer.elsewhere_rank"
+    done = run_to_end(command, LIMIT_S)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (run / "model.safetensors").read_bytes() == before
+    assert not (tmp_path / "run-elsewhere").exists()
+
+
 def test_a_damaged_shard_ends_every_rank_with_its_name(tmp_path: Path, cache: Path) -> None:
     """The damage is in the frame that is last in the first epoch, so one rank alone meets it, in the middle of the
     run."""

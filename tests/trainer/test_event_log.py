@@ -80,6 +80,14 @@ def test_a_run_that_goes_on_takes_back_what_lies_beyond_its_checkpoint(world: Pa
     assert [event.step for event in read_back(tmp_path).Scalars("loss/total")] == [1, 2, 3, 4]
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_leaves_no_step_twice(world: Path, tmp_path: Path) -> None:
+    chosen = watched(checkpoint_every=9, validate_every=0)
+    with pytest.raises(KeyboardInterrupt):
+        train(chosen, world, tmp_path, progress=killed_at(3))
+    train(chosen, world, tmp_path, progress=quiet, resume=True)
+    assert [event.step for event in read_back(tmp_path).Scalars("loss/total")] == [1, 2, 3, 4]
+
+
 def test_a_folder_that_cannot_be_written_is_told_before_any_training(world: Path, tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("in the way")
     with pytest.raises(StoreError, match=r"TensorBoard's files.*tensorboard = false"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from models.detector import LossPart
 from models.lift_splat import LiftSplat
 from tests.trainer.conftest import BOXES
 from tests.trainer.synthetic import TINY_STUDENT, TINY_TEACHER, write_frames, write_teacher
-from trainer import checkpoint
+from trainer import checkpoint, loop, run_lock
 from trainer.checkpoints import checkpoint_path, list_checkpoints
+from trainer.loader_options import STUCK_AFTER
 from trainer.loop import train
 from trainer.metrics import read_metrics
 from trainer.observer import StepReport
@@ -222,6 +224,50 @@ def test_a_folder_with_a_run_is_not_overwritten_and_a_finished_run_is_not_run_ag
     assert calls == []
     assert again == first
     assert file_sha256(again.weights) == before
+
+
+def test_a_finished_run_whose_checkpoints_were_removed_is_not_begun_anew(tmp_path: Path, cache: Path) -> None:
+    first = train(recipe(steps=2), cache, tmp_path / "run", progress=quiet)
+    before = file_sha256(first.weights)
+    shutil.rmtree(tmp_path / "run" / CHECKPOINTS)
+    calls: list[StepReport] = []
+    assert train(recipe(steps=2, keep=5), cache, tmp_path / "run", resume=True, progress=calls.append) == first
+    with pytest.raises(FingerprintError, match=r"begun with recipe\.train\.lr = 0\.001, this call has 0\.002"):
+        train(recipe(steps=2, lr=2e-3), cache, tmp_path / "run", resume=True, progress=calls.append)
+    (tmp_path / "run" / RECORD).unlink()
+    with pytest.raises(ConfigError, match=r"neither a checkpoint to go on from nor the record of a finished run"):
+        train(recipe(steps=2), cache, tmp_path / "run", resume=True, progress=calls.append)
+    assert calls == [] and file_sha256(first.weights) == before
+
+
+@pytest.mark.parametrize(("stuck", "patience"), [("900", 1800), ("5", 600), ("0", 600)])
+def test_ranks_wait_until_the_watchdog_has_named_what_hangs(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, stuck: str, patience: float
+) -> None:
+    monkeypatch.setenv(STUCK_AFTER, stuck)
+    given = list[float]()
+
+    def joined(device: str | None, timeout_s: float) -> Any:
+        given.append(timeout_s)
+        raise ConfigError("no further")
+
+    monkeypatch.setattr(loop, "joined", joined)
+    with pytest.raises(ConfigError, match="no further"):
+        train(recipe(), cache, tmp_path / "run", progress=quiet)
+    assert given == [patience]
+
+
+def test_two_trainings_of_one_folder_are_refused(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "WAIT_S", 0.3)
+
+    def second(report: StepReport) -> None:
+        if report.done == 2:
+            with pytest.raises(ConfigError, match=r"run: another process trains in it; wait for its end, or choose"):
+                train(recipe("student"), cache, tmp_path / "run", resume=True, progress=quiet)
+
+    train(recipe("student", steps=3), cache, tmp_path / "run", progress=second)
+    assert [line["step"] for line in losses(tmp_path / "run")] == [1, 2, 3]
+    assert train(recipe("student", steps=3), cache, tmp_path / "run", resume=True, progress=quiet).steps == 3
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_naming_step_and_frames(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import torch
 
 from cache.errors import ConfigError, OutOfSpaceError, StoreError
 from cache.frame import Detections
+from cache.roots import LocalRoot
 from cache.store import FrameStore
 from models.build import load_weights, read_metadata
 from models.centerpoint import CenterPoint
@@ -22,13 +26,16 @@ from studies.scoring import evaluate_source
 from tests.trainer.synthetic import TINY_TEACHER, write_frames
 from tests.trainer.test_loop import killed_at, losses, quiet
 from tests.trainer.test_observer import Diary
-from trainer import scoring_thread
+from trainer import loader, scoring_thread
+from trainer.loader import StuckError
+from trainer.loader_options import STUCK_AFTER
 from trainer.loop import train
 from trainer.metrics import read_metrics, read_validations
+from trainer.plan import make_plan
 from trainer.preemption import PreemptedError
 from trainer.recipe import Recipe, TrainConfig, make_recipe
 from trainer.run_files import BEST, WEIGHTS
-from trainer.validation import validation_rows
+from trainer.validation import Validator, validation_rows
 
 # says so much that some of it is right
 TALKATIVE = {**TINY_TEACHER, "head": {**TINY_TEACHER["head"], "score_threshold": 0.0, "max_boxes": 500, "peaks": "all"}}
@@ -97,6 +104,86 @@ def test_a_run_killed_anywhere_validates_as_the_undisturbed_one(world: Path, tmp
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert found(tmp_path / "cut") == found(tmp_path / "whole")
     assert not list((tmp_path / "cut").glob("*.partial"))
+
+
+def best_step(run: Path) -> int:
+    return int(read_metadata(run / BEST)["step"])
+
+
+def told(run: Path, lines: dict[int, tuple[float, float]]) -> None:
+    """A log whose validations found these mAP and NDS, by step."""
+    found = [{"step": step, "val/mAP": mAP, "val/NDS": NDS, "val/frames": 5} for step, (mAP, NDS) in lines.items()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
+
+
+def test_what_a_new_best_must_beat_are_the_weights_that_are_kept(world: Path, tmp_path: Path) -> None:
+    """Not a figure of weights that are gone, or of other frames."""
+    train(recipe(steps=2, validate_every=1), world, tmp_path, progress=quiet)
+    kept = best_step(tmp_path)
+    other = 3 - kept
+    told(tmp_path, {kept: (0.3, 0.2), other: (0.2, 0.9)})
+
+    def to_beat(**values: Any) -> float:
+        validator = Validator(make_plan(recipe(steps=2, **values), world), tmp_path, torch.device("cpu"))
+        validator.begin()
+        return validator._best
+
+    assert to_beat() == 0.3
+    assert to_beat(best_by="NDS") == 0.2  # 0.9 was found of weights that were not kept
+    assert to_beat(validate_frames=2) == float("-inf")
+    told(tmp_path, {9: (0.1, 0.2)})  # killed behind its last checkpoint: the step of the kept ones comes again
+    assert to_beat() == 0.1
+    (tmp_path / BEST).unlink()
+    assert to_beat() == float("-inf")
+
+
+@pytest.fixture
+def hanging(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
+    """Given how a thread's name begins: its reads of the val shard never end. Returns the shard."""
+    released, hung_in = threading.Event(), list[str]()
+    (shard,) = (world / "frames" / "shards").glob("00002*.tar")
+    read_range = LocalRoot.read_range
+
+    def slow(self: LocalRoot, name: str, start: int, length: int) -> bytes:
+        if self.folder / name == shard and threading.current_thread().name.startswith(tuple(hung_in)):
+            released.wait(60)
+        return read_range(self, name, start, length)
+
+    def hang(thread: str) -> Path:
+        hung_in.append(thread)
+        return shard
+
+    monkeypatch.setattr(LocalRoot, "read_range", slow)
+    monkeypatch.setattr(loader, "CLOSE_S", 0.5)
+    monkeypatch.setattr(scoring_thread, "CLOSE_S", 0.5)
+    yield hang
+    released.set()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("thread", ["loader", "validation"])
+def test_a_val_shard_whose_reads_hang_ends_the_run_within_the_time_given(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hanging: Callable[[str], Path], thread: str
+) -> None:
+    monkeypatch.setenv(STUCK_AFTER, "0.5")
+    shard, began = hanging(thread), time.monotonic()
+    with pytest.raises(StuckError, match=rf"stuck: \d+ s at stage read, {shard}: [0-9a-f]{{32}}\.\S+; check that disk"):
+        train(recipe(steps=2), world, tmp_path, progress=quiet)
+    assert time.monotonic() - began < 40
+
+
+@pytest.mark.timeout(60)
+def test_a_val_shard_whose_reads_hang_does_not_keep_a_run_from_stopping(
+    world: Path, tmp_path: Path, hanging: Callable[[str], Path]
+) -> None:
+    hanging("loader")
+
+    def stop_soon(report: Any) -> None:
+        if report.done == 2:
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    with pytest.raises(PreemptedError, match="saved after step 2 of 6"):
+        train(recipe(), world, tmp_path, progress=stop_soon)
 
 
 def test_a_run_asked_to_stop_gives_a_validation_up_and_owes_it(
@@ -202,8 +289,6 @@ def test_some_frames_are_spread_evenly_over_the_split(world: Path) -> None:
 
 
 def test_the_metric_works_beside_the_training(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
     held, steps = threading.Event(), []
     result = scoring_thread.ArrayMetric.result
 
