@@ -52,8 +52,8 @@ class Launch:
         cores = os.cpu_count() or 1
         if not cards and count > PER_CORE * cores:
             raise ConfigError(
-                f"--nproc {count}: this machine has {cores} cores and no card, expected at most {PER_CORE * cores}; each "
-                "process needs memory of its own"
+                f"--nproc {count}: this machine has {cores} cores and no card, expected at most {PER_CORE * cores}; "
+                "each process needs memory of its own"
             )
         host, _, port = self.rdzv.rpartition(":")
         if self.nnodes > 1 and not (host and port.isdecimal()):
