@@ -163,7 +163,7 @@ def panel(view: RunView, width: int) -> RenderableType:
         body.add_row(Text())
         body.add_row(parts)
     colour = {"failed": "red", "preempted": "yellow", "finished": "green"}.get(view.outcome, "cyan")
-    title = Text.assemble((view.name, "bold"), *([" ", (view.outcome, colour)] if view.outcome else []))
+    title = Text.assemble((view.name, "bold"), " " if view.outcome else "", (view.outcome, colour))
     return Panel(Group(_progress(view), Text(), body), title=title, border_style=colour, width=width)
 
 
