@@ -47,6 +47,7 @@ from tests.documents import (
     text_of,
 )
 from trainer.main import _parser as rank_parser
+from trainer.terms import TERMS
 
 HISTORY = "docs/decisions.md"  # speaks of what was, too: its names need not be there today
 NOW = [document for document in DOCUMENTS if document != HISTORY]
@@ -235,6 +236,7 @@ def test_every_block_of_python_is_run() -> None:
 def test_every_document_is_linked_from_the_readme_and_every_task_named() -> None:
     assert {f"docs/{Path(link).name}" for link in links("README.md")} >= set(DOCUMENTS) - {"README.md"}
     assert checks.task_names() <= set(spans("README.md"))
+    assert f"{len(TERMS)} terms by name" in text_of("README.md")
 
 
 def test_figures_of_the_readme_are_those_of_the_benchmarks() -> None:

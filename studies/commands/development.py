@@ -10,7 +10,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 
 from cache.errors import BevcaskError
-from studies.commands.command_line import console, print_json, task, whole
+from studies.commands.command_line import console, next_step, print_json, task, whole
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,6 +81,7 @@ def lint(c: Context, fix: bool = False) -> None:
     if failed:
         raise BevcaskError(f"lint: {', '.join(failed)} failed; `./bevcask lint --fix` mends what ruff can mend")
     print("lint: all clean")
+    next_step("./bevcask test")
 
 
 @task(
@@ -103,9 +104,11 @@ def prove(
     from studies.prove import run_claims
 
     results = run_claims(Path(run), whole(part, "--part"), console, claim or [])
+    failed = [result.name for result in results if not result.held]
+    if not failed:
+        next_step(f"{run}/results has what was found, a file a claim")
     if json:
         print_json([result.to_dict() for result in results])
-    failed = [result.name for result in results if not result.held]
     if failed:
         raise BevcaskError(
             f"{len(failed)} of {len(results)} claims did not hold: {', '.join(failed)}; see {run}/results"
