@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from dask.distributed import LocalCluster
 from invoke.program import Program
@@ -96,7 +97,10 @@ class World:
     def bucket(self) -> str:
         """The frames at an S3 server's, which the environment then leads to."""
         endpoint = self.ending.enter_context(s3_server.serving())
-        os.environ.update(s3_server.environment(endpoint))
+        patch = pytest.MonkeyPatch()
+        self.ending.callback(patch.undo)
+        for name, value in s3_server.environment(endpoint).items():
+            patch.setenv(name, value)
         import s3fs
 
         files = s3fs.S3FileSystem()
@@ -220,8 +224,10 @@ def called_from(folder: Path, settings: dict[str, str]) -> Iterator[None]:
     finally:
         os.sched_getaffinity = cores
         os.chdir(before)
-        for name in os.environ.keys() - environment.keys() - s3_server.environment("").keys():
+        kept = s3_server.environment("").keys()  # the bucket's, which outlives this
+        for name in os.environ.keys() - environment.keys() - kept:
             del os.environ[name]
+        os.environ.update({name: value for name, value in environment.items() if name not in kept})
         sys.path[:] = path
         for name, module in list(sys.modules.items()):
             if str(getattr(module, "__file__", None) or "").startswith(f"{folder}/"):
