@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import s3fs
+
 BUCKET = "bevcask-test"
 # moto looks whether an object is there and then writes it, in threads: S3 does both at once, and so must this server
 SERVE = """
@@ -28,7 +30,8 @@ sys.stdin.read()
 
 @contextlib.contextmanager
 def serving() -> Iterator[str]:
-    """The endpoint of a server that runs as long as the block."""
+    """The endpoint of a server that runs as long as the block. What fsspec keeps of S3 is dropped before and after: it
+    would lead to the server before this one."""
     with subprocess.Popen(
         [sys.executable, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -36,9 +39,11 @@ def serving() -> Iterator[str]:
         lines = iter(process.stdout.readline, "")
         port = next((line.split()[1] for line in lines if line.startswith("port ")), None)
         assert port is not None, "the S3 server did not start"
+        s3fs.S3FileSystem.clear_instance_cache()
         try:
             yield f"http://127.0.0.1:{port}"
         finally:
+            s3fs.S3FileSystem.clear_instance_cache()
             process.kill()
 
 
