@@ -5,7 +5,7 @@
     equal at  n = P v / (r S (t_online - t_cached)),   or after n times the epochs of one student
 
 t_online and t_cached are what `bench step` measured, r what `bench cache-teacher` did, of the same teacher on the same
-machine, one thread each on a CPU; what has not been measured yet is measured first (a quarter of an hour). The rest is
+machine, one thread each on a CPU; what has not been measured yet is measured first (some minutes). The rest is
 arithmetic: nothing is trained. Writes break-even.png, which docs/benchmarks.md shows.
 """
 
@@ -93,8 +93,9 @@ def run(
     if not epochs > 0 or any(not isinstance(value, int) or value < 1 for value in whole.values()):
         told = ", ".join(f"{name} {value}" for name, value in {"epochs": epochs, **whole}.items())
         raise ConfigError(f"{told}: expected epochs above 0, and whole numbers of 1 or more")
-    of_step = _figures(work.parent, "step", step, console)
-    of_pass = _figures(work.parent, "cache-teacher", teacher_pass, console)
+    of_step = _figures(work.parent, "step", step, console, {"torch_threads": 1})
+    wanted = {"full": of_step.get("teacher") == FULL_SIZE, "two_workers": False}
+    of_pass = _figures(work.parent, "cache-teacher", teacher_pass, console, wanted)
     section = _same_teacher(of_step, of_pass)
     measured = Measured(
         _number(of_step, "online_step_s", "bench step"),
@@ -200,14 +201,14 @@ def draw(out: Mapping[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def _figures(folder: Path, bench: str, given: str, console: Console) -> Mapping[str, Any]:
-    """What a benchmark measured: of a file, or of the run's folder, where it is made first if need be."""
+def _figures(folder: Path, bench: str, given: str, console: Console, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a benchmark measured: of a file, or of the run's folder, where it is made first if need be, with options."""
     path = Path(given) if given else folder / f"{bench}.json"
     if not given and not path.is_file():
         from studies.benches.registry import run_bench  # which imports this module by name
 
         console.print(f"[dim]{path}: not there; measuring ./bevcask bench {bench} first ...[/dim]")
-        run_bench(bench, folder, console, {"torch_threads": 1} if bench == "step" else {"two_workers": False})
+        run_bench(bench, folder, console, options)
     found = read_json(path, f"figures of `bench {bench}`")
     if not isinstance(found, dict) or found.get("bench") != bench:
         named = found.get("bench") if isinstance(found, dict) else None
@@ -231,6 +232,10 @@ def _same_teacher(of_step: Mapping[str, Any], of_pass: Mapping[str, Any]) -> Map
             "measure the step with one of them"
         )
     section = of_pass.get(SECTIONS[teacher], {}) if SECTIONS[teacher] else of_pass
+    if "pipeline_frames_per_s" not in section:
+        raise ConfigError(
+            f"bench cache-teacher was run without teacher {teacher!r}; run it again with --option full=true"
+        )
     on_cpu = of_step.get("device") == "cpu"
     if on_cpu != (section.get("device") == "cpu"):
         raise ConfigError(

@@ -41,12 +41,20 @@ SWEEPS = 9  # before the key frame: ten in all
 
 
 def run(
-    work: Path, console: Console, *, scenes: int = 2, frames: int = 16, rounds: int = 3, two_workers: bool = True
+    work: Path,
+    console: Console,
+    *,
+    scenes: int = 2,
+    frames: int = 16,
+    rounds: int = 3,
+    two_workers: bool = True,
+    full: bool = True,
 ) -> dict[str, Any]:
     """For CenterPoint-pillar 0.2 at full size: pipeline_frames_per_s, forward_frames_per_s, efficiency (their ratio),
     stage_seconds of one turn, two_workers (frames/s over one worker's); `demo`: the same of the demo's teacher.
 
-    scenes x frames are simulated with ten sweeps each; a scene is a shard. rounds: turns of both sides, medians count.
+    scenes x frames are simulated with ten sweeps each; a scene is a shard. rounds: turns of both sides, medians count;
+    full, two_workers: false leaves the full-size teacher, or its two workers, out.
     """
     os.environ["OMP_NUM_THREADS"] = "1"  # for workers that are started from here
     torch.set_num_threads(1)
@@ -55,14 +63,14 @@ def run(
         console.print(f"[dim]simulating {scenes} scenes of {frames} frames ...[/dim]")
         simulate(data, version=VERSION, scenes={"train": scenes, "val": 0}, frames=frames, sweeps=SWEEPS, seed=0)
     cache_frames(data, VERSION, cache, options=FrameOptions(image_scale=0.1))
-    full = work / "full-size.safetensors"
-    if not full.is_file():
+    weights = work / "full-size.safetensors"
+    if full and not weights.is_file():
         torch.manual_seed(0)
-        save_weights(build_detector({"preset": FULL_SIZE}), full)
-    out = _compared(cache, data, full, rounds, console)
+        save_weights(build_detector({"preset": FULL_SIZE}), weights)
+    out = _compared(cache, data, weights, rounds, console) if full else {}
     out["demo"] = _compared(cache, data, SHIPPED_TEACHERS["demo"], rounds, console)
-    if two_workers:
-        out["two_workers"] = _two_workers(cache, data, full, rounds, console)
+    if full and two_workers:
+        out["two_workers"] = _two_workers(cache, data, weights, rounds, console)
     return out
 
 
