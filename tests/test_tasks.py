@@ -86,6 +86,28 @@ def test_an_error_of_the_input_is_one_line_on_stderr_and_exit_status_1(capsys: p
     assert err == message.strip() + "\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (TimeoutError(), "a process or a machine did not answer in time (no more is known)"),
+        (TimeoutError("no worker\ncame up"), "did not answer in time (no worker came up)"),
+        (TimeoutError(110, "Connection timed out", "/data/a"), "/data/a: Connection timed out; check the path"),
+        (PermissionError(13, "Permission denied", "/data/a"), "/data/a: Permission denied; check the path"),
+    ],
+)
+def test_only_an_error_of_a_file_is_told_as_one(error: OSError, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    @tasks.task
+    def fail(c: Context) -> NoReturn:
+        """Fails."""
+        raise error
+
+    with pytest.raises(Exit) as stop:
+        fail.body(Context())
+    assert stop.value.code == 1
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
 def test_an_unknown_task_fails_and_is_named(tmp_path: Path) -> None:
     done = invoke("no-such-task", cwd=tmp_path)
     assert done.returncode != 0

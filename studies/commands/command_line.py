@@ -56,6 +56,12 @@ def task(
             message = (
                 f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the disk"
             )
+            if isinstance(error, TimeoutError) and error.filename is None:  # of no file: a worker, a scheduler
+                said = " ".join(str(error).split()) or "no more is known"
+                message = (
+                    f"a process or a machine did not answer in time ({said}); on a machine with less other work the "
+                    "same command goes on where it can"
+                )
             Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
             raise Exit(code=1) from error
         except KeyboardInterrupt as error:
