@@ -29,6 +29,7 @@ ABOUT = (
 TRAIN_FRAMES, ALL_FRAMES = 28_130, 34_149  # of nuScenes: train, and train with val
 SECTIONS = {FULL_SIZE: "", "demo": "demo"}  # a teacher's part of `bench cache-teacher`
 HOUR = 3600.0
+MAX_STUDENTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,16 @@ def run(
     step, teacher_pass: JSON files that `bench step` and `bench cache-teacher` wrote (default: those in the run's
     folder, measured first where they are missing); plot: a PNG file (default: break-even.png beside the figures).
     ConfigError where the two are of different machines, teachers or thread counts, DataError where one is something
-    else.
+    else, StoreError where it is missing.
     """
     whole = {"frames": frames, "passed": passed, "views": views, "students": students}
-    if not epochs > 0 or any(not isinstance(value, int) or value < 1 for value in whole.values()):
-        told = ", ".join(f"{name} {value}" for name, value in {"epochs": epochs, **whole}.items())
-        raise ConfigError(f"{told}: expected epochs above 0, and whole numbers of 1 or more")
+    fits = isinstance(epochs, int | float) and 0 < epochs < math.inf
+    fits = fits and all(isinstance(value, int) and value >= 1 for value in whole.values())
+    if not fits or students > MAX_STUDENTS:
+        told = ", ".join(f"{name} {value!r}" for name, value in {"epochs": epochs, **whole}.items())
+        raise ConfigError(
+            f"{told}: expected epochs above 0, and whole numbers of 1 or more, students up to {MAX_STUDENTS:,}"
+        )
     of_step = _figures(work.parent, "step", step, console, {"torch_threads": 1})
     wanted = {"full": of_step.get("teacher") == FULL_SIZE, "two_workers": False}
     of_pass = _figures(work.parent, "cache-teacher", teacher_pass, console, wanted)
@@ -203,7 +208,7 @@ def draw(out: Mapping[str, Any], path: Path) -> None:
 
 def _figures(folder: Path, bench: str, given: str, console: Console, options: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a benchmark measured: of a file, or of the run's folder, where it is made first if need be, with options."""
-    path = Path(given) if given else folder / f"{bench}.json"
+    path = Path(str(given)) if given else folder / f"{bench}.json"
     if not given and not path.is_file():
         from studies.benches.registry import run_bench  # which imports this module by name
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cache.errors import BevcaskError, ConfigError, DataError
+from cache.errors import BevcaskError, ConfigError, DataError, StoreError
 from studies.benches import registry
 from studies.benches.break_even import Measured, Training, figures_of, first_faster, run, said_of
 from studies.benches.cache_teacher import FULL_SIZE
@@ -149,10 +149,22 @@ def test_figures_that_do_not_go_together_are_refused(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": 0}, {"frames": 0}, {"students": 1.5}, {"views": -1}, {"epochs": math.nan}]
+    "wrong",
+    [
+        {"epochs": 0},
+        {"epochs": math.nan},
+        {"epochs": "many"},
+        {"frames": 0},
+        {"views": -1},
+        {"students": 1.5},
+        {"students": 10**9},
+    ],
 )
 def test_impossible_trainings_are_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected epochs above 0, and whole numbers of 1 or more"):
         run(tmp_path / "work", Console(quiet=True), **asked(tmp_path), **wrong)
-    with pytest.raises(DataError):
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="none.json: not found, expected figures of `bench step`"):
         run(tmp_path / "work", Console(quiet=True), **{**asked(tmp_path), "step": str(tmp_path / "none.json")})

@@ -38,7 +38,7 @@ def listed() -> list[Listed]:
     found = []
     for line in SECTIONS[LIST].splitlines():
         if row := re.match(r"\| \[`(\S+)`\]\(#(\S+)\) \|(.*)\|$", line):
-            _, figures, measured = (cell.strip() for cell in row[3].split(" | "))
+            _, figures, measured = (cell.strip() for cell in row[3].split("|"))
             pairs = re.findall(r"`([^`]+)` ([-+\d.,]+\d|\d)( %)?", figures)
             values = {k: (n + per, float(n.replace(",", "")) * (0.01 if per else 1)) for k, n, per in pairs}
             found.append(Listed(row[1], row[2], values, measured))
@@ -96,7 +96,9 @@ def test_the_keys_of_a_line_are_those_that_the_benchmark_gives(name: str) -> Non
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.name)
 def test_measured_files_are_what_benchmarks_wrote_and_name_no_place(path: Path) -> None:
     found = json.loads(path.read_text())
-    assert found["bench"] == path.stem and found["date"] == LINES[path.stem].measured[:10]
+    assert path.stem == found["bench"] or path.stem.startswith(f"{found['bench']}-")  # of a part, with options
+    if path.stem in LINES:
+        assert found["date"] == LINES[path.stem].measured[:10]
     assert found["machine"]["cpu"] and "options" in found
     assert not re.search(r'"(/|[A-Za-z]:\\)', path.read_text())
 
