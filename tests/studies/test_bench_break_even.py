@@ -166,5 +166,5 @@ def test_impossible_trainings_are_refused(wrong: dict[str, Any], tmp_path: Path)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="none.json: not found, expected figures of `bench step`"):
+    with pytest.raises(StoreError, match=r"none\.json: not found, expected figures of `bench step`"):
         run(tmp_path / "work", Console(quiet=True), **{**asked(tmp_path), "step": str(tmp_path / "none.json")})
