@@ -115,8 +115,8 @@ def test_it_is_its_formula_summed_over_the_batch(own: str, world: Path) -> None:
             above += float(weight) * max(0.0, 1 - cosine.item() - 0.2)
             below += float(weight)
     assert below > 0
-    assert float(part.numerator) == pytest.approx(above, rel=1e-5)
-    assert float(part.normaliser) == pytest.approx(below, rel=1e-6)
+    assert part.numerator.item() == pytest.approx(above, rel=1e-5)
+    assert part.normaliser.item() == pytest.approx(below, rel=1e-6)
 
 
 def test_parts_by_name_needs_of_options_and_functions_in_place_of_classes(
