@@ -54,13 +54,13 @@ class Regime:
 REGIMES = {
     regime.name: regime
     for regime in (
-        Regime("scarce", "300 labelled frames, 16 passes", 150, 1200, 1200, 2400),
+        Regime("scarce", "300 labelled frames, 32 passes", 150, 2400, 1200, 2400),
         Regime("full", "1,000 labelled frames, 16 passes", 500, 4000, 2500, 6000),
         Regime(
             "unlabelled",
-            "300 labelled frames and as many unlabelled ones between them in each epoch, 16 passes",
+            "300 labelled frames and as many unlabelled ones between them in each epoch, 32 passes",
             150,
-            2400,
+            4800,
             1200,
             2400,
             between=2,
