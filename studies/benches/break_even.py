@@ -23,9 +23,7 @@ from cache.errors import ConfigError, DataError
 from cache.files import read_json
 from studies.benches.cache_teacher import FULL_SIZE
 
-ABOUT = (
-    "total training time against the number of students, cached and with the teacher in the loop, and their crossing"
-)
+ABOUT = "hours of training against the number of students: from one pass's store, and with the teacher in the loop"
 TRAIN_FRAMES, ALL_FRAMES = 28_130, 34_149  # of nuScenes: train, and train with val
 SECTIONS = {FULL_SIZE: "", "demo": "demo"}  # a teacher's part of `bench cache-teacher`
 HOUR = 3600.0
