@@ -73,11 +73,15 @@ def test_the_pictures_of_worst_frames_are_shown(report: Path, tmp_path: Path) ->
 def test_a_submission_and_a_run_are_reported_as_the_teacher_is(
     between_cache: Path, weights: Path, tmp_path: Path
 ) -> None:
-    evaluate_source(between_cache, teacher="t", export=tmp_path / "s.json")
+    def others(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if Path(folder).name == "teachers" and name != "t"]
+
+    cache = Path(shutil.copytree(between_cache, tmp_path / "cache", ignore=others))  # other tests add teachers
+    evaluate_source(cache, teacher="t", export=tmp_path / "s.json")
     run = make_run(tmp_path / "runs" / "student", weights, "some-recipe", 4)
     for kind, ask in (("submission", {"submission": tmp_path / "s.json"}), ("run", {"run": run})):
         path = tmp_path / f"{kind}.html"
-        outcome = evaluate_source(between_cache, **ask, listener=reporter(path, 1, 20))
+        outcome = evaluate_source(cache, **ask, listener=reporter(path, 1, 20))
         text = path.read_text()
         assert outcome.summary is not None and f"<dt>NDS</dt><dd>{outcome.summary['NDS']:.3f}" in text
         assert text.count("<img") >= 2 and "teacher drawn" in text

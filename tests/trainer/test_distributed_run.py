@@ -40,18 +40,20 @@ def digests(run: Path) -> list[str]:
 def test_a_killed_and_a_preempted_run_go_on_bit_for_bit(tmp_path: Path, cache: Path) -> None:
     """Two processes: SIGKILL to all, then SIGTERM to the launcher, which ends with 75; the curve is the undisturbed
     one's, to the last bit, and no process is left."""
-    chosen = recipe(steps=24, checkpoint_every=4)
+    steps = 32
+    chosen = recipe(steps=steps, checkpoint_every=4)
     file, whole, cut = written(chosen, tmp_path), tmp_path / "whole", tmp_path / "cut"
     assert run_to_end(training(2, file, cache, whole), LIMIT_S).returncode == 0
 
     run_until(training(2, file, cache, cut), lines(cut, 6), signal.SIGKILL, LIMIT_S)
-    assert 6 <= len(losses(cut)) < 24
+    logged = len(losses(cut))  # more than 6 where the kill came late
+    assert 6 <= logged < steps - 4
     task = [str(ROOT / "bevcask"), "train", "--recipe", str(file), "--cache", str(cache), "--run", str(cut)]
     command = [*task, "--nproc", "2", "--threads", "1", "--resume"]
-    stopped = run_until(command, lines(cut, 10), signal.SIGTERM, LIMIT_S)
+    stopped = run_until(command, lines(cut, logged + 2), signal.SIGTERM, LIMIT_S)
     assert stopped.returncode == 75, stopped.stderr[-2000:]
     done = len(losses(cut))
-    assert f"asked to stop: saved after step {done} of 24" in stopped.stderr
+    assert f"asked to stop: saved after step {done} of {steps}" in stopped.stderr
     assert list_checkpoints(cut)[0].name == f"step-{done:08d}.safetensors"
     assert not (cut / "model.safetensors").exists()
     assert processes_of(str(cut)) == []
