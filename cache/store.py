@@ -66,8 +66,9 @@ class FrameStore(Store):
         header = self.manifest.header
         if self.is_labelled(row):
             return True
-        # where key frames are annotated, the index has said it; elsewhere the frame does
-        return not (header.get("between") and header.get("annotated")) and self.frame(row).keyframe
+        # where all key frames are annotated, the index has said it; elsewhere the frame does
+        all_annotated = header.get("annotated") and "labelled_scenes" not in header
+        return not (header.get("between") and all_annotated) and self.frame(row).keyframe
 
     def key_rows(self, split: str | None = None) -> list[int]:
         """`split_rows` without what lies between key frames."""

@@ -52,9 +52,10 @@ def require_names(coverage: Coverage, frames: FrameStore, where: str = "--covera
 
 
 def default_coverage(frames: FrameStore) -> str:
-    """The coverage of a pass that names none: gaussian, which has nothing on frames between key frames, so where the
-    store has those confident as well."""
-    return "gaussian+confident" if frames.manifest.header.get("between") else "gaussian"
+    """The coverage of a pass that names none: gaussian, which has nothing on unlabelled frames, so where the store has
+    such by choice confident as well."""
+    header = frames.manifest.header
+    return "gaussian+confident" if header.get("between") or "labelled_scenes" in header else "gaussian"
 
 
 def nothing_on_unlabelled(coverage: Coverage, frames: FrameStore) -> str:

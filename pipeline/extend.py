@@ -1,7 +1,8 @@
 """`extend`: scenes that a frame store does not have yet are added behind those it has, whose shards are not touched.
 
-Image scale, clouds, sweeps and unlabelled frames are the store's own, read from its header. Teacher stores are
-continued afterwards by `cache-teacher`, which runs the teacher on new shards only; `behind` says which and how.
+Image scale, clouds, sweeps, unlabelled frames and which scenes are labelled are the store's own, read from its header.
+Teacher stores are continued afterwards by `cache-teacher`, which runs the teacher on new shards only; `behind` says
+which and how.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ def extend_frames(
         raise StoreError(f"{store.root}: no plan.json, which says what the shards hold; restore it or cache again")
     options = _options(store)
     data = options.open_tables(data_root, version, split)
+    if (names := _labelled_scenes(store)) is not None:
+        data = data.labelled_in(names)  # those that come later are unlabelled
     if not has_lidarseg(earlier):
         data = data.without_lidarseg()
     _require_same_version(store, version)
@@ -146,6 +149,16 @@ def _options(store: FrameStore) -> FrameOptions:
         raise CorruptError(
             f"{store.root}: its header does not say how frames are stored ({error}); it is no store of cache-frames"
         ) from None
+
+
+def _labelled_scenes(store: FrameStore) -> tuple[str, ...] | None:
+    """The training scenes that keep their annotations; None where all do."""
+    names = store.manifest.header.get("labelled_scenes")
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CorruptError(f"{store.root}: labelled_scenes in its header is {names!r}, expected a list of names")
+    return tuple(names)
 
 
 def _require_same_version(store: FrameStore, version: str) -> None:

@@ -28,7 +28,7 @@ from pipeline.engine import Cluster, run_shards
 from pipeline.images import read_jpeg_file, scaled_intrinsic, scaled_size, stored_image
 from pipeline.points import aggregate, read_lidarseg_file
 from pipeline.progress import FrameProgress
-from pipeline.tables import DataSet, FrameRecord, open_tables
+from pipeline.tables import DataSet, FrameRecord, labelled_names, open_tables
 
 SHARD_BYTES = 256e6
 MIN_SHARDS = 16  # small data sets still spread over workers; a fixed number keeps the plan independent of the machine
@@ -38,12 +38,14 @@ MIN_SHARDS = 16  # small data sets still spread over workers; a fixed number kee
 class FrameOptions:
     """What the frame store holds. image_scale: stored size over file size, 0 < scale <= 1; points: store clouds too;
     sweeps: LiDAR sweeps before the frame that join a stored cloud; between: unlabelled frames from each key frame to
-    the next, see `pipeline.between`."""
+    the next, see `pipeline.between`; labelled_scenes: the training scenes that keep their annotations, or how many, see
+    `pipeline.tables.labelled_names` (None: all)."""
 
     image_scale: float = 1.0
     points: bool = False
     sweeps: int = 9
     between: int = 0
+    labelled_scenes: int | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.image_scale <= 1:
@@ -59,7 +61,9 @@ class FrameOptions:
         data = open_tables(data_root, version, split, sweeps, between=self.between)
         if not len(data):
             raise DataError(f"{data_root}: {version} has no key frame in split {split or 'any'}; choose another split")
-        return data
+        if self.labelled_scenes is None:
+            return data
+        return data.labelled_in(labelled_names(data, self.labelled_scenes))
 
 
 def cache_frames(
@@ -118,7 +122,9 @@ def frame_plan(
             "image_scale": options.image_scale,
             "points": options.points,
             "sweeps": options.sweeps if options.points else 0,
-            **({"between": options.between} if options.between else {}),  # as stores of key frames always were
+            # absent where not asked for, as stores always were
+            **({"between": options.between} if options.between else {}),
+            **({} if data.labelled_scenes is None else {"labelled_scenes": list(data.labelled_scenes)}),
         },
         fields=frame_fields(CAMERA_CHANNELS, points=options.points, lidarseg=lidarseg),
         scenes=data.scenes,

@@ -7,6 +7,7 @@ frame's task needs: paths, transforms, calibration, poses and annotations.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.splits import create_splits_scenes
 
 from cache.classes import ATTRIBUTES, BICYCLE_RACK, class_id
-from cache.errors import DataError
+from cache.errors import ConfigError, DataError
+from cache.files import sha256
 from cache.frame import CAMERA_CHANNELS, Camera, Frame, GroundTruth, Pose
 from cache.plan import Scene
 from pipeline.between import Between, choose_evenly, nearest
@@ -56,13 +58,15 @@ class FrameRecord:
 @dataclass(frozen=True)
 class DataSet:
     """All frames of the chosen splits, grouped by scene in the order of shards: by split, then by scene name; in a
-    scene by time. between: what of them lies between key frames."""
+    scene by time. between: what of them lies between key frames; labelled_scenes: names of those training scenes that
+    keep their annotations, None where all do."""
 
     version: str
     scenes: tuple[Scene, ...]
     records: tuple[tuple[FrameRecord, ...], ...]  # one tuple a scene
     annotated: bool
     between: Between = field(default_factory=Between)
+    labelled_scenes: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return sum(len(scene) for scene in self.records)
@@ -70,6 +74,43 @@ class DataSet:
     def without_lidarseg(self) -> DataSet:
         """The same where no key sweep has lidarseg classes."""
         return replace(self, records=tuple(tuple(replace(r, lidarseg="") for r in scene) for scene in self.records))
+
+    def labelled_in(self, names: Sequence[str]) -> DataSet:
+        """The same where of the scenes that students train on only the named ones have annotations, lidarseg classes
+        among them; all else of the others stays. Splits for scoring keep theirs."""
+        records = tuple(
+            scene
+            if told.name in names or not _is_trained_on(told)
+            else tuple(replace(record, truth=None, lidarseg="") for record in scene)
+            for told, scene in zip(self.scenes, self.records, strict=True)
+        )
+        return replace(self, records=records, labelled_scenes=tuple(names))
+
+
+def labelled_names(data: DataSet, asked: int | Sequence[str]) -> tuple[str, ...]:
+    """The training scenes that keep their annotations, sorted: those named, or so many of them, with the smallest
+    SHA-256 of their names: the same data give the same draw, fewer are among more, and it does not follow the order of
+    recording. ConfigError for a number or a name that the data have not, and for data without annotations."""
+    if not data.annotated:
+        raise ConfigError(f"--labelled-scenes: {data.version} has no annotations to leave out; drop the option")
+    names = {scene.name for scene in data.scenes if _is_trained_on(scene)}
+    if not isinstance(asked, int):
+        if unknown := sorted(set(asked) - names):
+            raise ConfigError(
+                f"--labelled-scenes: {unknown[0]!r} is none of the {len(names)} scenes of training splits that are "
+                "cached; name such scenes, as scene-0001, one a line"
+            )
+        return tuple(sorted(set(asked)))
+    if not 0 < asked <= len(names):
+        raise ConfigError(
+            f"--labelled-scenes {asked}: expected 1 to {len(names)}, the scenes of training splits that are cached"
+        )
+    return tuple(sorted(sorted(names, key=lambda name: sha256(name.encode()))[:asked]))
+
+
+def _is_trained_on(scene: Scene) -> bool:
+    """Of train, mini_train, or a split of one's own; val, mini_val and test are for scoring."""
+    return "val" not in scene.split and scene.split != "test"
 
 
 def open_tables(

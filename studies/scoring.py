@@ -118,7 +118,7 @@ def evaluate_source(
     if submission is not None and export is not None:
         raise ConfigError("--export writes predictions; a --submission file is already one")
     require_outputs({"--export": export, "--export-summary": export_summary}, {"--submission": submission})
-    part = _part(cache, split, subset)
+    part = _part(cache, split, subset, annotated_only=export is None)
     if not part.labelled:
         _require_only_export(part, export, official or listener is not None or export_summary is not None)
     lines: list[RenderableType] = _lost_frames(part.store, export)
@@ -165,11 +165,15 @@ def _require_run_options(run: Path | None, trusted: str, weights: str, processes
         raise ConfigError(f"--weights {weights!r}: expected last or best")
 
 
-def _part(cache: str | Path, split: str | None, subset: Subset) -> Part:
+def _part(cache: str | Path, split: str | None, subset: Subset, *, annotated_only: bool) -> Part:
+    """annotated_only: of a split that is annotated in part (`cache-frames --labelled-scenes`), the annotated frames."""
     store = FrameStore(frames_place(cache))
     require_detection_classes(store.classes, str(store.root))
     split = choose_split(store, split)
-    whole = rows = store.key_rows(split)
+    whole = store.key_rows(split)
+    if annotated_only:
+        whole = [row for row in whole if store.is_labelled(row)] or whole
+    rows = whole
     if subset != EVERYTHING:
         rows = subset.rows(whole, [store.scene_of(row) for row in whole], store.manifest.scenes)
     return Part(store, split, whole, rows, subset, all(store.is_labelled(row) for row in rows))

@@ -94,14 +94,19 @@ def recipe_source(name: str) -> dict[str, Any]:
     return values
 
 
-def key_of(recipe: str, overrides: Mapping[str, Any], stands_on: Mapping[str, Any]) -> str:
-    """Hex digest of a recipe as written under its overrides, and of the worlds and stores that it stands on."""
+def as_written(recipe: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe under its overrides with its preset's keys in place of the preset's name, without defaults: what a
+    digest must know of a training."""
     written = laid_over(recipe_source(recipe), overrides)
     model = dict(written["model"])
     if "preset" in model:
         model = laid_over(_preset(str(model.pop("preset"))), model)
-    written["model"] = model
-    return digest_of({"format": FORMAT, "recipe": written, **stands_on})[:16]
+    return {**written, "model": model}
+
+
+def key_of(recipe: str, overrides: Mapping[str, Any], stands_on: Mapping[str, Any]) -> str:
+    """Hex digest of a training as written, and of the worlds and stores that it stands on."""
+    return digest_of({"format": FORMAT, "recipe": as_written(recipe, overrides), **stands_on})[:16]
 
 
 @functools.cache

@@ -86,7 +86,7 @@ def overrides_of(sweep: Sweep, cell: Cell, seed: int) -> dict[str, Any]:
     over = laid_over(over, {"data": {"split": "train", **dict(regime.recipe)}})
     over = laid_over(over, {"train": {"steps": round(regime.steps * cell.row.length), "seed": seed}})
     if cell.store is not None:
-        over["data"]["teacher"] = store_name(cell.store)
+        over["data"]["teacher"] = store_name(sweep.settings, regime, cell.store)
     return laid_over(over, sweep.over)
 
 
@@ -160,7 +160,7 @@ def score_teacher(sweep: Sweep, says: Speaker, tta: str = "") -> None:
     recipe, over = teacher_over(settings, sweep.regime, says)
     scored = [describes(settings, sweep.regime, place.score, None, "")["world"], place.split]
     views = {"tta": tta} if tta else {}
-    key = key_of(recipe, over, {"world": asdict(place.train), "scored": scored, **views})
+    key = key_of(recipe, over, {"world": place.train.written(), "scored": scored, **views})
     path = sweep.results / f"{key}.json"
     if path.is_file():
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from pipeline.engine import default_workers
 from pipeline.frames import FrameOptions, cache_frames
 from pipeline.teacher import cache_teacher
 from studies.ablation.controls import untrained_teacher, write_basis
-from studies.ablation.job import recipe_source
+from studies.ablation.job import as_written
 from studies.ablation.regimes import Regime, World
 from studies.ablation.suite import Speaker, StoreSpec
 from studies.demo import VERSION
@@ -49,11 +49,6 @@ class Settings:
     workers: int | None = None
 
 
-def store_name(spec: StoreSpec) -> str:
-    """Of a store in its world's cache."""
-    return f"{spec.says}-{digest_of(spec.written())[:8]}"
-
-
 def teacher_over(settings: Settings, regime: Regime, says: Speaker) -> tuple[str, dict[str, Any]]:
     """(recipe, overrides) of the teacher behind a store; of the LiDAR one also where a control stands on it."""
     camera = says == "camera"
@@ -63,21 +58,27 @@ def teacher_over(settings: Settings, regime: Regime, says: Speaker) -> tuple[str
     return (CAMERA_TEACHER if camera else TEACHER), over
 
 
+def store_name(settings: Settings, regime: Regime, spec: StoreSpec) -> str:
+    """Of a store in its world's cache: another one for another teacher."""
+    teacher = as_written(*teacher_over(settings, regime, spec.says))
+    return f"{spec.says}-{digest_of({'store': spec.written(), 'teacher': teacher})[:8]}"
+
+
 def describes(settings: Settings, regime: Regime, world: World, spec: StoreSpec | None, init: str) -> dict[str, Any]:
     """What a row's store and first weights are, as data, for keys."""
-    out: dict[str, Any] = {"world": asdict(world)}
+    out: dict[str, Any] = {"world": world.written()}
     if spec is not None:
         recipe, over = teacher_over(settings, regime, spec.says)
-        out |= {"store": spec.written(), "teacher": [recipe_source(recipe), over]}
+        out |= {"store": spec.written(), "teacher": as_written(recipe, over)}
     if init:
         recipe, over = teacher_over(settings, regime, "trained")
-        out |= {"init": init, "init_teacher": [recipe_source(recipe), over]}
+        out |= {"init": init, "init_teacher": as_written(recipe, over)}
     return out
 
 
 def world_cache(settings: Settings, world: World) -> Path:
     """Where a world's stores lie."""
-    return settings.folder / "worlds" / f"{world.name}-{digest_of(asdict(world))[:8]}" / "cache"
+    return settings.folder / "worlds" / f"{world.name}-{digest_of(world.written())[:8]}" / "cache"
 
 
 def make_world(settings: Settings, world: World) -> Path:
@@ -88,8 +89,9 @@ def make_world(settings: Settings, world: World) -> Path:
         shutil.rmtree(data, ignore_errors=True)
         return cache
     settings.console.print(f"[bold]world[/bold] {world.name}: {world.train_scenes} + {world.val_scenes} scenes")
-    simulate_once(data, VERSION, world, between_images=world.between, workers=settings.workers)
-    options = FrameOptions(image_scale=world.image_scale, points=True, sweeps=world.sweeps, between=world.between)
+    simulate_once(data, VERSION, world, workers=settings.workers)
+    labelled = world.labelled_scenes or None
+    options = FrameOptions(world.image_scale, points=True, sweeps=world.sweeps, labelled_scenes=labelled)
     cache_frames(data, VERSION, cache, options=options, workers=settings.workers)
     shutil.rmtree(data)
     return cache
@@ -98,7 +100,7 @@ def make_world(settings: Settings, world: World) -> Path:
 def teacher_file(settings: Settings, regime: Regime, world: World, says: Speaker) -> Path:
     """Where a teacher's weights lie, or will."""
     recipe, over = teacher_over(settings, regime, says)
-    digest = digest_of({"recipe": recipe_source(recipe), "over": over, "world": asdict(world)})[:8]
+    digest = digest_of({"recipe": as_written(recipe, over), "world": world.written()})[:8]
     return settings.folder / "teachers" / f"{says}-{digest}" / "model.safetensors"
 
 
@@ -113,8 +115,7 @@ def make_teacher(settings: Settings, regime: Regime, world: World, says: Speaker
     if says == "untrained":
         frames = FrameStore(frames_place(cache))
         rows = [row for row in frames.split_rows("train") if frames.is_labelled(row)]
-        source = recipe_source(recipe)["model"]
-        config = resolve_config({**source, **over.get("model", {})})
+        config = resolve_config(as_written(recipe, over)["model"])
         run.mkdir(parents=True, exist_ok=True)
         untrained_teacher(config, frames, rows, weights, TEACHER_SEED)
         return weights
@@ -127,7 +128,7 @@ def make_teacher(settings: Settings, regime: Regime, world: World, says: Speaker
 def make_store(settings: Settings, regime: Regime, world: World, spec: StoreSpec) -> dict[str, str]:
     """The teacher store of a spec in the world's cache; returns what it stands on, by name: digests of weights and
     manifest. One that is there is opened, not made."""
-    cache, name = world_cache(settings, world), store_name(spec)
+    cache, name = world_cache(settings, world), store_name(settings, regime, spec)
     speaker: Speaker = spec.says if spec.says not in CALLABLES else "trained"
     weights = make_teacher(settings, regime, world, speaker)
     teacher, checkpoint = "own", weights

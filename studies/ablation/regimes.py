@@ -8,7 +8,7 @@ data: it goes into the digests of results.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cache.errors import ConfigError
@@ -18,28 +18,34 @@ CHOOSING = 0
 
 @dataclass(frozen=True)
 class World:
-    """A simulated data set: scenes per split, key frames a scene, LiDAR sweeps before each, unlabelled frames between
-    key frames, scale of the stored images, seed."""
+    """A simulated data set: scenes per split, key frames a scene, LiDAR sweeps before each, scale of the stored images,
+    seed; labelled_scenes: how many of the training scenes keep their annotations (0: all)."""
 
     train_scenes: int
     val_scenes: int
     seed: int
     frames: int = 2
     sweeps: int = 4
-    between: int = 0
     image_scale: float = 0.125
+    labelled_scenes: int = 0
 
     @property
     def name(self) -> str:
         """For folders and people."""
-        between = f"-between{self.between}" if self.between else ""
-        return f"seed{self.seed}-{self.train_scenes}x{self.frames}{between}"
+        labelled = f"-labelled{self.labelled_scenes}" if self.labelled_scenes else ""
+        return f"seed{self.seed}-{self.train_scenes}x{self.frames}{labelled}"
+
+    def written(self) -> dict[str, Any]:
+        """As digests have it: worlds of before, which told the frames between key frames as well, keep their names, and
+        results from them their keys."""
+        values = asdict(self) | {"between": 0}
+        return values if self.labelled_scenes else {k: v for k, v in values.items() if k != "labelled_scenes"}
 
 
 @dataclass(frozen=True)
 class Regime:
-    """scenes: of the training world; steps: of a student; teacher_steps: of its teacher, camera_steps: of a camera
-    teacher; recipe: laid over every student's."""
+    """scenes: annotated ones of the training world, unlabelled_scenes: others beside them; steps: of a student;
+    teacher_steps: of its teacher, camera_steps: of a camera teacher; recipe: laid over every student's."""
 
     name: str
     about: str
@@ -47,23 +53,23 @@ class Regime:
     steps: int
     teacher_steps: int
     camera_steps: int
-    between: int = 0
+    unlabelled_scenes: int = 0
     recipe: tuple[tuple[str, Any], ...] = ()
 
 
 REGIMES = {
     regime.name: regime
     for regime in (
-        Regime("scarce", "300 labelled frames, 32 passes", 150, 2400, 1200, 2400),
-        Regime("full", "1,000 labelled frames, 16 passes", 500, 4000, 2500, 6000),
+        Regime("scarce", "300 labelled frames, 32 passes", 150, 2400, 3000, 2400),
+        Regime("full", "1,000 labelled frames, 16 passes", 500, 4000, 6000, 6000),
         Regime(
             "unlabelled",
-            "300 labelled frames and as many unlabelled ones between them in each epoch, 32 passes",
+            "300 labelled frames, and 600 unlabelled ones of other scenes, half of which an epoch has; 32 passes",
             150,
             4800,
-            1200,
+            3000,
             2400,
-            between=2,
+            unlabelled_scenes=300,
             recipe=(("unlabelled_per_labelled", 1.0),),
         ),
     )
@@ -98,8 +104,10 @@ def place_of(regime: Regime, number: int, scale: Scale | None = None) -> Place:
         raise ConfigError(f"--round {number}: expected 0 (choosing) to 99")
     scale = scale or Scale()
     choosing = scale.choosing_scenes if number == CHOOSING else 0
-    train = World(regime.scenes, choosing, 801 + number, scale.frames, scale.sweeps, regime.between)
+    labelled = regime.scenes if regime.unlabelled_scenes else 0
+    scenes = regime.scenes + regime.unlabelled_scenes
+    train = World(scenes, choosing, 801 + number, scale.frames, scale.sweeps, labelled_scenes=labelled)
     if number == CHOOSING:
         return Place(train, train, "val", 0)
-    score = replace(train, train_scenes=scale.reporting_scenes, seed=901 + number, between=0)
+    score = replace(train, train_scenes=scale.reporting_scenes, seed=901 + number, labelled_scenes=0)
     return Place(train, score, "train", 1000 * number)

@@ -21,6 +21,7 @@ from studies.commands.command_line import (
     number,
     path_of,
     print_json,
+    scenes_of,
     task,
     whole,
 )
@@ -36,6 +37,8 @@ from studies.commands.command_line import (
         "sweeps": "LiDAR sweeps before the frame in a stored cloud",
         "image-scale": "stored image size over file size, up to 1 (the files' own bytes)",
         "between": "unlabelled frames, too: so many of the sweeps between two key frames, evenly spread in time",
+        "labelled-scenes": "keep the annotations of only so many scenes of the training splits, or of those that a "
+        "file names, one a line; key frames of the others become unlabelled ones",
         "workers": "processes (default: one per core)",
         "scheduler": "a running Dask cluster, tcp://HOST:PORT",
         "cluster": "slurm: start workers as SLURM jobs through dask-jobqueue (default: processes on this machine)",
@@ -53,6 +56,7 @@ def cache_frames(
     sweeps: int = 9,
     image_scale: float = 1.0,
     between: int = 0,
+    labelled_scenes: str | None = None,
     workers: str | None = None,
     scheduler: str | None = None,
     cluster: str = "local",
@@ -75,7 +79,7 @@ def cache_frames(
         need(version, "--version", "a data set version such as v1.0-mini"),
         root,
         split=split,
-        options=FrameOptions(image_scale=image_scale, points=points, sweeps=sweeps, between=between),
+        options=FrameOptions(image_scale, points, sweeps, between, scenes_of(labelled_scenes, "--labelled-scenes")),
         workers=whole(workers, "--workers", 1),
         cluster=cluster_of(scheduler, cluster, performance_report),
     )

@@ -127,6 +127,23 @@ def letter_sizes(value: str, option: str) -> dict[str, int]:
     return {letter.strip(): int(size) for letter, _, size in pairs}
 
 
+def scenes_of(value: str | None, option: str) -> int | tuple[str, ...] | None:
+    """A whole number, or the names in a text file, one a line; None where the option was left out."""
+    if value is None:
+        return None
+    if value.lstrip("-").isdigit():
+        return int(value)
+    try:
+        names = tuple(line.strip() for line in Path(value).read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{option} {value!r}: expected a number of scenes, or a text file of their names, one a line ({error})"
+        ) from None
+    if not names:
+        raise ConfigError(f"{option} {value}: the file names no scene; write names such as scene-0001, one a line")
+    return names
+
+
 def path_of(value: str | None) -> Path | None:
     """The path, None where the option was left out."""
     return Path(value) if value else None
