@@ -19,14 +19,16 @@ from rich.console import Console
 from scipy.stats import t
 
 from cache.errors import ConfigError
+from cache.files import digest_of
 from cache.layout import teacher_place
 from cache.store import FrameStore, TeacherStore
-from models.build import build_detector, save_weights
+from models.build import build_detector, load_preset, save_weights
 from pipeline.teacher import cache_teacher
+from studies.ablation import job as job_module
 from studies.ablation.controls import partners
 from studies.ablation.job import key_of, recipe_source
 from studies.ablation.plan import TEACHER_ROW, Cell, Sweep, jobs_of, overrides_of
-from studies.ablation.prepare import Settings, make_store, store_name, world_cache
+from studies.ablation.prepare import Settings, make_store, store_name, teacher_file, world_cache
 from studies.ablation.regimes import REGIMES, Scale, place_of
 from studies.ablation.report import make_tables
 from studies.ablation.running import run_sweep
@@ -150,7 +152,10 @@ def stores_of(sweep: Sweep) -> tuple[FrameStore, dict[str, TeacherStore]]:
     cache = world_cache(sweep.settings, place.train)
     for spec in SUITE.stores.values():
         make_store(sweep.settings, sweep.regime, place.train, spec)
-    stores = {spec.says: TeacherStore(teacher_place(cache, store_name(spec))) for spec in SUITE.stores.values()}
+    names: dict[str, str] = {
+        spec.says: store_name(sweep.settings, sweep.regime, spec) for spec in SUITE.stores.values()
+    }
+    stores = {says: TeacherStore(teacher_place(cache, name)) for says, name in names.items()}
     return FrameStore(cache / "frames"), stores
 
 
@@ -221,7 +226,7 @@ def test_every_row_of_a_suite_is_served_by_the_store_that_it_names(
         weights = next(sweep.settings.folder.glob("teachers/trained-*/model.safetensors"))
         if spec.says == "camera":
             weights = camera_weights(tmp_path)
-        kept = f"{'camera' if spec.says == 'camera' else 'lidar'}-{store_name(spec)[-8:]}"
+        kept = f"{'camera' if spec.says == 'camera' else 'lidar'}-{digest_of(spec.written())[:8]}"
         cache_teacher(
             cache,
             kept,
@@ -284,6 +289,28 @@ def test_a_key_is_of_what_is_written_so_that_defaults_may_come_and_a_weight_may_
     assert "min_lr_factor" not in recipe_source("ablation-student")["train"]
 
 
+def test_a_changed_preset_is_another_training_and_another_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a teacher of the preset as it had been was taken for the present one's."""
+    settings = Settings(Path("runs/x"), Console(quiet=True), {}, {})
+
+    def told() -> tuple[Any, ...]:
+        sweep = Sweep([load_suite("bevdistill")], REGIMES["scarce"], 0, 1, settings, Path("x"), rows=["dense"])
+        ((cell, job),) = jobs_of(sweep)
+        assert cell.store is not None
+        file = teacher_file(settings, sweep.regime, sweep.place.train, "trained")
+        return job.key, file, store_name(settings, sweep.regime, cell.store)
+
+    before = told()
+    assert before == told()
+    preset = load_preset("ablation-teacher")
+    changed = {**preset, "head": {**preset["head"], "box_weight": 0.125}}
+    monkeypatch.setattr(
+        job_module, "_preset", lambda name: changed if name == "ablation-teacher" else load_preset(name)
+    )
+    after = told()
+    assert all(old != new for old, new in zip(before, after, strict=True))
+
+
 def test_rounds_share_neither_worlds_nor_seeds() -> None:
     places = [place_of(REGIMES["scarce"], number) for number in range(4)]
     seeds = [{place.train.seed, place.score.seed} for place in places]
@@ -298,9 +325,18 @@ def test_rounds_share_neither_worlds_nor_seeds() -> None:
 
 def test_regimes_are_as_long_and_as_scarce_as_the_protocol_says() -> None:
     for regime in REGIMES.values():
-        frames = regime.scenes * Scale().frames * (2 if regime.between else 1)
+        frames = regime.scenes * Scale().frames * (1 + dict(regime.recipe).get("unlabelled_per_labelled", 0))
         assert regime.steps * 4 / frames >= 15, regime.name
     assert 200 <= REGIMES["scarce"].scenes * Scale().frames <= 400
+
+
+def test_scenes_beside_the_labelled_ones_are_unlabelled_and_the_reporting_world_is_whole() -> None:
+    place = place_of(REGIMES["unlabelled"], 1)
+    assert (place.train.train_scenes, place.train.labelled_scenes) == (450, 150)
+    assert place.score.labelled_scenes == 0 and place.score.train_scenes == 220
+    plain = place_of(REGIMES["scarce"], 1).train
+    assert plain.labelled_scenes == 0 and "labelled_scenes" not in plain.written()
+    assert place.train.written()["labelled_scenes"] == 150 and "labelled150" in place.train.name
 
 
 def test_a_suite_that_names_what_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -77,11 +77,12 @@ def test_a_result_says_the_bytes_of_its_store_as_they_lie_on_disk(
 
 
 def test_stores_are_kept_as_their_specs_say(finished: tuple[Sweep, dict[str, Job], dict[str, dict[str, Any]]]) -> None:
-    _, jobs, _ = finished
+    sweep, jobs, _ = finished
     for row in SUITE.rows:
         if row.store and row.name in jobs:
             spec = SUITE.stores[row.store]
-            header = TeacherStore(teacher_place(jobs[row.name].train_cache, store_name(spec))).manifest.header
+            name = store_name(sweep.settings, sweep.regime, spec)
+            header = TeacherStore(teacher_place(jobs[row.name].train_cache, name)).manifest.header
             found = (header["bev"]["layout"], header["bev"]["dtype"], header.get("tta", ""))
             assert found == (spec.encoding, spec.dtype, spec.tta)
 
@@ -132,11 +133,15 @@ def test_its_reference_is_trained_once_for_both_suites_and_all_takes_it_last() -
     assert len(set(of_suite)) == len(SUITE.rows)
 
 
-def test_a_store_of_before_keeps_its_name_and_another_way_to_keep_it_is_another_store() -> None:
+def test_another_way_to_keep_a_store_or_another_teacher_is_another_store() -> None:
     plain = StoreSpec(coverage="gaussian", fields="logits")
     assert plain.written() == {"says": "trained", "coverage": "gaussian", "fields": "logits"}
     others = [plain.model_copy(update=change) for change in ({"dtype": "u8"}, {"encoding": "dense"}, {"tta": "flips"})]
-    assert len({store_name(spec) for spec in [plain, *others]}) == 4
+    settings, scarce = Settings(Path("runs/x"), Console(quiet=True), {}, {}), REGIMES["scarce"]
+    names = {store_name(settings, scarce, spec) for spec in [plain, *others]}
+    names |= {store_name(settings, replace(scarce, teacher_steps=1), plain)}
+    names |= {store_name(replace(settings, teacher={"model": {"z_range": [-4.0, 3.0]}}), scarce, plain)}
+    assert len(names) == 6
 
 
 @pytest.mark.parametrize(
