@@ -19,7 +19,6 @@ from cache.layout import frames_place
 from cache.manifest import MANIFEST
 from cache.store import FrameStore
 from models.build import resolve_config
-from pipeline.engine import default_workers
 from pipeline.frames import FrameOptions, cache_frames
 from pipeline.teacher import cache_teacher
 from studies.ablation.controls import untrained_teacher, write_basis
@@ -120,8 +119,8 @@ def make_teacher(settings: Settings, regime: Regime, world: World, says: Speaker
         untrained_teacher(config, frames, rows, weights, TEACHER_SEED)
         return weights
     settings.console.print(f"[bold]teacher[/bold] {recipe} on {world.name}")
-    threads = settings.workers or default_workers()
-    train_side_by_side([TrainingJob(f"{says} teacher", recipe, cache, run, over)], threads=threads)
+    # one thread, as its students beside it: two that wait for each other on a busy core take five times as long
+    train_side_by_side([TrainingJob(f"{says} teacher", recipe, cache, run, over)], threads=1)
     return weights
 
 
