@@ -154,6 +154,7 @@ SWAPS = (
     Swap("--nproc-per-node 8", lambda w, f: "--nproc-per-node 1", "one core"),
     Swap("--run-dir RUN", lambda w, f: "--run-dir RUN-2", "RUN is there: the line before has made it"),
     Swap("--step 10", lambda w, f: "--step 0", "an epoch of two frames has one step"),
+    Swap("--labelled-scenes 100", lambda w, f: "--labelled-scenes 1", "the world has one training scene"),
     Swap("--budget 60", lambda w, f: "--budget 0", "not an hour: nothing is begun, all is told"),
     Swap("--model cp-voxel-xs --against cp-voxel", lambda w, f: "--model cp-voxel-tiny-xxs --against cp-voxel-tiny-s",
          "networks that are counted and timed in seconds"),
