@@ -137,7 +137,7 @@ def run_job(values: Mapping[str, Any], threads: int = 1) -> dict[str, Any]:
         "steps": trained["steps"],
         "loss": round(trained["loss"], 5),
         "loss_curve": curve_of(lines),
-        "train_minutes": round(trained["seconds"] / 60, 3),
+        "train_minutes": minutes_of(lines, int(as_written(job.recipe, job.overrides)["train"]["batch"])),
         "stall_share": round(trained["stall_share"], 4),
         "store_bytes": store_bytes(job),
         "origin": dict(job.origin),
@@ -172,6 +172,15 @@ def score_of(model: Detector, cache: str | Path, split: str) -> dict[str, Any]:
         "frames": len(rows),
         "score_minutes": round((time.monotonic() - start) / 60, 3),
     }
+
+
+def minutes_of(lines: list[dict[str, Any]], batch: int) -> float:
+    """Of all steps of a run by the rates in its log, those before an interruption too; a run's record tells the seconds
+    of the process that ended it."""
+    steps = [0, *(int(line["step"]) for line in lines)]
+    rates = [float(line["frames_per_s"]) for line in lines]
+    seconds = sum((b - a) * batch / rate for a, b, rate in zip(steps, steps[1:], rates, strict=False))
+    return round(seconds / 60, 3)
 
 
 def curve_of(lines: list[dict[str, Any]]) -> list[tuple[int, float]]:

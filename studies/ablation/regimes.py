@@ -74,7 +74,7 @@ REGIMES = {
         ),
     )
 }
-PRIMARY = "scarce"
+PRIMARY = "unlabelled"
 
 
 @dataclass(frozen=True)

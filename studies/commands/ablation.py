@@ -10,7 +10,7 @@ from invoke.context import Context
 from cache.errors import ConfigError
 from studies.commands.command_line import console, need, next_step, number, print_json, task, whole
 
-REGIMES = "scarce, full, unlabelled"
+REGIMES = "unlabelled, scarce, full"
 
 
 @task(
@@ -34,7 +34,7 @@ REGIMES = "scarce, full, unlabelled"
 def ablate(
     c: Context,
     suite: str | None = None,
-    regime: str = "scarce",
+    regime: str = "unlabelled",
     round: str | None = None,
     seeds: str | None = None,
     budget: str | None = None,

@@ -26,7 +26,7 @@ from models.build import build_detector, load_preset, save_weights
 from pipeline.teacher import cache_teacher
 from studies.ablation import job as job_module
 from studies.ablation.controls import partners
-from studies.ablation.job import key_of, recipe_source
+from studies.ablation.job import key_of, minutes_of, recipe_source
 from studies.ablation.plan import TEACHER_ROW, Cell, Sweep, jobs_of, overrides_of
 from studies.ablation.prepare import Settings, make_store, store_name, teacher_file, world_cache
 from studies.ablation.regimes import REGIMES, Scale, place_of
@@ -287,6 +287,16 @@ def test_a_key_is_of_what_is_written_so_that_defaults_may_come_and_a_weight_may_
     assert base != key_of("ablation-student", {"train": {"seed": 2}}, {})
     assert base != key_of("ablation-student", {"train": {"seed": 1}}, {"world": 1})
     assert "min_lr_factor" not in recipe_source("ablation-student")["train"]
+
+
+def test_minutes_are_of_all_steps_an_interrupted_run_took() -> None:
+    lines = [
+        {"step": 50, "frames_per_s": 20.0},
+        {"step": 100, "frames_per_s": 10.0},
+        {"step": 110, "frames_per_s": 40.0},
+    ]
+    assert minutes_of(lines, 4) == round((200 / 20 + 200 / 10 + 40 / 40) / 60, 3)
+    assert minutes_of([], 4) == 0
 
 
 def test_a_changed_preset_is_another_training_and_another_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
