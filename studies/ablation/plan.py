@@ -63,6 +63,10 @@ class Cell:
     row: RowSpec
     student: str
 
+    def is_of(self, regime: str) -> bool:
+        """Whether its student is trained in that regime."""
+        return not (regimes := self.suite.students[self.student].regimes) or regime in regimes
+
     @property
     def rank(self) -> int:
         return self.row.rank + self.suite.students[self.student].later
@@ -75,6 +79,7 @@ class Cell:
 def cells_of(sweep: Sweep) -> list[Cell]:
     """All cells, lowest rank first."""
     cells = [Cell(suite, row, student) for suite in sweep.suites for row, student in suite.cells()]
+    cells = [cell for cell in cells if cell.is_of(sweep.regime.name)]
     kept = [cell for cell in cells if not sweep.rows or cell.row.name in sweep.rows]
     return sorted(kept, key=lambda cell: cell.rank)
 

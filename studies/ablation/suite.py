@@ -64,10 +64,12 @@ class StoreSpec(Config):
 
 
 class StudentSpec(Config):
-    """A column of a table: a base recipe and what is laid over it; later: added to the rank of its rows."""
+    """A column of a table: a base recipe and what is laid over it; later: added to the rank of its rows; regimes: those
+    in which it is trained (none named: all)."""
 
     base: str
     later: int = 0
+    regimes: tuple[str, ...] = ()
     recipe: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -27,7 +27,7 @@ from tests.studies.ablation_world import tiny_sweep
 from trainer.run_files import WEIGHTS
 
 SUITE = load_suite(CACHE)
-SAME = ("fp16 cells", "gaussian only", "fp16 whole map")
+SAME = ("fp16 cells", "confident only", "fp16 whole map")
 ROWS = ("none", *SAME, "u8 cells", "teacher averaged over flips")
 
 
@@ -72,7 +72,7 @@ def test_a_result_says_the_bytes_of_its_store_as_they_lie_on_disk(
         own = [place / "manifest.json", *place.glob("records/*")]  # what the manifest does not name
         on_disk = sum(path.stat().st_size for path in place.rglob("*") if path.is_file() and path not in own)
         assert size == pytest.approx(on_disk / len(store), abs=0.1)
-    for row in ("gaussian only", "u8 cells"):
+    for row in ("confident only", "u8 cells"):
         assert told[row] < told["fp16 cells"] < told["fp16 whole map"]
 
 
