@@ -22,7 +22,7 @@ from studies.ablation.costs import cost_table
 from studies.ablation.pictures import draw_cache
 from studies.ablation.plan import TEACHER_ROW, Cell, Sweep, cells_of, job_of, teacher_label
 from studies.ablation.prepare import TEACHER
-from studies.ablation.suite import CACHE
+from studies.ablation.suite import BASELINE, CACHE
 
 BEGIN, END = "<!-- tables: made by `./bevcask ablate --table` -->", "<!-- end of tables -->"
 Result = Mapping[str, Any]
@@ -146,8 +146,18 @@ def all_lines(sweeps: Sequence[Sweep], results: Mapping[str, Result]) -> list[Li
     out = []
     for sweep in sweeps:
         of_round = {name: count for (number, name), count in looked.items() if number == sweep.round}
-        out += lines_of(sweep, results, of_round)
+        out += _with_rows_to_compare(lines_of(sweep, results, of_round))
     return out
+
+
+def _with_rows_to_compare(lines: Sequence[Line]) -> list[Line]:
+    """The lines of a sweep without tables of `none` alone, which stands in the table of another suite; where there is
+    no other, the first of them."""
+    tables: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        tables.setdefault((line.cell.suite.name, line.cell.student), []).append(line)
+    telling = [table for table in tables.values() if any(line.cell.row.name != BASELINE for line in table)]
+    return [line for table in telling or list(tables.values())[:1] for line in table]
 
 
 def orphans(sweeps: Sequence[Sweep], results: Mapping[str, Result]) -> list[Result]:
