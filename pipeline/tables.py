@@ -94,6 +94,8 @@ def labelled_names(data: DataSet, asked: int | Sequence[str]) -> tuple[str, ...]
     if not data.annotated:
         raise ConfigError(f"--labelled-scenes: {data.version} has no annotations to leave out; drop the option")
     names = {scene.name for scene in data.scenes if _is_trained_on(scene)}
+    if not names:
+        raise ConfigError("--labelled-scenes: no scene of a training split is cached; choose another --split")
     if not isinstance(asked, int):
         if unknown := sorted(set(asked) - names):
             raise ConfigError(

@@ -67,6 +67,8 @@ def test_names_are_checked_against_the_training_scenes() -> None:
     for name in ("scene-0100", "scene-9999"):
         with pytest.raises(ConfigError, match=f"{name}' is none of the 11 scenes of training splits"):
             labelled_names(data_of(TEN), ["scene-0003", name])
+    with pytest.raises(ConfigError, match="no scene of a training split is cached"):
+        labelled_names(data_of({"scene-0100": "val", "scene-0200": "test"}), 1)
     with pytest.raises(ConfigError, match=r"v1\.0-trainval has no annotations to leave out"):
         labelled_names(data_of(TEN, annotated=False), 3)
 
