@@ -72,8 +72,9 @@ def test_a_result_says_the_bytes_of_its_store_as_they_lie_on_disk(
         own = [place / "manifest.json", *place.glob("records/*")]  # what the manifest does not name
         on_disk = sum(path.stat().st_size for path in place.rglob("*") if path.is_file() and path not in own)
         assert size == pytest.approx(on_disk / len(store), abs=0.1)
+    # three steps leave the teacher's heat at a tenth everywhere, above the threshold: here `cells` are all cells
     for row in ("confident only", "u8 cells"):
-        assert told[row] < told["fp16 cells"] < told["fp16 whole map"]
+        assert told[row] < min(told["fp16 cells"], told["fp16 whole map"])
 
 
 def test_stores_are_kept_as_their_specs_say(finished: tuple[Sweep, dict[str, Job], dict[str, dict[str, Any]]]) -> None:
