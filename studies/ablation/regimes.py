@@ -64,7 +64,17 @@ REGIMES = {
         Regime("full", "1,000 labelled frames, 16 passes", 500, 4000, 6000, 6000),
         Regime(
             "unlabelled",
-            "300 labelled frames, and 600 unlabelled ones of other scenes, half of which an epoch has; 32 passes",
+            "300 labelled frames, and 600 unlabelled ones of other scenes, half of which an epoch has; 21 passes",
+            150,
+            3200,
+            3000,
+            2400,
+            unlabelled_scenes=300,
+            recipe=(("unlabelled_per_labelled", 1.0),),
+        ),
+        Regime(
+            "unlabelled-long",
+            "as unlabelled, half as long again; 32 passes",
             150,
             4800,
             3000,

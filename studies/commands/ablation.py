@@ -10,7 +10,7 @@ from invoke.context import Context
 from cache.errors import ConfigError
 from studies.commands.command_line import console, need, next_step, number, print_json, task, whole
 
-REGIMES = "unlabelled, scarce, full"
+REGIMES = "unlabelled, unlabelled-long, scarce, full"
 
 
 @task(
