@@ -39,7 +39,9 @@ class World:
         """As digests have it: worlds of before, which told the frames between key frames as well, keep their names, and
         results from them their keys."""
         values = asdict(self) | {"between": 0}
-        return values if self.labelled_scenes else {k: v for k, v in values.items() if k != "labelled_scenes"}
+        if not self.labelled_scenes:
+            del values["labelled_scenes"]
+        return values
 
 
 @dataclass(frozen=True)
