@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # a launcher says it itself; else what another rank failed of is said once a machine
         own = not isinstance(error, PeerError | PreemptedError) or os.environ.get("LOCAL_RANK", "0") == "0"
         if own and OUTCOME not in os.environ:
-            print(words, file=sys.stderr, flush=True)
+            sys.stderr.write(f"{words}\n")  # in one piece: ranks share it, and print writes line and end apart
+            sys.stderr.flush()
         _tell("preempted" if isinstance(error, PreemptedError) else "failed", words, error)
         return error.exit_status
     _tell("finished", "", None)

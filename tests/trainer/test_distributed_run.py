@@ -16,6 +16,7 @@ from tests.trainer.poisoned_rank import poisoned
 from tests.trainer.test_loop import losses, quiet, recipe
 from trainer.checkpoints import list_checkpoints
 from trainer.loop import train
+from trainer.main import main
 from trainer.recipe import Recipe
 from trainer.step import DivergedError
 
@@ -104,6 +105,17 @@ def test_a_damaged_shard_ends_every_rank_with_its_name(tmp_path: Path, cache: Pa
     assert any("rank" not in line.split(":")[0] for line in told), done.stderr[-3000:]
     assert any(line.startswith(("rank 0 of 2:", "rank 1 of 2:")) for line in told) or len(told) == 1
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_rank_writes_its_error_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks share one stream, on which line and end written apart are torn by another rank's."""
+    written_parts: list[str] = []
+    monkeypatch.setattr("sys.stderr.write", written_parts.append)
+    status = main(["--recipe", "no-such-recipe", "--cache", str(tmp_path), "--run-dir", str(tmp_path / "run")])
+    monkeypatch.undo()
+    assert status == 1
+    assert len(written_parts) == 1
+    assert "no-such-recipe" in written_parts[0] and written_parts[0].endswith("\n")
 
 
 def test_a_loss_that_is_not_finite_ends_every_rank_and_names_the_frame(
