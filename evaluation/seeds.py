@@ -37,14 +37,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class PairedGain:
-    """Mean of the differences of n seeds that both have, its interval, and the two-sided p of no difference. NaN for
-    the interval and p with fewer than two seeds, for the mean with none."""
+    """Mean of the differences of n seeds that both have, its interval, the two-sided p of no difference, and the
+    differences, by seed. NaN for the interval and p with fewer than two seeds, for the mean with none."""
 
     n: int
     mean: float
     low: float
     high: float
     p: float
+    differences: tuple[float, ...] = ()
 
     @property
     def clear(self) -> bool:
@@ -107,8 +108,9 @@ def paired_gain(
         raise ConfigError(f"paired gain: level {level} and {comparisons} comparisons, expected 0 to 1, and 1 or more")
     both = sorted(values.keys() & base.keys())
     differences = np.array([values[seed] - base[seed] for seed in both], np.float64)
+    told = tuple(differences.tolist())
     if len(both) < 2:
-        return PairedGain(len(both), float(differences[0]) if len(both) else math.nan, math.nan, math.nan, math.nan)
+        return PairedGain(len(both), told[0] if told else math.nan, math.nan, math.nan, math.nan, told)
     from scipy.stats import t  # half a second to load, and only ablations need it
 
     mean, error = float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(len(both))
@@ -117,4 +119,4 @@ def paired_gain(
         p = float(2 * t.sf(abs(mean) / error, len(both) - 1))
     else:
         p = 1.0 if mean == 0 else 0.0
-    return PairedGain(len(both), mean, mean - half, mean + half, min(1.0, p * comparisons))
+    return PairedGain(len(both), mean, mean - half, mean + half, min(1.0, p * comparisons), told)

@@ -12,12 +12,13 @@ from rich.table import Table
 from cache.errors import ConfigError
 from pipeline.engine import Cluster
 from studies.ablation.job import is_done
+from studies.ablation.lines import Line, Result, all_lines, orphans, read_results
 from studies.ablation.plan import Sweep, jobs_of
 from studies.ablation.prepare import Settings
 from studies.ablation.regimes import PRIMARY, REGIMES, place_of
 from studies.ablation.running import Outcome, run_on_cluster, run_sweep
 from studies.ablation.suite import chosen_suites, load_suite, suite_names
-from studies.ablation.tables import Line, Result, all_lines, orphans, read_results, write_tables
+from studies.ablation.tables import write_tables
 
 SEEDS = 5
 FIRST_ROUND = 1

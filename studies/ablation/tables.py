@@ -1,174 +1,26 @@
-"""Result files to `results.json` and the tables of `results.md`: mean and spread over seeds, paired gains, controls.
+"""The lines of the tables to `results.json`, the tables of `results.md`, and the pictures that stand in them.
 
-The text around the tables is written by hand; between two marks everything is made anew. A gain is the mean difference
-of runs of the same seed to the row's `against`, in NDS points, with Student's t interval at 95 %, widened (Bonferroni)
-for as many regimes as the row has results in. A row distils where its gain and its lead over every control lie above 0
-with their intervals. Results of rows that no suite has any more are listed, so that nothing that was tried is lost.
+The text around the tables is written by hand; between two marks everything is made anew, from result files alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any
 
-from cache.errors import DataError
-from cache.files import read_json, write_bytes, write_json
-from evaluation.seeds import PairedGain, paired_gain, spread
+from cache.files import write_bytes, write_json
+from evaluation.seeds import PairedGain
+from studies.ablation.cache_picture import draw_cache
 from studies.ablation.costs import cost_table
-from studies.ablation.pictures import draw_cache
-from studies.ablation.plan import TEACHER_ROW, Cell, Sweep, cells_of, job_of, teacher_label
+from studies.ablation.gain_picture import draw_gains
+from studies.ablation.lines import JUDGED_FROM, Line, Result
+from studies.ablation.plan import TEACHER_ROW, teacher_label
 from studies.ablation.prepare import TEACHER
 from studies.ablation.suite import BASELINE, CACHE
 
 BEGIN, END = "<!-- tables: made by `./bevcask ablate --table` -->", "<!-- end of tables -->"
-Result = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row of a table. leads: over its controls, by name; flat: change of the detection loss over the last fifth."""
-
-    cell: Cell
-    regime: str
-    round: int
-    results: tuple[Result, ...]
-    gain: PairedGain | None
-    leads: Mapping[str, PairedGain]
-
-    @property
-    def distils(self) -> bool | None:
-        """None where it is no method, or too little is known."""
-        if self.gain is None or self.cell.row.control or not self.cell.row.controls or math.isnan(self.gain.low):
-            return None
-        if set(self.leads) != set(self.cell.row.controls) or any(math.isnan(lead.low) for lead in self.leads.values()):
-            return None
-        return self.gain.low > 0 and all(lead.low > 0 for lead in self.leads.values())
-
-    @property
-    def store_bytes(self) -> float | None:
-        """Bytes a frame of the store that was learnt from, the median of its results; None where none tells."""
-        told = [float(r["store_bytes"]) for r in self.results if r.get("store_bytes")]
-        return median(told) if told else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `results.json` has it: NDS and mAP in points, 0..100; store_bytes: a frame."""
-        nds = spread([100 * r["NDS"] for r in self.results])
-        gain = self.gain
-        return {
-            "suite": self.cell.suite.name,
-            "row": self.cell.row.name,
-            "student": self.cell.student,
-            "regime": self.regime,
-            "round": self.round,
-            "seeds": nds.n,
-            "nds_mean": _rounded(nds.mean),
-            "nds_std": _rounded(nds.std),
-            "map_mean": _rounded(spread([100 * r["mAP"] for r in self.results]).mean),
-            "against": self.cell.row.against if gain is not None else None,
-            "gain_nds": _rounded(gain.mean) if gain is not None else None,
-            "ci_low": _rounded(gain.low) if gain is not None else None,
-            "ci_high": _rounded(gain.high) if gain is not None else None,
-            "controls": {
-                name: [_rounded(v) for v in (lead.mean, lead.low, lead.high)] for name, lead in self.leads.items()
-            },
-            "distils": self.distils,
-            "control": self.cell.row.control,
-            "minutes": _rounded(sum(r["train_minutes"] for r in self.results) / len(self.results)),
-            "store_bytes": self.store_bytes,
-        }
-
-
-def _rounded(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 3)
-
-
-def read_results(folder: Path) -> dict[str, Result]:
-    """Every result file by its key. DataError where one is not readable."""
-    return {str(found["key"]): found for path in sorted(folder.glob("*.json")) if (found := _read(path))}
-
-
-def _read(path: Path) -> Result:
-    found: Result = read_json(path, "an ablation's result")
-    if not {"key", "NDS", "mAP", "seed", "train_minutes"} <= set(found):
-        raise DataError(f"{path}: not a result of the ablation; remove it, the job runs again")
-    return found
-
-
-def lines_of(
-    sweep: Sweep, results: Mapping[str, Result], comparisons: Mapping[tuple[str, str, str], int]
-) -> list[Line]:
-    """The lines of a sweep that have results, in the suites' own order; comparisons: by (suite, row, student), in how
-    many regimes it is looked at."""
-    out = []
-    cells = [Cell(suite, row, student) for suite in sweep.suites for row, student in suite.cells()]
-    found = {_name(cell): _of(sweep, cell, results) for cell in cells}
-    for cell in cells:
-        if not (mine := found[_name(cell)]):
-            continue
-        many, values = comparisons.get(_name(cell), 1), _points(mine)
-        gain = None
-        if cell.row.name != cell.row.against and (base := found.get(_name(cell, cell.row.against))):
-            gain = paired_gain(values, _points(base), comparisons=many)
-        leads = {
-            name: paired_gain(values, _points(other), comparisons=many)
-            for name in cell.row.controls
-            if (other := found.get(_name(cell, name)))
-        }
-        out.append(Line(cell, sweep.regime.name, sweep.round, tuple(mine), gain, leads))
-    return out
-
-
-def _name(cell: Cell, row: str = "") -> tuple[str, str, str]:
-    return cell.suite.name, row or cell.row.name, cell.student
-
-
-def _of(sweep: Sweep, cell: Cell, results: Mapping[str, Result]) -> list[Result]:
-    keys = [job_of(sweep, cell, sweep.place.first_seed + number).key for number in range(sweep.seeds)]
-    return [results[key] for key in keys if key in results]
-
-
-def _points(results: Iterable[Result]) -> dict[int, float]:
-    return {int(r["seed"]): 100 * float(r["NDS"]) for r in results}
-
-
-def all_lines(sweeps: Sequence[Sweep], results: Mapping[str, Result]) -> list[Line]:
-    """Of every regime and round that has results; intervals widened for the regimes of a round."""
-    looked: dict[tuple[int, tuple[str, str, str]], int] = {}
-    for sweep in sweeps:
-        for cell in cells_of(sweep):
-            if _of(sweep, cell, results):
-                key = (sweep.round, _name(cell))
-                looked[key] = looked.get(key, 0) + 1
-    out = []
-    for sweep in sweeps:
-        of_round = {name: count for (number, name), count in looked.items() if number == sweep.round}
-        out += _with_rows_to_compare(lines_of(sweep, results, of_round))
-    return out
-
-
-def _with_rows_to_compare(lines: Sequence[Line]) -> list[Line]:
-    """The lines of a sweep without tables of `none` alone, which stands in the table of another suite; where there is
-    no other, the first of them."""
-    tables: dict[tuple[str, str], list[Line]] = {}
-    for line in lines:
-        tables.setdefault((line.cell.suite.name, line.cell.student), []).append(line)
-    telling = [table for table in tables.values() if any(line.cell.row.name != BASELINE for line in table)]
-    return [line for table in telling or list(tables.values())[:1] for line in table]
-
-
-def orphans(sweeps: Sequence[Sweep], results: Mapping[str, Result]) -> list[Result]:
-    """Results of rows, weights or worlds that no suite has any more."""
-    known = {
-        job_of(sweep, cell, sweep.place.first_seed + number).key
-        for sweep in sweeps
-        for cell in cells_of(sweep)
-        for number in range(sweep.seeds)
-    }
-    return [result for key, result in results.items() if key not in known and result["row"] != TEACHER_ROW]
+SAID = {None: "", True: "yes", False: "no"}
 
 
 def write_tables(docs: Path, lines: Sequence[Line], results: Mapping[str, Result], earlier: Sequence[Result]) -> None:
@@ -188,23 +40,49 @@ def write_tables(docs: Path, lines: Sequence[Line], results: Mapping[str, Result
 
 def _markdown(docs: Path, lines: Sequence[Line], teachers: Sequence[Result], earlier: Sequence[Result]) -> str:
     parts = []
-    tables: dict[tuple[int, str, str, str], list[Line]] = {}
-    for line in lines:
-        tables.setdefault((line.round, line.regime, line.cell.suite.name, line.cell.student), []).append(line)
-    for (number, regime, suite, student), members in sorted(
-        tables.items(), key=lambda item: (-item[0][0], item[0][1:])
-    ):
-        what = "choosing" if number == 0 else f"round {number}"
-        command = f"./bevcask ablate --suite {suite} --regime {regime} --round {number} --seeds {_seeds(members)}"
-        parts += [f"### {suite}, {student}: {regime}, {what}", "", f"`{command}`", "", _table(members), ""]
-        if suite == CACHE:
-            parts += _picture(docs, f"images/cache-{regime}-{number}.png", members, teachers)
+    for number, regime in dict.fromkeys((line.round, line.regime) for line in lines):
+        here = [line for line in lines if (line.round, line.regime) == (number, regime)]
+        what = f"{regime}, {_named(number)}"
+        if claims := [line for line in here if line.is_claim and number]:
+            parts += [f"### Claims: {what}", "", *_claims(claims), ""]
+        parts += _gains(docs, f"images/gains-{regime}-{number}.png", here)
+        tables: dict[tuple[str, str], list[Line]] = {}
+        for line in here:
+            tables.setdefault((line.cell.suite.name, line.cell.student), []).append(line)
+        for (suite, student), members in sorted(tables.items(), key=lambda item: item[0]):
+            command = f"./bevcask ablate --suite {suite} --regime {regime} --round {number} --seeds {_seeds(members)}"
+            parts += [f"### {suite}, {student}: {what}", "", f"`{command}`", "", _table(members), ""]
+            if suite == CACHE:
+                parts += _picture(docs, f"images/cache-{regime}-{number}.png", members, teachers)
     parts += _costs(lines, teachers)
     if teachers:
         parts += ["### Teachers, scored on what their students are scored on", "", _single_runs(teachers), ""]
     if earlier:
         parts += ["### Tried, and no row of a suite any more", "", _single_runs(earlier), ""]
     return "\n".join(parts) if parts else "No results yet.\n"
+
+
+def _named(number: int) -> str:
+    return f"round {number}" if number else "choosing"
+
+
+def _claims(lines: Sequence[Line]) -> list[str]:
+    """What each suite claims, and what came of it."""
+    rows = ["| suite | row | gain in NDS points | lead over controls | distils |", "| --- " * 5 + "|"]
+    for line in lines:
+        common = min(one.n for one in (line.gain, *line.leads.values()) if one is not None)
+        waits = f"not yet judged: {common} of {JUDGED_FROM} seeds"
+        if missing := [name for name in line.cell.row.controls if name not in line.leads]:
+            waits = f"not yet judged: nothing of *{missing[0]}* yet"
+        said = waits if line.distils is None else SAID[line.distils]
+        rows.append(f"| {line.cell.suite.name} | {line.cell.row.name} | {_gain_of(line)} | {_leads(line)} | {said} |")
+    return rows
+
+
+def _gains(docs: Path, name: str, lines: Sequence[Line]) -> list[str]:
+    """The picture of all gains of one regime and round, drawn at docs/name; empty where no gain has an interval."""
+    about = "Gains in NDS points with their intervals, a line a row; dots are seeds, controls are hollow"
+    return [f"![{about}]({name})", ""] if draw_gains(lines, docs / name) else []
 
 
 def _picture(docs: Path, name: str, members: Sequence[Line], teachers: Sequence[Result]) -> list[str]:
@@ -251,16 +129,21 @@ def _table(lines: Sequence[Line]) -> str:
     for line in lines:
         value, row = line.to_dict(), line.cell.row
         nds = f"{value['nds_mean']:.2f}" + (f" ± {value['nds_std']:.2f}" if value["nds_std"] is not None else "")
-        leads = "; ".join(f"{name}: {_gain(lead)}" for name, lead in line.leads.items())
-        gain = "" if line.gain is None else _gain(line.gain) + ("" if row.against == "none" else f" to {row.against}")
-        said = {None: "", True: "yes", False: "no"}[line.distils]
         name = f"*{row.name}*" if row.control else row.name
-        rows.append(
-            f"| {name} | {value['seeds']} | {nds} | {value['map_mean']:.2f} | {gain} | {leads} | {said} | "
-            + (f"{line.store_bytes / 1000:,.1f} | " if line.store_bytes else " | " if weighed else "")
-            + f"{value['minutes']:.1f} |"
-        )
+        figures = f"{value['seeds']} | {nds} | {value['map_mean']:.2f} | {_gain_of(line)} | {_leads(line)}"
+        kilobytes = f"{line.store_bytes / 1000:,.1f} | " if line.store_bytes else " | " if weighed else ""
+        rows.append(f"| {name} | {figures} | {SAID[line.distils]} | {kilobytes}{value['minutes']:.1f} |")
     return "\n".join(rows)
+
+
+def _gain_of(line: Line) -> str:
+    if line.gain is None:
+        return ""
+    return _gain(line.gain) + ("" if line.cell.row.against == BASELINE else f" to {line.cell.row.against}")
+
+
+def _leads(line: Line) -> str:
+    return "; ".join(f"{name}: {_gain(lead)}" for name, lead in line.leads.items())
 
 
 def _gain(gain: PairedGain) -> str:

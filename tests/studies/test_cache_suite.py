@@ -16,8 +16,8 @@ from cache.errors import ConfigError
 from cache.layout import teacher_place
 from cache.store import TeacherStore
 from models.config import parse_config
+from studies.ablation.cache_picture import draw_cache
 from studies.ablation.job import Job, run_job
-from studies.ablation.pictures import draw_cache
 from studies.ablation.plan import Sweep, jobs_of, make_ready
 from studies.ablation.prepare import Settings, store_name
 from studies.ablation.regimes import REGIMES
