@@ -1,9 +1,13 @@
 """Teachers that could show that it is not the teacher, as `cache-teacher --teacher studies.ablation.controls:NAME`.
 
-`another_frame` answers each frame with what the trained teacher says of a frame of another scene; `annotated` answers
-with the annotated boxes: the heatmap is the loss's own target, the feature map is painted with it. Both are told by a
-JSON file which frame store and weights they stand on, and know a frame by its row, which the pass gives as its token.
-The third control, an untrained teacher, is an ordinary weights file: see `untrained_teacher`.
+`annotated` answers with the annotated boxes: the heatmap is the loss's own target, the feature map is painted with it.
+`another_frame` answers with all that the trained teacher says of a frame of another scene.
+`another_frames_features` and `untrained_features` answer with the trained teacher's heads and objects, so that the same
+cells are compared as hard, and with a feature map that knows nothing of the frame: the trained teacher's of a frame of
+another scene, or an untrained network's of this one. An untrained network's own heads would be worse than nothing: its
+heat is a tenth everywhere, its best fifty boxes are noise. All are told by a JSON file which frame store and weights
+they stand on, and know a frame by its row, which the pass gives as its token. A whole untrained teacher is an ordinary
+weights file, see `untrained_teacher`.
 """
 
 from __future__ import annotations
@@ -31,24 +35,39 @@ SURE = 1e-4  # the focal loss takes heat between this and 1 minus this
 SETTLING_FRAMES = 16
 
 
-def write_basis(path: Path, frames: FrameStore, weights: Path) -> None:
-    """What both callables are told: the frame store, and the weights file of the trained teacher."""
-    write_json(path, {"frames": frames.root.url, "weights": str(weights.resolve())})
-
-
-def another_frame(path: Path) -> AnotherFrame:
-    """The callable."""
-    return AnotherFrame(*_basis(path))
+def write_basis(path: Path, frames: FrameStore, weights: Path, untrained: Path | None = None) -> None:
+    """What the callables are told: the frame store, and the weights files of the trained teacher and, for
+    `untrained_features`, of the untrained one."""
+    basis = {"frames": frames.root.url, "weights": str(weights.resolve())}
+    write_json(path, basis | ({"untrained": str(untrained.resolve())} if untrained is not None else {}))
 
 
 def annotated(path: Path) -> Annotations:
     """The callable."""
-    return Annotations(*_basis(path))
+    told = _basis(path)
+    return Annotations(FrameStore(told["frames"]), load_weights(Path(told["weights"])))
 
 
-def _basis(path: Path) -> tuple[FrameStore, Detector]:
-    told = read_json(path, "what a control teacher stands on")
-    return FrameStore(told["frames"]), load_weights(Path(told["weights"]))
+def another_frame(path: Path) -> AnotherFrame:
+    """The callable."""
+    told = _basis(path)
+    return AnotherFrame(FrameStore(told["frames"]), load_weights(Path(told["weights"])))
+
+
+def another_frames_features(path: Path) -> OtherFeatures:
+    """The callable."""
+    other = another_frame(path)
+    return OtherFeatures(cast(Detector, other.teacher), cast(Detector, other))
+
+
+def untrained_features(path: Path) -> OtherFeatures:
+    """The callable."""
+    told = _basis(path)
+    return OtherFeatures(load_weights(Path(told["weights"])), load_weights(Path(told["untrained"])))
+
+
+def _basis(path: Path) -> dict[str, str]:
+    return dict(read_json(path, "what a control teacher stands on"))
 
 
 def partners(frames: FrameStore) -> dict[int, int]:
@@ -99,6 +118,26 @@ class AnotherFrame(nn.Module):
             for row, cloud in zip(rows, given, strict=True)
         ]
         return cast(DetectorOutput, self.teacher(Batch(points=clouds, tokens=batch.tokens)))
+
+    def decode(self, output: DetectorOutput) -> list[Detections]:
+        return cast(Detector, self.teacher).decode(output)
+
+
+class OtherFeatures(nn.Module):
+    """A `models.detector.Detector` of LiDAR with one network's heads and objects, and another's feature map."""
+
+    modality: Literal["lidar", "camera"] = "lidar"
+
+    def __init__(self, teacher: Detector, features: Detector) -> None:
+        super().__init__()
+        self.teacher, self.features = cast(nn.Module, teacher), cast(nn.Module, features)
+        self.grid, self.bev_channels = teacher.grid, features.bev_channels
+        self.config, self.heat_classes = teacher.config, teacher.heat_classes
+        self.levels: dict[str, BevLevel] = {}
+
+    def forward(self, batch: Batch) -> DetectorOutput:
+        said, other = self.teacher(batch), self.features(batch)
+        return DetectorOutput(other.bev, said.heads)
 
     def decode(self, output: DetectorOutput) -> list[Detections]:
         return cast(Detector, self.teacher).decode(output)

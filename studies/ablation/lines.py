@@ -15,14 +15,35 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from cache.errors import DataError
 from cache.files import read_json
 from evaluation.seeds import PairedGain, paired_gain, spread
-from studies.ablation.plan import TEACHER_ROW, Cell, Sweep, cells_of, job_of
+from studies.ablation.plan import Cell, Sweep, TeacherOf, cells_of, job_of, teacher_keys
+from studies.ablation.regimes import CHOOSING, ROUNDS, SEEDS_OF_A_ROUND, first_seed_of
 from studies.ablation.suite import BASELINE
 
 JUDGED_FROM = 5
-Result = Mapping[str, Any]
+
+
+class Result(BaseModel):
+    """What the tables read of a result file, see `studies.ablation.job`; NDS, mAP: 0..1; store_bytes: a frame."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    key: str
+    suite: str
+    row: str
+    student: str
+    regime: str
+    round: int = Field(ge=0, lt=ROUNDS)
+    seed: int
+    NDS: float = Field(ge=0, le=1)
+    mAP: float = Field(ge=0, le=1)
+    steps: int = Field(ge=1)
+    train_minutes: float = Field(ge=0)
+    store_bytes: float | None = Field(default=None, ge=0)
 
 
 @dataclass(frozen=True)
@@ -43,8 +64,9 @@ class Line:
 
     @property
     def distils(self) -> bool | None:
-        """None where it is no method, or fewer than `JUDGED_FROM` seeds are common to it and all that it is held to."""
-        if self.gain is None or self.cell.row.control or not self.cell.row.controls:
+        """None where it is no method, where weights are still chosen, and where fewer than `JUDGED_FROM` seeds are
+        common to it and any that it is held to."""
+        if self.gain is None or self.cell.row.control or not self.cell.row.controls or self.round == CHOOSING:
             return None
         held = [self.gain, *self.leads.values()]
         if set(self.leads) != set(self.cell.row.controls) or any(one.n < JUDGED_FROM for one in held):
@@ -54,12 +76,12 @@ class Line:
     @property
     def store_bytes(self) -> float | None:
         """Bytes a frame of the store that was learnt from, the median of its results; None where none tells."""
-        told = [float(r["store_bytes"]) for r in self.results if r.get("store_bytes")]
+        told = [r.store_bytes for r in self.results if r.store_bytes]
         return median(told) if told else None
 
     def to_dict(self) -> dict[str, Any]:
         """As `results.json` has it: NDS and mAP in points, 0..100; store_bytes: a frame."""
-        nds = spread([100 * r["NDS"] for r in self.results])
+        nds = spread([100 * r.NDS for r in self.results])
         gain = self.gain
         return {
             "suite": self.cell.suite.name,
@@ -68,9 +90,10 @@ class Line:
             "regime": self.regime,
             "round": self.round,
             "seeds": nds.n,
+            "pairs": gain.n if gain is not None else None,
             "nds_mean": _rounded(nds.mean),
             "nds_std": _rounded(nds.std),
-            "map_mean": _rounded(spread([100 * r["mAP"] for r in self.results]).mean),
+            "map_mean": _rounded(spread([100 * r.mAP for r in self.results]).mean),
             "against": self.cell.row.against if gain is not None else None,
             "gain_nds": _rounded(gain.mean) if gain is not None else None,
             "ci_low": _rounded(gain.low) if gain is not None else None,
@@ -80,7 +103,7 @@ class Line:
             },
             "distils": self.distils,
             "control": self.cell.row.control,
-            "minutes": _rounded(sum(r["train_minutes"] for r in self.results) / len(self.results)),
+            "minutes": _rounded(sum(r.train_minutes for r in self.results) / len(self.results)),
             "store_bytes": self.store_bytes,
         }
 
@@ -90,15 +113,25 @@ def _rounded(value: float) -> float | None:
 
 
 def read_results(folder: Path) -> dict[str, Result]:
-    """Every result file by its key. DataError where one is not readable."""
-    return {str(found["key"]): found for path in sorted(folder.glob("*.json")) if (found := _read(path))}
+    """Every result file by its key, which is the file's name. DataError where one is none, with its path."""
+    return {path.stem: _read(path) for path in sorted(folder.glob("*.json"))}
 
 
 def _read(path: Path) -> Result:
-    found: Result = read_json(path, "an ablation's result")
-    if not {"key", "NDS", "mAP", "seed", "train_minutes"} <= set(found):
-        raise DataError(f"{path}: not a result of the ablation; remove it, the job runs again")
-    return found
+    mend = "remove it: its training runs again"
+    try:
+        result = Result.model_validate(read_json(path, "an ablation's result"))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        raise DataError(f"{path}: not a result of the ablation ({where}: {first['msg']}); {mend}") from None
+    if result.key != path.stem:
+        raise DataError(f"{path}: its key is {result.key}, expected the file's name; {mend}")
+    first_seed = first_seed_of(result.round)
+    if not 0 <= result.seed - first_seed < SEEDS_OF_A_ROUND and result.suite:
+        last = first_seed + SEEDS_OF_A_ROUND - 1
+        raise DataError(f"{path}: seed {result.seed} in round {result.round}, expected {first_seed} to {last}; {mend}")
+    return result
 
 
 def lines_of(
@@ -130,12 +163,13 @@ def _name(cell: Cell, row: str = "") -> tuple[str, str, str]:
 
 
 def _of(sweep: Sweep, cell: Cell, results: Mapping[str, Result]) -> list[Result]:
-    keys = [job_of(sweep, cell, sweep.place.first_seed + number).key for number in range(sweep.seeds)]
+    seeds = sorted({result.seed for result in results.values() if result.round == sweep.round and result.suite})
+    keys = [job_of(sweep, cell, seed).key for seed in seeds]
     return [results[key] for key in keys if key in results]
 
 
 def _points(results: Iterable[Result]) -> dict[int, float]:
-    return {int(r["seed"]): 100 * float(r["NDS"]) for r in results}
+    return {result.seed: 100 * result.NDS for result in results}
 
 
 def all_lines(sweeps: Sequence[Sweep], results: Mapping[str, Result]) -> list[Line]:
@@ -163,12 +197,14 @@ def _with_rows_to_compare(lines: Sequence[Line]) -> list[Line]:
     return [line for table in telling or list(tables.values())[:1] for line in table]
 
 
+def teachers_of(sweep: Sweep, results: Mapping[str, Result]) -> dict[TeacherOf, Result]:
+    """The scores of the teachers that the rows of a sweep learn from, where there are any."""
+    return {teacher: results[key] for teacher, key in teacher_keys(sweep).items() if key in results}
+
+
 def orphans(sweeps: Sequence[Sweep], results: Mapping[str, Result]) -> list[Result]:
-    """Results of rows, weights or worlds that no suite has any more."""
-    known = {
-        job_of(sweep, cell, sweep.place.first_seed + number).key
-        for sweep in sweeps
-        for cell in cells_of(sweep)
-        for number in range(sweep.seeds)
-    }
-    return [result for key, result in results.items() if key not in known and result["row"] != TEACHER_ROW]
+    """Results of rows, weights, worlds or teachers that no suite has any more."""
+    known = {key for sweep in sweeps for key in teacher_keys(sweep).values()}
+    for sweep in sweeps:
+        known |= {result.key for cell in cells_of(sweep) for result in _of(sweep, cell, results)}
+    return [result for key, result in results.items() if key not in known]

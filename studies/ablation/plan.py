@@ -17,6 +17,8 @@ from models.detector import Detector
 from pipeline.averaging import Averaged
 from studies.ablation.job import Job, Label, key_of, score_of
 from studies.ablation.prepare import (
+    CAMERA_TEACHER,
+    TEACHER,
     TEACHER_SEED,
     Settings,
     describes,
@@ -144,36 +146,59 @@ def make_ready(sweep: Sweep, cell: Cell) -> dict[str, str]:
     origin: dict[str, str] = {}
     if cell.store is not None:
         origin |= make_store(settings, sweep.regime, place.train, cell.store)
-        score_teacher(sweep, "camera" if cell.store.says == "camera" else "trained")
-        if cell.store.tta and cell.store.says == "trained":
-            score_teacher(sweep, "trained", cell.store.tta)
+        for teacher in teachers_behind(cell.store):
+            score_teacher(sweep, teacher)
     if cell.row.init:
         weights = make_teacher(settings, sweep.regime, place.train, cell.row.init)
         origin["init_sha256"] = file_sha256(weights)[:16]
     return origin
 
 
-def teacher_label(recipe: str, tta: str = "") -> str:
-    """In the place of a student's name in the results of teachers."""
-    return f"{recipe}, {tta}" if tta else recipe
+@dataclass(frozen=True)
+class TeacherOf:
+    """A network whose answers rows learn from, under the views over which it is averaged ("": plain)."""
+
+    says: Speaker
+    tta: str = ""
+
+    @property
+    def label(self) -> str:
+        """In the place of a student's name in its result."""
+        recipe = CAMERA_TEACHER if self.says == "camera" else TEACHER
+        return f"{recipe}, {self.tta}" if self.tta else recipe
 
 
-def score_teacher(sweep: Sweep, says: Speaker, tta: str = "") -> None:
-    """A result file for a teacher itself, scored as its students are; row and student say that it is none of them.
-    tta: the views over which it is averaged."""
-    settings, place = sweep.settings, sweep.place
-    recipe, over = teacher_over(settings, sweep.regime, says)
-    scored = [describes(settings, sweep.regime, place.score, None, "")["world"], place.split]
-    views = {"tta": tta} if tta else {}
-    key = key_of(recipe, over, {"world": place.train.written(), "scored": scored, **views})
+def teachers_behind(store: StoreSpec) -> list[TeacherOf]:
+    """Whose scores belong beside rows that learn from a store: those of controls beside the trained one's."""
+    plain = TeacherOf("camera" if store.says == "camera" else "trained")
+    return [plain, TeacherOf("trained", store.tta)] if store.tta and store.says == "trained" else [plain]
+
+
+def teacher_keys(sweep: Sweep) -> dict[TeacherOf, str]:
+    """Keys of the results of all teachers of a sweep's suites."""
+    stores = [store for suite in sweep.suites for store in suite.stores.values()]
+    return {teacher: _teacher_key(sweep, teacher) for store in stores for teacher in teachers_behind(store)}
+
+
+def _teacher_key(sweep: Sweep, teacher: TeacherOf) -> str:
+    place = sweep.place
+    scored = [describes(sweep.settings, sweep.regime, place.score, None, "")["world"], place.split]
+    views = {"tta": teacher.tta} if teacher.tta else {}
+    stands_on = {"world": place.train.written(), "scored": scored, **views}
+    return key_of(*teacher_over(sweep.settings, sweep.regime, teacher.says), stands_on)
+
+
+def score_teacher(sweep: Sweep, teacher: TeacherOf) -> None:
+    """A result file for a teacher itself, scored as its students are; row and student say that it is none of them."""
+    settings, place, key = sweep.settings, sweep.place, _teacher_key(sweep, teacher)
     path = sweep.results / f"{key}.json"
     if path.is_file():
         return
-    weights = make_teacher(settings, sweep.regime, place.train, says)
-    label = Label("", TEACHER_ROW, teacher_label(recipe, tta), sweep.regime.name, sweep.round, TEACHER_SEED)
+    weights = make_teacher(settings, sweep.regime, place.train, teacher.says)
+    label = Label("", TEACHER_ROW, teacher.label, sweep.regime.name, sweep.round, TEACHER_SEED)
     model = load_weights(weights)
-    if tta:
-        model = cast(Detector, Averaged([model], tta).eval())
+    if teacher.tta:
+        model = cast(Detector, Averaged([model], teacher.tta).eval())
     figures = score_of(model, world_cache(settings, place.score), place.split)
     trained = read_json(weights.parent / "run.json", "the record of a run")
     minutes = {"train_minutes": round(trained["seconds"] / 60, 3), "steps": trained["steps"]}

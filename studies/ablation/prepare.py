@@ -32,8 +32,10 @@ from studies.training import TrainingJob, train_side_by_side
 TEACHER, CAMERA_TEACHER = "ablation-teacher", "ablation-camera-teacher"
 TEACHER_SEED = 0
 CALLABLES: Mapping[Speaker, str] = {
-    "another_frame": "studies.ablation.controls:another_frame",
     "annotations": "studies.ablation.controls:annotated",
+    "another_frame": "studies.ablation.controls:another_frame",
+    "another_frames_features": "studies.ablation.controls:another_frames_features",
+    "untrained_features": "studies.ablation.controls:untrained_features",
 }
 
 
@@ -133,8 +135,9 @@ def make_store(settings: Settings, regime: Regime, world: World, spec: StoreSpec
     teacher, checkpoint = "own", weights
     if spec.says in CALLABLES:
         teacher = CALLABLES[spec.says]
-        checkpoint = weights.parent / f"basis-{digest_of(str(cache))[:8]}.json"
-        write_basis(checkpoint, FrameStore(frames_place(cache)), weights)
+        checkpoint = weights.parent / f"basis-{spec.says}-{digest_of(str(cache))[:8]}.json"
+        untrained = make_teacher(settings, regime, world, "untrained") if spec.says == "untrained_features" else None
+        write_basis(checkpoint, FrameStore(frames_place(cache)), weights, untrained)
     if not (cache / "teachers" / name / MANIFEST).is_file():
         kept = " ".join(str(value) for key, value in spec.written().items() if key != "says")
         settings.console.print(f"[bold]store[/bold] {name}: {kept}")

@@ -14,6 +14,7 @@ from typing import Any
 from cache.errors import ConfigError
 
 CHOOSING = 0
+ROUNDS, SEEDS_OF_A_ROUND = 100, 1000
 
 
 @dataclass(frozen=True)
@@ -110,16 +111,21 @@ class Scale:
     sweeps: int = 4
 
 
+def first_seed_of(number: int) -> int:
+    """Of the trainings of round `number`: 0, 1000, 2000 and so on."""
+    return SEEDS_OF_A_ROUND * number
+
+
 def place_of(regime: Regime, number: int, scale: Scale | None = None) -> Place:
     """Of round `number`, 0 for choosing. Seeds of worlds and trainings of two rounds are never the same."""
-    if not 0 <= number < 100:
-        raise ConfigError(f"--round {number}: expected 0 (choosing) to 99")
+    if not 0 <= number < ROUNDS:
+        raise ConfigError(f"--round {number}: expected 0 (choosing) to {ROUNDS - 1}")
     scale = scale or Scale()
     choosing = scale.choosing_scenes if number == CHOOSING else 0
     labelled = regime.scenes if regime.unlabelled_scenes else 0
     scenes = regime.scenes + regime.unlabelled_scenes
     train = World(scenes, choosing, 801 + number, scale.frames, scale.sweeps, labelled_scenes=labelled)
     if number == CHOOSING:
-        return Place(train, train, "val", 0)
+        return Place(train, train, "val", first_seed_of(number))
     score = replace(train, train_scenes=scale.reporting_scenes, seed=901 + number, labelled_scenes=0)
-    return Place(train, score, "train", 1000 * number)
+    return Place(train, score, "train", first_seed_of(number))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from rich.table import Table
 from cache.errors import ConfigError
 from pipeline.engine import Cluster
 from studies.ablation.job import is_done
-from studies.ablation.lines import Line, Result, all_lines, orphans, read_results
-from studies.ablation.plan import Sweep, jobs_of
+from studies.ablation.lines import Line, Result, all_lines, orphans, read_results, teachers_of
+from studies.ablation.plan import Sweep, TeacherOf, jobs_of
 from studies.ablation.prepare import Settings
-from studies.ablation.regimes import PRIMARY, REGIMES, place_of
+from studies.ablation.regimes import CHOOSING, PRIMARY, REGIMES, place_of
 from studies.ablation.running import Outcome, run_on_cluster, run_sweep
 from studies.ablation.suite import chosen_suites, load_suite, suite_names
-from studies.ablation.tables import write_tables
+from studies.ablation.tables import Page, write_tables
 
 SEEDS = 5
 FIRST_ROUND = 1
@@ -41,7 +42,14 @@ def sweep_of(
     known = {row.name for one in suites for row in one.rows}
     if missing := [row for row in rows if row not in known]:
         raise ConfigError(f"--row {missing[0]!r}: the rows are {', '.join(sorted(known))}")
-    number = FIRST_ROUND if number is None else number
+    to_choose = [one.name for one in suites if one.choosing]
+    if number is None:
+        number = CHOOSING if to_choose else FIRST_ROUND
+    if to_choose and number != CHOOSING:
+        raise ConfigError(
+            f"--round {number}: rows of {to_choose[0]} are tried on round {CHOOSING} alone; the worlds of others are "
+            "there to report on, not to choose by"
+        )
     sweep = Sweep(
         suites=suites,
         regime=REGIMES[regime],
@@ -63,11 +71,11 @@ def run_suites(
     sweep.results.mkdir(parents=True, exist_ok=True)
     try:
         if scheduler:
-            outcome = run_on_cluster(sweep, Cluster(scheduler=scheduler))
+            outcome = run_on_cluster(sweep, Cluster(scheduler=scheduler), console)
         else:
             outcome = run_sweep(sweep, budget_min=budget_min, at_once=at_once, console=console)
     finally:
-        lines = make_tables(docs)
+        lines = make_tables(docs, [sweep])
     names = {suite.name for suite in sweep.suites}
     shown = [
         line
@@ -79,30 +87,31 @@ def run_suites(
 
 
 def make_tables(docs: Path, others: Sequence[Sweep] = ()) -> list[Line]:
-    """<docs>/results.md and results.json from <docs>/results; others: sweeps that the command line does not know."""
+    """<docs>/results.md and results.json from <docs>/results. others: sweeps whose suites may be none of those that
+    ship; one that ships is known in any case."""
     results = read_results(docs / "results")
-    sweeps = [*_every_sweep(docs, results), *others]
+    shipped = set(suite_names())
+    own = [replace(sweep, suites=[s for s in sweep.suites if s.name not in shipped]) for sweep in others]
+    sweeps = [*_every_sweep(docs, results), *(sweep for sweep in own if sweep.suites)]
     lines = all_lines(sweeps, results)
-    write_tables(docs, lines, results, orphans(sweeps, results))
+    teachers: dict[tuple[int, str], dict[TeacherOf, Result]] = {}
+    for sweep in sweeps:
+        teachers.setdefault((sweep.round, sweep.regime.name), {}).update(teachers_of(sweep, results))
+    write_tables(docs, Page(lines, teachers, orphans(sweeps, results)))
     return lines
 
 
-def _every_sweep(docs: Path, results: dict[str, Result]) -> list[Sweep]:
-    """Of every round and regime of which there is a result, over all suites that ship."""
+def _every_sweep(docs: Path, results: Mapping[str, Result]) -> list[Sweep]:
+    """Of every round and regime of which there is a result, over all suites that ship; the primary regime first."""
     suites = [load_suite(name) for name in suite_names()]
     settings = Settings(Path("runs/ablate").resolve(), Console(quiet=True), {}, {})
-    out = []
-    for number in sorted({int(result["round"]) for result in results.values()}, reverse=True):
-        for regime in sorted(REGIMES.values(), key=lambda one: one.name != PRIMARY):
-            first = place_of(regime, number).first_seed
-            seeds = [
-                int(r["seed"]) - first + 1
-                for r in results.values()
-                if (r["regime"], r["round"]) == (regime.name, number)
-            ]
-            if seeds:
-                out.append(Sweep(suites, regime, number, max(seeds), settings, (docs / "results").resolve()))
-    return out
+    places = {(result.round, result.regime) for result in results.values()}
+    return [
+        Sweep(suites, regime, number, SEEDS, settings, (docs / "results").resolve())
+        for number in sorted({number for number, _ in places}, reverse=True)
+        for regime in sorted(REGIMES.values(), key=lambda one: one.name != PRIMARY)
+        if (number, regime.name) in places
+    ]
 
 
 def list_jobs(sweep: Sweep, console: Console) -> None:

@@ -1,8 +1,8 @@
 """A suite: one table of a paper as data. Rows are overlays on a base recipe, each with the rows it is held against.
 
 TOML in `suites/`, unknown keys are errors. A row names the store that it learns from and what speaks there: the trained
-teacher, or one of three that could show that it is not the teacher's knowledge that helps: the same network untrained,
-the trained one on another frame, and the annotations themselves in its place. Loading costs milliseconds.
+teacher, or what could show that it is not the teacher's knowledge that helps, see `studies.ablation.controls`. Loading
+costs milliseconds.
 """
 
 from __future__ import annotations
@@ -20,9 +20,18 @@ from models.config import Config, parse_config
 from pipeline.teacher import TeacherOptions
 
 SUITES = Path(__file__).parent / "suites"
-Speaker = Literal["trained", "untrained", "another_frame", "annotations", "camera"]
+Speaker = Literal[
+    "trained",
+    "untrained",
+    "annotations",
+    "another_frame",
+    "another_frames_features",
+    "untrained_features",
+    "camera",
+]
 BASELINE = "none"
 PAPERS = ("bevdistill", "sparsekd", "bev-lgkd")
+QUERIES = "bevdistill-queries"
 CACHE = "cache"
 
 
@@ -95,10 +104,12 @@ class RowSpec(Config):
 
 
 class Suite(Config):
-    """primary: (row, student) whose gain is the suite's claim, named before the runs."""
+    """primary: (row, student) whose gain is the suite's claim, named before the runs; choosing: its rows are there to
+    choose from, on the choosing world alone."""
 
     name: str
     about: str
+    choosing: bool = False
     students: dict[str, StudentSpec]
     stores: dict[str, StoreSpec] = Field(default_factory=dict)
     rows: tuple[RowSpec, ...]
@@ -113,6 +124,11 @@ class Suite(Config):
             for what, others in (("like", [row.like]), ("against", [row.against]), ("controls", row.controls)):
                 if unknown := [other for other in others if other and other not in names]:
                     raise ValueError(f"row {row.name!r}: {what} names {unknown[0]!r}, the rows are {names}")
+            above = [row.name]
+            while like := self._named(above[-1]).like:
+                if like in above:
+                    raise ValueError(f"row {row.name!r}: like goes round in a circle, {' > '.join([*above, like])}")
+                above.append(like)
             if row.store and row.store not in self.stores:
                 raise ValueError(f"row {row.name!r}: no store {row.store!r}, there are {sorted(self.stores)}")
             if unknown := sorted(set(row.students) - set(self.students)):
@@ -123,11 +139,14 @@ class Suite(Config):
 
     def row(self, name: str) -> RowSpec:
         """The row of this name, whole: what `like` gives it filled in."""
-        row = next(row for row in self.rows if row.name == name)
+        row = self._named(name)
         if not row.like:
             return row
         other = self.row(row.like)
         return row.model_copy(update={"recipe": row.recipe or other.recipe, "init": row.init or other.init})
+
+    def _named(self, name: str) -> RowSpec:
+        return next(row for row in self.rows if row.name == name)
 
     def cells(self) -> Iterator[tuple[RowSpec, str]]:
         """(row, student) of every cell of the table, whole rows, student by student in the suite's order."""
@@ -152,12 +171,15 @@ def load_suite(name: str) -> Suite:
         raise ConfigError(f"suite {name!r}: no such file, and not one of {known}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML ({error})") from None
+    if name not in suite_names() and path.stem in suite_names():
+        raise ConfigError(f"{path}: a suite named {path.stem} ships; give the file another name, its tables bear it")
     return parse_config(Suite, {"name": path.stem, **values}, str(path))
 
 
 def chosen_suites(name: str) -> list[Suite]:
-    """`all`: the papers' three, and what the cache makes possible, whose rows come last; else the one that is named."""
-    return [load_suite(one) for one in ((*PAPERS, CACHE) if name == "all" else (name,))]
+    """`all`: the papers' three, BEVDistill's students of queries, and what the cache makes possible, whose rows come
+    last; else the one that is named."""
+    return [load_suite(one) for one in ((*PAPERS, QUERIES, CACHE) if name == "all" else (name,))]
 
 
 def laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

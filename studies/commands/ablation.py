@@ -11,11 +11,12 @@ from cache.errors import ConfigError
 from studies.commands.command_line import console, need, next_step, number, print_json, task, whole
 
 REGIMES = "unlabelled, unlabelled-long, scarce, full"
+SUITES = "bevdistill, sparsekd, bev-lgkd, bevdistill-queries (--regime full), cache, all of these, choosing (round 0)"
 
 
 @task(
     help={
-        "suite": "bevdistill, sparsekd, bev-lgkd, cache, all of these, choosing (weights; --round 0), or a TOML file",
+        "suite": f"{SUITES}, or a TOML file",
         "regime": f"how much is labelled and how long students train: {REGIMES}; see docs/results.md",
         "round": "worlds and seeds: 0 to choose by (scored on its own val split), 1 and on (default 1) to report",
         "seeds": "trainings of every row, paired by seed over rows",
@@ -62,7 +63,9 @@ def ablate(
         console.print(f"{len(lines)} rows in {docs}/results.md and {docs}/results.json", soft_wrap=True)
         next_step("./bevcask ablate --suite all --list")
     else:
-        wanted = need(suite, "--suite", "bevdistill, sparsekd, bev-lgkd, cache, all, choosing, or a TOML file")
+        wanted = need(
+            suite, "--suite", "bevdistill, sparsekd, bev-lgkd, bevdistill-queries, cache, all, choosing, or a TOML file"
+        )
         limit = number(budget, "--budget")
         if limit is not None and scheduler:
             raise ConfigError("--budget is for trainings on this machine; leave it out with --scheduler")

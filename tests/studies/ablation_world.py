@@ -9,7 +9,7 @@ from rich.console import Console
 
 from models.config import parse_config
 from studies.ablation.plan import Sweep
-from studies.ablation.prepare import Settings
+from studies.ablation.prepare import CALLABLES, Settings
 from studies.ablation.regimes import Regime, Scale
 from studies.ablation.suite import Suite
 
@@ -30,7 +30,7 @@ SUITE = parse_config(
         "students": {"single": {"base": "ablation-student"}},
         "stores": {
             says: {"says": says, "coverage": COVERAGE, "fields": FIELDS}
-            for says in ("trained", "untrained", "another_frame", "annotations")
+            for says in ("trained", "untrained", *CALLABLES)
         },
         "rows": [
             {"name": "none", "rank": 10},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,16 +18,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from distributed import LocalCluster
 from rich.console import Console
 from scipy.stats import t
 
-from cache.errors import ConfigError
+from cache.errors import BevcaskError, ConfigError
 from cache.files import digest_of
 from cache.layout import teacher_place
 from cache.store import FrameStore, TeacherStore
 from models.build import build_detector, load_preset, save_weights
+from pipeline.engine import Cluster
 from pipeline.teacher import cache_teacher
 from studies.ablation import job as job_module
+from studies.ablation import running as running_module
 from studies.ablation.controls import partners
 from studies.ablation.job import key_of, minutes_of, recipe_source
 from studies.ablation.lines import read_results
@@ -32,8 +38,8 @@ from studies.ablation.plan import TEACHER_ROW, Cell, Sweep, jobs_of, overrides_o
 from studies.ablation.prepare import Settings, make_store, store_name, teacher_file, world_cache
 from studies.ablation.regimes import REGIMES, Scale, place_of
 from studies.ablation.report import make_tables
-from studies.ablation.running import run_sweep
-from studies.ablation.suite import chosen_suites, load_suite, suite_names
+from studies.ablation.running import FAILURES_IN_A_ROW, Budget, run_on_cluster, run_sweep
+from studies.ablation.suite import PAPERS, chosen_suites, load_suite, suite_names
 from studies.ablation.tables import BEGIN, END
 from studies.lock import alone_in
 from tests.studies.ablation_world import SMALL_TEACHER, SUITE, SWEEP_SCRIPT, tiny_sweep
@@ -71,10 +77,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, dict[str,
 def test_a_killed_sweep_goes_on_and_every_job_has_its_result(finished: tuple[Sweep, dict[str, Any], str]) -> None:
     sweep, results, _ = finished
     keys = {job.key for _, job in jobs_of(sweep)}
-    trained = {key for key, result in results.items() if result["row"] != TEACHER_ROW}
+    trained = {key for key, result in results.items() if result.row != TEACHER_ROW}
     assert trained == keys and len(keys) == 6 and len(results) == 7  # the teacher's own score is the seventh
     for result in results.values():
-        assert 0 <= result["NDS"] <= 1 and result["frames"] > 0 and result["steps"] == 3
+        assert 0 <= result.NDS <= 1 and result.steps == 3
     again = run_sweep(sweep, budget_min=None, at_once=1, console=Console(quiet=True))
     assert again.done == [] and again.there == len(keys)
 
@@ -112,7 +118,7 @@ def test_the_table_is_made_of_the_files_alone_and_the_text_around_it_stays(
     assert all(row["seeds"] == 2 for row in told)
     dense = next(row for row in told if row["row"] == "dense")
     by_row = {
-        row: [100 * r["NDS"] for r in sorted(results.values(), key=lambda r: r["seed"]) if r["row"] == row]
+        row: [100 * r.NDS for r in sorted(results.values(), key=lambda r: r.seed) if r.row == row]
         for row in ("none", "dense")
     }
     gains = np.subtract(by_row["dense"], by_row["none"])
@@ -140,6 +146,83 @@ def test_a_budget_begins_nothing_that_it_cannot_end(finished: tuple[Sweep, dict[
     more = replace(sweep, seeds=3)
     outcome = run_sweep(more, budget_min=0.0, at_once=2, console=Console(quiet=True))
     assert outcome.done == [] and outcome.left == 3 and outcome.there == 6
+
+
+def test_a_job_that_fails_keeps_nobody_else_from_running(finished: tuple[Sweep, dict[str, Any], str]) -> None:
+    """In the folder of one of three new jobs lies another training."""
+    sweep = finished[0]
+    more = replace(sweep, seeds=3)
+    jobs = [job for _, job in jobs_of(more) if job.label.seed == 2]
+    broken = next(job for job in jobs if job.label.row == "none")
+    other = next(job for _, job in jobs_of(sweep) if job.label.row == "dense")
+    shutil.copytree(other.run, broken.run)
+    said = Console(record=True, width=400, file=io.StringIO())
+    with pytest.raises(BevcaskError, match=r"1 of 3 trainings failed; .*\n.*none .*seed 2: ended with status 1"):
+        run_sweep(more, budget_min=None, at_once=1, console=said)
+    there = {job.label.row for job in jobs if Path(job.result).is_file()}
+    assert there == {"dense", "dense, untrained teacher"} and "whole log" in said.export_text()
+    shutil.rmtree(broken.run)
+    assert len(run_sweep(more, budget_min=None, at_once=1, console=Console(quiet=True)).done) == 1
+
+
+def test_a_sweep_stops_where_one_after_the_other_fails(
+    finished: tuple[Sweep, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = finished[0]
+    more = replace(sweep, seeds=9)
+    monkeypatch.setattr(running_module.sys, "executable", "/bin/false")
+    with pytest.raises(
+        BevcaskError, match=rf"{FAILURES_IN_A_ROW} of {FAILURES_IN_A_ROW} trainings failed, 15 were not"
+    ):
+        run_sweep(more, budget_min=None, at_once=1, console=Console(quiet=True))
+
+
+def test_a_dask_cluster_does_the_same_and_results_are_written_by_who_asked(
+    finished: tuple[Sweep, dict[str, Any], str], tmp_path: Path
+) -> None:
+    """Workers see the run's folder; the folder of results is ours. One of the jobs fails there."""
+    sweep = replace(finished[0], results=tmp_path / "docs" / "results", rows=["none"])
+    sweep.results.mkdir(parents=True)
+    broken, fine = (job for _, job in jobs_of(sweep))
+    shutil.rmtree(broken.run)
+    other = next(job for _, job in jobs_of(finished[0]) if job.label.row == "dense")
+    shutil.copytree(other.run, broken.run)
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as dask:
+        address = Cluster(scheduler=dask.scheduler_address)
+        with pytest.raises(BevcaskError, match=r"1 of 2 trainings failed"):
+            run_on_cluster(sweep, address, Console(quiet=True))
+        assert [path.stem for path in sweep.results.glob("*.json")] == [fine.key]
+        before = read_results(finished[0].results)[fine.key]
+        assert read_results(sweep.results)[fine.key].NDS == before.NDS
+        shutil.rmtree(broken.run)
+        outcome = run_on_cluster(sweep, address, Console(quiet=True))
+    assert [job.key for job in outcome.done] == [broken.key] and outcome.there == 1
+    assert set(read_results(sweep.results)) == {broken.key, fine.key}
+
+
+def test_a_budget_counts_steps_at_the_rate_of_those_that_ended(finished: tuple[Sweep, dict[str, Any], str]) -> None:
+    job = next(job for _, job in jobs_of(finished[0]))
+    assert job.overrides["train"]["steps"] == 3
+    result = next(iter(finished[1].values()))
+    slow = result.model_copy(update={"steps": 100, "train_minutes": 200.0})
+    other = slow.model_copy(update={"student": "another", "train_minutes": 1000.0})
+    assert Budget(1.0, []).expected_min(job) == 0  # nothing is known: it is begun
+    assert Budget(1.0, [other]).expected_min(job) == 30
+    assert Budget(1.0, [other, slow]).expected_min(job) == 6
+    assert Budget(6.5, [slow]).allows(job) and not Budget(5.5, [slow]).allows(job)
+    budget = Budget(1.0, [slow])
+    budget.add(slow.model_copy(update={"train_minutes": 20.0}))
+    assert budget.expected_min(job) == pytest.approx(0.6) and budget.allows(job)
+    budget.started -= 60.0
+    assert not budget.allows(job) and Budget(None, [slow]).allows(job)
+
+
+@pytest.mark.parametrize(("budget", "at_once"), [(-1.0, 1), (math.nan, 1), (math.inf, 1), (None, 0), (None, -3)])
+def test_a_budget_or_a_number_that_makes_no_sense_is_refused(
+    budget: float | None, at_once: int, finished: tuple[Sweep, dict[str, Any], str]
+) -> None:
+    with pytest.raises(ConfigError, match="--at-once" if budget is None else "--budget"):
+        run_sweep(finished[0], budget_min=budget, at_once=at_once, console=Console(quiet=True))
 
 
 def test_two_commands_do_not_work_in_one_folder(finished: tuple[Sweep, dict[str, Any], str]) -> None:
@@ -187,6 +270,29 @@ def test_another_frame_is_the_trained_teacher_on_a_frame_of_another_scene(
             np.testing.assert_array_equal(said, getattr(stores["trained"].detections(theirs), name))
         own = stores["trained"].detections(mine).boxes_lidar
         assert not np.array_equal(own, stores["another_frame"].detections(mine).boxes_lidar)
+
+
+def test_features_that_know_nothing_stand_at_the_trained_teachers_cells_and_objects(
+    finished: tuple[Sweep, dict[str, Any], str],
+) -> None:
+    frames, stores = stores_of(finished[0])
+    trained, compared = stores["trained"], 0
+    for row in partners(frames):
+        mine = trained.index.row_of(frames.tokens[row])
+        assert mine is not None
+        cells = trained.cells(mine)
+        for says, features_of in (("another_frames_features", "another_frame"), ("untrained_features", "untrained")):
+            found, features = stores[says].cells(mine), stores[features_of].cells(mine)
+            np.testing.assert_array_equal(found.index, cells.index)
+            np.testing.assert_array_equal(found.weights, cells.weights)
+            assert not np.allclose(found.values, cells.values, atol=1e-2)
+            _, here, there = np.intersect1d(found.index, features.index, return_indices=True)
+            np.testing.assert_allclose(found.values[here], features.values[there], atol=2e-3)
+            compared += len(here)
+            for name in ("boxes_lidar", "scores", "labels"):
+                said, own = (getattr(store.detections(mine), name) for store in (stores[says], trained))
+                np.testing.assert_array_equal(said, own)
+    assert compared > 100
 
 
 def test_the_annotations_in_the_teachers_place_are_the_losss_own_targets(
@@ -254,7 +360,7 @@ def camera_weights(folder: Path) -> Path:
 
 def test_every_suite_reads_and_the_claims_and_all_that_they_are_held_to_come_first() -> None:
     suites = chosen_suites("all")
-    assert [suite.primary is not None for suite in suites] == [True] * 3 + [False]  # the cache suite claims nothing
+    assert {suite.name for suite in suites if suite.primary is not None} == set(PAPERS)
     settings = Settings(Path("runs/x"), Console(quiet=True), {}, {})
     sweep = Sweep(suites, REGIMES["unlabelled"], 1, 5, settings, Path("docs/results"))
     jobs = list(jobs_of(sweep))

@@ -22,7 +22,7 @@ from studies.ablation.plan import Sweep, jobs_of, make_ready
 from studies.ablation.prepare import Settings, store_name
 from studies.ablation.regimes import REGIMES
 from studies.ablation.report import make_tables
-from studies.ablation.suite import CACHE, PAPERS, StoreSpec, chosen_suites, load_suite
+from studies.ablation.suite import CACHE, PAPERS, QUERIES, StoreSpec, chosen_suites, load_suite
 from tests.studies.ablation_world import tiny_sweep
 from trainer.run_files import WEIGHTS
 
@@ -117,9 +117,10 @@ def test_nothing_is_drawn_of_results_that_compare_nothing(tmp_path: Path) -> Non
 
 def test_its_reference_is_trained_once_for_both_suites_and_all_takes_it_last() -> None:
     suites = chosen_suites("all")
-    assert [suite.name for suite in suites] == [*PAPERS, CACHE]
+    assert [suite.name for suite in suites] == [*PAPERS, QUERIES, CACHE]
     settings = Settings(Path("runs/x"), Console(quiet=True), {}, {})
     sweep = Sweep(suites, REGIMES["scarce"], 1, 2, settings, Path("docs/results"))
+    assert QUERIES not in {cell.suite.name for cell, _ in jobs_of(sweep)}
     order = [cell.suite.name for cell, _ in jobs_of(sweep)]
     own = order.index(CACHE)
     assert set(order[own:]) == {CACHE} and CACHE not in order[:own]
