@@ -142,7 +142,7 @@ def run_job(values: Mapping[str, Any], threads: int = 1) -> dict[str, Any]:
         "stall_share": round(trained["stall_share"], 4),
         "store_bytes": store_bytes(job),
         "origin": dict(job.origin),
-        "commit": commit(),
+        "commit": commit(tell_dirty=True),
         "cpu": machine()["cpu"],
         "torch": torch.__version__,
     }

@@ -202,4 +202,4 @@ def score_teacher(sweep: Sweep, teacher: TeacherOf) -> None:
     figures = score_of(model, world_cache(settings, place.score), place.split)
     trained = read_json(weights.parent / "run.json", "the record of a run")
     minutes = {"train_minutes": round(trained["seconds"] / 60, 3), "steps": trained["steps"]}
-    write_json(path, {"key": key, **asdict(label), **figures, **minutes, "commit": commit()})
+    write_json(path, {"key": key, **asdict(label), **figures, **minutes, "commit": commit(tell_dirty=True)})

@@ -67,7 +67,10 @@ def timed_task(clone: Path, *arguments: str) -> tuple[float, str]:
     return seconds, done.stdout
 
 
-def commit() -> str:
-    """HEAD, so that a result belongs to a state of the code; claims run on what is committed."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+def commit(*, tell_dirty: bool = False) -> str:
+    """HEAD, so that a result belongs to a state of the code; claims run on what is committed. tell_dirty: with `-dirty`
+    behind it where tracked files differ from it."""
+    dirty = ["--dirty"] if tell_dirty else []
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", *dirty]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "no-git"
