@@ -9,6 +9,7 @@ that nobody stops where it looks well. Results of rows that no suite has any mor
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from studies.ablation.regimes import CHOOSING, ROUNDS, SEEDS_OF_A_ROUND, first_s
 from studies.ablation.suite import BASELINE
 
 JUDGED_FROM = 5
+Name = tuple[str, str, str]  # suite, row, student
 
 
 class Result(BaseModel):
@@ -134,18 +136,14 @@ def _read(path: Path) -> Result:
     return result
 
 
-def lines_of(
-    sweep: Sweep, results: Mapping[str, Result], comparisons: Mapping[tuple[str, str, str], int]
-) -> list[Line]:
-    """The lines of a sweep that have results, in the suites' own order; comparisons: by (suite, row, student), in how
-    many regimes it is looked at."""
+def lines_of(sweep: Sweep, found: Mapping[Name, list[Result]], comparisons: Mapping[Name, int]) -> list[Line]:
+    """The lines of a sweep that have results, in the suites' own order; comparisons: in how many regimes each is looked
+    at."""
     out = []
-    cells = [Cell(suite, row, student) for suite in sweep.suites for row, student in suite.cells()]
-    found = {_name(cell): _of(sweep, cell, results) for cell in cells}
-    for cell in cells:
+    for cell in _all_cells(sweep):
         if not (mine := found[_name(cell)]):
             continue
-        many, values = comparisons.get(_name(cell), 1), _points(mine)
+        many, values = comparisons[_name(cell)], _points(mine)
         gain = None
         if cell.row.name != cell.row.against and (base := found.get(_name(cell, cell.row.against))):
             gain = paired_gain(values, _points(base), comparisons=many)
@@ -158,7 +156,11 @@ def lines_of(
     return out
 
 
-def _name(cell: Cell, row: str = "") -> tuple[str, str, str]:
+def _all_cells(sweep: Sweep) -> list[Cell]:
+    return [Cell(suite, row, student) for suite in sweep.suites for row, student in suite.cells()]
+
+
+def _name(cell: Cell, row: str = "") -> Name:
     return cell.suite.name, row or cell.row.name, cell.student
 
 
@@ -174,16 +176,17 @@ def _points(results: Iterable[Result]) -> dict[int, float]:
 
 def all_lines(sweeps: Sequence[Sweep], results: Mapping[str, Result]) -> list[Line]:
     """Of every regime and round that has results; intervals widened for the regimes of a round."""
-    looked: dict[tuple[int, tuple[str, str, str]], int] = {}
-    for sweep in sweeps:
-        for cell in cells_of(sweep):
-            if _of(sweep, cell, results):
-                key = (sweep.round, _name(cell))
-                looked[key] = looked.get(key, 0) + 1
+    found = [{_name(cell): _of(sweep, cell, results) for cell in _all_cells(sweep)} for sweep in sweeps]
+    looked = Counter(
+        (sweep.round, name)
+        for sweep, of_sweep in zip(sweeps, found, strict=True)
+        for name, mine in of_sweep.items()
+        if mine
+    )
     out = []
-    for sweep in sweeps:
+    for sweep, of_sweep in zip(sweeps, found, strict=True):
         of_round = {name: count for (number, name), count in looked.items() if number == sweep.round}
-        out += _with_rows_to_compare(lines_of(sweep, results, of_round))
+        out += _with_rows_to_compare(lines_of(sweep, of_sweep, of_round))
     return out
 
 
