@@ -1,8 +1,8 @@
 """u8 values with an offset and a step per channel: half the bytes of float16, at most half a step off.
 
-The step of a channel is its range in this frame over 255. 0 stays exactly 0, since zeros say something (a cell that no
-camera reached): it is the least value of a channel after a ReLU; where a channel is negative somewhere the step is the
-range over 254, and a code means 0.
+The step of a channel is its range in this frame over 255, and never a denormal number, whose few bits would lose 0.
+0 stays exactly 0, since zeros say something (a cell that no camera reached): it is the least value of a channel after a
+ReLU; where a channel is negative somewhere the step is the range over 254, and a code means 0.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def quantise_u8(values: np.ndarray, channel_axis: int) -> tuple[np.ndarray, np.n
         raise StoreError(f"a BEV feature spans {reach.max():g}, too much for u8 and its step; use --dtype float32")
     around = (offset < 0) & (flat.max(axis=0) >= 0)  # a code to spare, so that 0 can have one of its own
     step = (reach / np.where(around, 254, 255)).astype(np.float32)
+    step = np.where(reach > 0, np.maximum(step, np.finfo(np.float32).tiny), step)
     safe = np.where(step > 0, step, 1)
     offset = np.where(around & (step > 0), -np.ceil(-offset / safe) * safe, offset)  # rounded as a decoder's product is
     codes = np.clip(np.rint((moved - offset) / safe), 0, 255).astype(np.uint8)

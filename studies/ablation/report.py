@@ -75,7 +75,9 @@ def run_suites(
         else:
             outcome = run_sweep(sweep, budget_min=budget_min, at_once=at_once, console=console)
     finally:
-        lines = make_tables(docs, [sweep])
+        shipped = set(suite_names())
+        own = [suite for suite in sweep.suites if suite.name not in shipped]
+        lines = make_tables(docs, [replace(sweep, suites=own)] if own else [])
     names = {suite.name for suite in sweep.suites}
     shown = [
         line
@@ -87,12 +89,10 @@ def run_suites(
 
 
 def make_tables(docs: Path, others: Sequence[Sweep] = ()) -> list[Line]:
-    """<docs>/results.md and results.json from <docs>/results. others: sweeps whose suites may be none of those that
-    ship; one that ships is known in any case."""
+    """<docs>/results.md and results.json from <docs>/results. others: sweeps of suites that do not ship, or of another
+    scale."""
     results = read_results(docs / "results")
-    shipped = set(suite_names())
-    own = [replace(sweep, suites=[s for s in sweep.suites if s.name not in shipped]) for sweep in others]
-    sweeps = [*_every_sweep(docs, results), *(sweep for sweep in own if sweep.suites)]
+    sweeps = [*_every_sweep(docs, results), *others]
     lines = all_lines(sweeps, results)
     teachers: dict[tuple[int, str], dict[TeacherOf, Result]] = {}
     for sweep in sweeps:

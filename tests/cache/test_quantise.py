@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cache.errors import StoreError
@@ -60,6 +60,8 @@ def test_zero_stays_exactly_zero_in_a_channel_that_is_not_negative(channel: list
 
 
 @given(st.lists(FINITE32, min_size=1, max_size=50), st.integers(0, 49))
+@example([0.0, -3.2369994525903274e-42], 0)
+@example([0.0, -1.401298464324817e-45], 0)
 def test_zero_stays_exactly_zero_in_every_channel(channel: list[float], where: int) -> None:
     """A cell that no camera reached is told by its zeros, whatever other cells have in a channel."""
     values = np.array(channel, np.float32)
