@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
@@ -50,6 +49,8 @@ def match_queries(
 def cheapest(cost: Tensor, counts: Sequence[int]) -> Tensor:
     """(L, K) int64: the query of the cheapest one-to-one assignment of each frame, `UNMATCHED` where there were too few
     queries. cost: (L, K, Q) of the frames' K objects with the queries of their own frame; counts: objects a frame."""
+    from scipy.optimize import linear_sum_assignment  # half a second to load, and most models match nothing
+
     costs = torch.nan_to_num(cost, nan=WORST, posinf=WORST, neginf=WORST).double().cpu().numpy()
     found = np.full(costs.shape[:2], UNMATCHED, np.int64)
     for layer, of_layer in enumerate(costs):

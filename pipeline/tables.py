@@ -10,11 +10,9 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from nuscenes.nuscenes import NuScenes
-from nuscenes.utils.splits import create_splits_scenes
 
 from cache.classes import ATTRIBUTES, BICYCLE_RACK, class_id
 from cache.errors import ConfigError, DataError
@@ -23,6 +21,9 @@ from cache.frame import CAMERA_CHANNELS, Camera, Frame, GroundTruth, Pose
 from cache.plan import Scene
 from pipeline.between import Between, choose_evenly, nearest
 from pipeline.points import Sweep
+
+if TYPE_CHECKING:
+    from nuscenes.nuscenes import NuScenes
 
 _TABLES = (
     "attribute",
@@ -125,6 +126,8 @@ def open_tables(
     wrong root, version or split, and for tables that do not link.
     """
     _check_folder(root, version)
+    from nuscenes.nuscenes import NuScenes  # two seconds to load, and most commands open no tables
+
     try:
         nusc = NuScenes(version=version, dataroot=str(root), verbose=False)
     except (AssertionError, KeyError, TypeError, ValueError, IndexError, OSError) as error:
@@ -173,6 +176,8 @@ def _check_folder(root: Path, version: str) -> None:
 
 def _scene_splits(nusc: NuScenes, version: str) -> dict[str, str]:
     """Scene name -> official split of this version; a scene that no official split names forms the split 'custom'."""
+    from nuscenes.utils.splits import create_splits_scenes
+
     official = create_splits_scenes()
     wanted = next((splits for suffix, splits in _SPLITS_OF.items() if version.endswith(suffix)), ())
     by_name = {name: split for split in wanted for name in official[split]}

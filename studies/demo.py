@@ -22,7 +22,7 @@ from cache.frame import CAMERA_CHANNELS, Detections
 from cache.layout import frames_place, teacher_place
 from cache.store import FrameStore, TeacherStore
 from evaluation.draw import BoxLayer, decode_jpeg, detection_layer, draw_bev, draw_cameras, truth_layer
-from evaluation.official import Metrics
+from evaluation.metrics import Metrics
 from evaluation.report import ReportContent, ReportFrame, write_report
 from evaluation.table import NO_CLAIM, MetricsRow, metrics_table
 from pipeline.engine import default_workers

@@ -14,13 +14,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from nuscenes.eval.common.config import config_factory
 
 from cache.classes import DETECTION_CLASSES
 from cache.errors import DataError
 from cache.frame import CAMERA_CHANNELS, Detections, GroundTruth
 from cache.store import FrameStore
-from evaluation.official import CONFIG
+from evaluation.metric_config import MetricConfig
 from models.center_head import BRANCHES, CenterHead
 from models.detector import Batch, Detector
 from studies.scoring import score
@@ -124,8 +123,7 @@ def _classes(counts: Any) -> set[int]:
 def _counted(store: FrameStore, row: int) -> np.ndarray:
     """(classes,) objects of a frame that lie in the metric's range of their class and were hit."""
     truth, ego = store.truth(row), store.frame(row).ego_to_global.translation
-    reach = config_factory(CONFIG).class_range
-    limits = np.array([reach[name] for name in DETECTION_CLASSES])[truth.class_ids]
+    limits = MetricConfig().ranges()[truth.class_ids]
     near = np.hypot(*(truth.boxes_global[:, :2] - ego[:2]).T) < limits
     return np.bincount(truth.class_ids[near & _hit(truth)], minlength=len(DETECTION_CLASSES))
 

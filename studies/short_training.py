@@ -18,7 +18,7 @@ from torch import nn
 from cache.frame import CAMERA_CHANNELS
 from cache.layout import frames_place
 from cache.store import FrameStore
-from evaluation.official import Metrics
+from evaluation.metrics import Metrics
 from models.build import build_detector
 from models.detector import Batch, Detector
 from studies.scoring import score, score_shuffled

@@ -86,10 +86,12 @@ class NormSync:
 def sync_norms(module: nn.Module, ranks: Ranks) -> NormSync:
     """Makes every batch norm of `module` one over all ranks, whatever its kind; those in evaluation mode stay as they
     are. Every rank must then call every norm in the same order."""
+    # here: it loads the compiler, two seconds and more
+    forward = torch.compiler.disable(_synced_forward)
     sync = NormSync(ranks)
     for name, norm in batch_norms(module):
         # on the instance: its class may have a forward of its own, and what reads its class must still find it
-        norm.forward = functools.partial(_synced_forward, norm, norm.forward, sync, len(sync.norms))  # type: ignore[method-assign]
+        norm.forward = functools.partial(forward, norm, norm.forward, sync, len(sync.norms))  # type: ignore[method-assign]
         sync.norms.append(name)
         sync.widest = max(sync.widest, norm.num_features)
     return sync
@@ -100,7 +102,6 @@ def is_synced(norm: nn.Module) -> bool:
     return "forward" in vars(norm)
 
 
-@torch.compiler.disable
 def _synced_forward(norm: _BatchNorm, plain: Any, sync: NormSync, number: int, x: Tensor) -> Tensor:
     if not norm.training:
         return plain(x)  # type: ignore[no-any-return]

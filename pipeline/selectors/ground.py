@@ -17,7 +17,6 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solveh_banded
 
 from cache.errors import DataError
 
@@ -82,6 +81,8 @@ def fit_ground(cloud: np.ndarray) -> Ground | None:
     side = 1 + round(2 * REACH_M / SPACING_M)
     nodes, shares = _bilinear(low[:, :2], side)
     axis = np.linspace(-REACH_M, REACH_M, side)
+    from scipy.linalg import solveh_banded  # half a second to load, and few stores ask for the ground
+
     plane = _ransac_plane(low)
     heights = (plane[0] * axis[None, :] + plane[1] * axis[:, None] + plane[2]).ravel()
     for reach in ROUNDS_M:

@@ -7,9 +7,12 @@ plane z = 0.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.spatial import cKDTree
+
+if TYPE_CHECKING:
+    from scipy.spatial import cKDTree
 
 STEP_M = 0.5
 LANE_M = 3.5
@@ -84,4 +87,6 @@ def draw_road(length_m: float, section: CrossSection, rng: np.random.Generator) 
     headings = rng.uniform(-np.pi, np.pi) + np.cumsum(curvature) * STEP_M
     points = np.cumsum(np.stack([np.cos(headings), np.sin(headings)], axis=1), axis=0) * STEP_M
     points += rng.uniform(60, 120, size=2) - points.min(axis=0)
+    from scipy.spatial import cKDTree  # half a second to load, and only new worlds need it
+
     return Road(points, headings, section, length_m, cKDTree(points))
