@@ -1,6 +1,7 @@
 """Jobs run two at a time, one thread each, as processes of their own; or on a Dask cluster.
 
-Two small trainings beside each other do more in an hour on two cores than one on both. With a budget no job is begun
+Two small trainings beside each other do more in an hour on two cores than one on both. The world, teacher or store that
+the next jobs wait for is made in one of the slots while students train in the others. With a budget no job is begun
 that would, by the minutes a step of those that ended before, not end within it. What a killed command leaves half done
 goes on when it is called again: every job resumes from its checkpoint and writes its result whole. A job that fails
 keeps nobody else from running; the call ends with an error that names it.
@@ -10,9 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +18,6 @@ from statistics import median
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cache.errors import BevcaskError, ConfigError
 from cache.files import write_json
@@ -28,11 +25,8 @@ from pipeline.engine import Cluster, run_shards
 from studies.ablation.job import FAILED, Job, is_done, run_job_or_say
 from studies.ablation.lines import Result, read_results
 from studies.ablation.plan import Cell, Sweep, jobs_of, make_ready
+from studies.ablation.slots import Slots
 from studies.lock import alone_in
-from studies.training import KEEP_MEMORY, ROOT
-from trainer.metrics import read_metrics
-from trainer.orphans import started_from_here
-from trainer.recipe import load_recipe
 
 POLL_S = 1.0
 FAILURES_IN_A_ROW = 3
@@ -60,17 +54,9 @@ class Outcome:
             )
 
 
-@dataclass
-class _Running:
-    job: Job
-    process: subprocess.Popen[bytes]
-    bar: TaskID
-    steps: int
-
-
 def run_sweep(sweep: Sweep, *, budget_min: float | None, at_once: int, console: Console) -> Outcome:
-    """Every job whose result is missing, in order. Raises BevcaskError at the end where jobs failed, or when three did
-    in a row; ConfigError where another command works in the folder."""
+    """Every job whose result is missing, in order as far as what they stand on is there. Raises BevcaskError at the end
+    where jobs failed, or when three did in a row; ConfigError where another command works in the folder."""
     if budget_min is not None and not 0 <= budget_min < math.inf:
         raise ConfigError(f"--budget {budget_min:g}: expected minutes, 0 or more")
     if at_once < 1:
@@ -84,46 +70,52 @@ def run_sweep(sweep: Sweep, *, budget_min: float | None, at_once: int, console: 
 def _run_all(sweep: Sweep, budget_min: float | None, at_once: int, console: Console) -> Outcome:
     outcome, todo = _to_do(sweep)
     budget = Budget(budget_min, list(read_results(sweep.results).values()))
-    out = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=out, disable=not out.is_terminal) as progress:
-        whole = progress.add_task("[bold]jobs", total=len(todo), detail=f"0 of {len(todo)}")
-        running: list[_Running] = []
-        ready = _Ready(sweep, progress)
+    with Slots(sweep, len(todo)) as slots:
         in_a_row = 0
-        try:
-            while todo or running:
-                while todo and len(running) < at_once and in_a_row < FAILURES_IN_A_ROW and budget.allows(todo[0][1]):
-                    job = ready.job(*todo[0])
-                    if budget.allows(job):  # worlds, teachers and stores take their time, too
-                        todo.pop(0)
-                        running.append(_begin(job, progress))
-                if not running:
-                    break
-                time.sleep(POLL_S)
-                for one in [one for one in running if one.process.poll() is not None]:
-                    running.remove(one)
-                    progress.remove_task(one.bar)
-                    if words := _last_words(one):
-                        in_a_row += 1
-                        outcome.failed.append((one.job, words))
-                        console.print(f"{one.job.label}: {words}", markup=False)
-                        continue
-                    in_a_row = 0
-                    result = _result_of(one.job)
+        while todo or slots.running:
+            free = in_a_row < FAILURES_IN_A_ROW
+            while free and len(slots.running) < at_once:
+                free = _begin_next(slots, todo, at_once, budget)
+            if not slots.running:
+                break
+            time.sleep(POLL_S)
+            for ended in slots.ended():
+                if ended.words:
+                    in_a_row += 1
+                    failed = [ended.job] if ended.job else [job for cell, job in todo if slots.waits_for(cell, ended)]
+                    todo = [(cell, job) for cell, job in todo if job not in failed]
+                    outcome.failed += [(job, ended.words) for job in failed]
+                    console.print(f"{ended.name}: {ended.words}", markup=False)
+                    continue
+                in_a_row = 0
+                if ended.job:
+                    result = _result_of(ended.job)
                     budget.add(result)
-                    outcome.done.append(one.job)
-                    progress.update(whole, advance=1, detail=f"{len(outcome.done)}, {len(todo) + len(running)} left")
-                    console.print(_line(one.job, result, len(todo) + len(running)), markup=False)
-                for one in running:
-                    _show(one, progress)
-        finally:
-            for one in running:
-                one.process.terminate()
-                one.process.wait()
+                    outcome.done.append(ended.job)
+                    left = len(todo) + sum(one.job is not None for one in slots.running)
+                    slots.tell(len(outcome.done), left)
+                    console.print(_line(ended.job, result, left), markup=False)
     outcome.left = len(todo)
     outcome.minutes = budget.elapsed_min()
     return outcome
+
+
+def _begin_next(slots: Slots, todo: list[tuple[Cell, Job]], at_once: int, budget: Budget) -> bool:
+    """Begins one process where there is use for one. What one of the next jobs waits for comes before any of them, so
+    that it is there in time; while it is being made, later jobs that wait for nothing go first."""
+    if not todo or not budget.allows(todo[0][1]):
+        return False
+    waiting = next((cell for cell, _ in todo[:at_once] if slots.origin(cell) is None), None)
+    if waiting is not None and not slots.making:
+        slots.make(waiting)
+        return True
+    for place, (cell, job) in enumerate(todo):
+        origin = slots.origin(cell)
+        if origin is not None and budget.allows(job):
+            del todo[place]
+            slots.begin(replace(job, origin=origin))
+            return True
+    return False
 
 
 def run_on_cluster(sweep: Sweep, cluster: Cluster, console: Console) -> Outcome:
@@ -191,57 +183,6 @@ class Budget:
 
     def allows(self, job: Job) -> bool:
         return self.minutes is None or self.elapsed_min() + self.expected_min(job) < self.minutes
-
-
-class _Ready:
-    """Makes what a cell stands on before its first job, once."""
-
-    def __init__(self, sweep: Sweep, progress: Progress) -> None:
-        self.sweep, self.progress = sweep, progress
-        self.origins: dict[tuple[str, str], dict[str, str]] = {}
-
-    def job(self, cell: Cell, job: Job) -> Job:
-        key = (cell.store.model_dump_json() if cell.store is not None else "", cell.row.init)
-        if key not in self.origins:
-            self.progress.stop()  # worlds, teachers and stores show bars of their own
-            self.origins[key] = make_ready(self.sweep, cell)
-            self.progress.start()
-        return replace(job, origin=self.origins[key])
-
-
-def _begin(job: Job, progress: Progress) -> _Running:
-    run = Path(job.run)
-    run.mkdir(parents=True, exist_ok=True)
-    write_json(run / "job.json", job.to_dict())
-    with open(run / "job.log", "w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "studies.ablation.job", str(run / "job.json")],
-            cwd=ROOT,
-            env={**KEEP_MEMORY, **os.environ, **started_from_here(), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-        )
-    steps = int(load_recipe(job.recipe, {"train": job.overrides["train"]}).train.steps or 0)
-    bar = progress.add_task(f"  {job.label}", total=steps, detail="")
-    return _Running(job, process, bar, steps)
-
-
-def _show(one: _Running, progress: Progress) -> None:
-    path = Path(one.job.run) / "metrics.jsonl"
-    lines = read_metrics(path) if path.is_file() else []
-    if lines:
-        last = lines[-1]
-        said = "scoring" if last["step"] == one.steps else f"step {last['step']}  loss {last['loss']:.3f}"
-        progress.update(one.bar, completed=last["step"], detail=said)
-
-
-def _last_words(one: _Running) -> str:
-    """Of a job that failed; "" for one that has its result."""
-    if not one.process.returncode and is_done(one.job):
-        return ""
-    lines = (Path(one.job.run) / "job.log").read_text().strip().splitlines()
-    said = lines[-1] if lines else "it said nothing"
-    return f"ended with status {one.process.returncode}: {said} (whole log: {one.job.run}/job.log)"
 
 
 def _result_of(job: Job) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -30,19 +31,20 @@ from models.build import build_detector, load_preset, save_weights
 from pipeline.engine import Cluster
 from pipeline.teacher import cache_teacher
 from studies.ablation import job as job_module
-from studies.ablation import running as running_module
+from studies.ablation import making
+from studies.ablation import slots as slots_module
 from studies.ablation.controls import partners
-from studies.ablation.job import key_of, minutes_of, recipe_source
+from studies.ablation.job import Job, key_of, minutes_of, recipe_source
 from studies.ablation.lines import read_results
-from studies.ablation.plan import TEACHER_ROW, Cell, Sweep, jobs_of, overrides_of
+from studies.ablation.plan import TEACHER_ROW, Cell, Sweep, job_of, jobs_of, overrides_of
 from studies.ablation.prepare import Settings, make_store, store_name, teacher_file, world_cache
 from studies.ablation.regimes import REGIMES, Scale, place_of
 from studies.ablation.report import make_tables
-from studies.ablation.running import FAILURES_IN_A_ROW, Budget, run_on_cluster, run_sweep
-from studies.ablation.suite import PAPERS, chosen_suites, load_suite, suite_names
+from studies.ablation.running import FAILURES_IN_A_ROW, Budget, _begin_next, run_on_cluster, run_sweep
+from studies.ablation.suite import PAPERS, RowSpec, StoreSpec, chosen_suites, load_suite, suite_names
 from studies.ablation.tables import BEGIN, END
 from studies.lock import alone_in
-from tests.studies.ablation_world import SMALL_TEACHER, SUITE, SWEEP_SCRIPT, tiny_sweep
+from tests.studies.ablation_world import SMALL_MODEL, SMALL_TEACHER, SUITE, SWEEP_SCRIPT, tiny_sweep
 from trainer.loop import make_training
 from trainer.plan import make_plan, said_reader
 from trainer.recipe import load_recipe
@@ -165,12 +167,74 @@ def test_a_job_that_fails_keeps_nobody_else_from_running(finished: tuple[Sweep, 
     assert len(run_sweep(more, budget_min=None, at_once=1, console=Console(quiet=True)).done) == 1
 
 
+def test_what_cannot_be_made_fails_the_rows_that_stand_on_it(finished: tuple[Sweep, dict[str, Any], str]) -> None:
+    sweep = finished[0]
+    suite = SUITE.model_copy(
+        update={
+            "stores": {**SUITE.stores, "camera": StoreSpec(says="camera")},
+            "rows": (*SUITE.rows, RowSpec(name="of a camera teacher", store="camera", rank=11)),
+        }
+    )
+    broken = replace(sweep.settings, camera={"train": {"batch": 0}})
+    more = replace(sweep, suites=[suite], settings=broken)
+    with pytest.raises(
+        BevcaskError, match=r"2 of 2 trainings failed; (.*\n.*of a camera teacher .*batch.*making\.log){2}"
+    ):
+        run_sweep(more, budget_min=None, at_once=2, console=Console(quiet=True))
+
+
+class FakeSlots:
+    """What was begun, in order. ready: rows whose ground is there."""
+
+    def __init__(self, ready: set[str]) -> None:
+        self.ready, self.making, self.begun = ready, False, list[str]()
+
+    def origin(self, cell: Cell) -> dict[str, str] | None:
+        return {} if cell.row.name in self.ready else None
+
+    def make(self, cell: Cell) -> None:
+        self.making = True
+        self.begun.append(f"make {cell.row.name}")
+
+    def begin(self, job: Job) -> None:
+        self.begun.append(f"{job.label.row} {job.label.seed}")
+
+
+def test_what_the_next_jobs_wait_for_is_made_beside_those_before_them(
+    finished: tuple[Sweep, dict[str, Any], str],
+) -> None:
+    todo = list(jobs_of(finished[0]))
+    order = [f"{job.label.row} {job.label.seed}" for _, job in todo]
+    assert order[:3] == ["none 0", "none 1", "dense, untrained teacher 0"]
+    slots, ahead, no_limit = FakeSlots({"none", "dense"}), 2, Budget(None, [])
+    begin: Any = functools.partial(_begin_next, slots, todo, ahead, no_limit)
+    assert begin() and slots.begun == ["none 0"]  # both of the next two are ready
+    assert begin() and slots.begun[1:] == ["make dense, untrained teacher"]  # one of them is not, any more
+    assert begin() and begin() and begin()
+    assert slots.begun[2:] == ["none 1", "dense 0", "dense 1"]  # what waits for nothing goes first
+    assert not begin() and len(todo) == 2
+    slots.ready.add("dense, untrained teacher")
+    assert begin() and slots.begun[-1] == "dense, untrained teacher 0"
+    assert not _begin_next(slots, todo, ahead, Budget(0.0, []))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_the_process_that_makes_things_is_told_all_that_they_depend_on(regime: str, tmp_path: Path) -> None:
+    settings = Settings(tmp_path, Console(quiet=True), {"train": {"steps": 3}}, {"model": SMALL_MODEL}, workers=1)
+    sweep = Sweep(chosen_suites("bev-lgkd"), REGIMES[regime], 2, 1, settings, tmp_path / "results", scale=Scale(5))
+    for cell, job in jobs_of(sweep):
+        told, again = making.read(json.loads(json.dumps(making.written(sweep, cell))), settings.console)
+        assert again == cell and told.settings == settings and told.results == sweep.results
+        assert told.place == sweep.place and told.regime == sweep.regime
+        assert job_of(told, again, job.label.seed) == job
+
+
 def test_a_sweep_stops_where_one_after_the_other_fails(
     finished: tuple[Sweep, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = finished[0]
     more = replace(sweep, seeds=9)
-    monkeypatch.setattr(running_module.sys, "executable", "/bin/false")
+    monkeypatch.setattr(slots_module, "JOB", "studies.ablation.no_such_module")
     with pytest.raises(
         BevcaskError, match=rf"{FAILURES_IN_A_ROW} of {FAILURES_IN_A_ROW} trainings failed, 15 were not"
     ):
