@@ -23,7 +23,7 @@ from studies.ablation.plan import Cell, Sweep, TeacherOf, job_of, teacher_keys
 from studies.ablation.prepare import Settings
 from studies.ablation.regimes import REGIMES
 from studies.ablation.report import make_tables, sweep_of
-from studies.ablation.suite import SUITES, load_suite
+from studies.ablation.suite import SUITES, chosen_suites, load_suite
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = load_suite("bev-lgkd")
@@ -206,6 +206,17 @@ def test_the_committed_tables_are_those_of_the_committed_results(tmp_path: Path)
         assert (tmp_path / name).read_text() == (ROOT / "docs" / name).read_text(), "run ./bevcask ablate --table"
     drawn = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("images/*.png")}
     assert all((ROOT / "docs" / name).is_file() for name in drawn)
+
+
+def test_the_readme_tells_the_gains_of_the_claims_that_hold() -> None:
+    told = json.loads((ROOT / "docs" / "results.json").read_text())
+    primary = {(suite.name, *suite.primary) for suite in chosen_suites("all") if suite.primary is not None}
+    claims = [row for row in told if (row["suite"], row["row"], row["student"]) in primary and row["round"]]
+    gains = [f"{row['gain_nds']:+.2f} (95 %: {row['ci_low']:+.2f} to {row['ci_high']:+.2f})" for row in claims]
+    readme = (ROOT / "README.md").read_text()
+    assert [gain for row, gain in zip(claims, gains, strict=True) if row["distils"]]
+    for row, gain in zip(claims, gains, strict=True):
+        assert (gain in readme) == bool(row["distils"]), (row["row"], gain)
 
 
 def test_weights_are_not_chosen_on_a_reporting_world(tmp_path: Path) -> None:
