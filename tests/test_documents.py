@@ -239,11 +239,11 @@ def test_every_document_is_linked_from_the_readme_and_every_task_named() -> None
     assert f"{len(TERMS)} terms by name" in text_of("README.md")
 
 
-def test_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
+def test_figures_of_the_readme_are_those_of_the_benchmarks_and_the_results() -> None:
     table = text_of("README.md").split("## Measured")[1].split("\n## ")[0]
     figures = [figure for line in table.splitlines() if line.startswith("| ") for figure in _figures(line)]
     assert len(figures) > 8
-    measured = _figures(text_of("docs/benchmarks.md"))
+    measured = _figures(text_of("docs/benchmarks.md")) + _figures(text_of("docs/results.md"))
     assert [figure for figure in figures if figure not in measured] == []
 
 
