@@ -30,7 +30,8 @@ Name = tuple[str, str, str]  # suite, row, student
 
 
 class Result(BaseModel):
-    """What the tables read of a result file, see `studies.ablation.job`; NDS, mAP: 0..1; store_bytes: a frame."""
+    """What the tables read of a result file, see `studies.ablation.job`; NDS, mAP: 0..1; store_bytes: a frame;
+    loss_curve: (step, detection loss)."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -46,6 +47,7 @@ class Result(BaseModel):
     steps: int = Field(ge=1)
     train_minutes: float = Field(ge=0)
     store_bytes: float | None = Field(default=None, ge=0)
+    loss_curve: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

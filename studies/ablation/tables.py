@@ -16,6 +16,7 @@ from studies.ablation.cache_picture import draw_cache
 from studies.ablation.costs import cost_table
 from studies.ablation.gain_picture import draw_gains
 from studies.ablation.lines import JUDGED_FROM, Line, Result
+from studies.ablation.loss_picture import draw_losses
 from studies.ablation.plan import TeacherOf
 from studies.ablation.suite import BASELINE, CACHE
 
@@ -65,6 +66,8 @@ def _markdown(docs: Path, page: Page) -> str:
             if suite == CACHE:
                 parts += _picture(docs, f"images/cache-{regime}-{number}.png", members, teachers)
         parts += _costs(here, teachers, what)
+        if number:
+            parts += _losses(docs, f"images/losses-{regime}-{number}.png", here, what)
     if scores := {result.key: result for of_place in page.teachers.values() for result in of_place.values()}:
         parts += ["### Teachers, scored on what their students are scored on", "", _runs(list(scores.values())), ""]
     if page.earlier:
@@ -107,6 +110,13 @@ def _costs(lines: Sequence[Line], teachers: Mapping[TeacherOf, Result], what: st
         return []
     made = cost_table(of_suite[0].cell.suite, [line.to_dict() for line in of_suite], 100 * teacher.NDS)
     return [f"### sparsekd, cost and performance: {what}", "", *made, ""] if made else []
+
+
+def _losses(docs: Path, name: str, lines: Sequence[Line], what: str) -> list[str]:
+    """How far the claims' trainings came, drawn at docs/name; empty where nothing tells."""
+    about = "Detection loss on the training frames over steps: of the claim's row and of all that it is held to"
+    drawn = draw_losses(lines, docs / name)
+    return [f"### Detection loss: {what}", "", f"![{about}]({name})", ""] if drawn else []
 
 
 def _seeds(lines: Sequence[Line]) -> int:

@@ -19,6 +19,7 @@ from cache.errors import BevcaskError, ConfigError, DataError
 from cache.files import write_json
 from studies.ablation.gain_picture import draw_gains
 from studies.ablation.lines import JUDGED_FROM, Line, Result, all_lines
+from studies.ablation.loss_picture import draw_losses, mean_curve, panel_of
 from studies.ablation.plan import Cell, Sweep, TeacherOf, job_of, teacher_keys
 from studies.ablation.prepare import Settings
 from studies.ablation.regimes import REGIMES
@@ -28,8 +29,9 @@ from studies.ablation.suite import SUITES, chosen_suites, load_suite
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = load_suite("bev-lgkd")
 NONE, UNMASKED, MASK = [16.0, 17.0, 16.5, 16.2, 16.9], [17.1, 17.9, 17.2, 17.3, 18.1], [18.2, 19.3, 18.4, 18.1, 19.4]
+UNTRAINED_ROW = "LiDAR mask, untrained teacher"
 UNTRAINED = [16.1, 16.8, 16.7, 16.0, 17.0]
-ALL = {"none": NONE, "unmasked": UNMASKED, "LiDAR mask": MASK, "LiDAR mask, untrained teacher": UNTRAINED}
+ALL = {"none": NONE, "unmasked": UNMASKED, "LiDAR mask": MASK, UNTRAINED_ROW: UNTRAINED}
 
 
 def sweep_in(folder: Path, regime: str = "unlabelled") -> Sweep:
@@ -45,7 +47,8 @@ def results_of(sweep: Sweep, scores: Mapping[str, Sequence[float]]) -> dict[str,
         for number, nds in enumerate(points):
             job = job_of(sweep, Cell(suite, suite.row(row), "single"), sweep.place.first_seed + number)
             label = {"suite": suite.name, "row": row, "student": "single", "regime": sweep.regime.name}
-            figures = {"NDS": nds / 100, "mAP": nds / 200, "train_minutes": 2.0, "steps": 3}
+            figures: dict[str, Any] = {"NDS": nds / 100, "mAP": nds / 200, "train_minutes": 2.0, "steps": 3}
+            figures["loss_curve"] = [(step, (20 - nds) / step) for step in (1, 2, 3)]
             places = {"round": sweep.round, "seed": job.label.seed}
             out[job.key] = Result.model_validate({"key": job.key, **label, **places, **figures})
     return out
@@ -112,6 +115,31 @@ def test_the_page_opens_with_claims_and_the_picture_of_gains(tmp_path: Path) -> 
     assert "(images/gains-unlabelled-1.png)" in claims
     with Image.open(docs / "images" / "gains-unlabelled-1.png") as picture:
         assert picture.width > 600 and picture.height > 150
+    assert text.index("(images/losses-unlabelled-1.png)") > text.index("### bev-lgkd, single")
+    with Image.open(docs / "images" / "losses-unlabelled-1.png") as picture:
+        assert picture.width > 400 and picture.height > 300
+
+
+def test_the_picture_of_losses_has_the_mean_curve_of_a_claim_and_of_all_that_it_is_held_to(tmp_path: Path) -> None:
+    sweep = sweep_in(tmp_path)
+    results = results_of(sweep, ALL)
+    drawn = panel_of(mask_line([sweep], results), all_lines([sweep], results))
+    assert [line.cell.row.name for line, _, _ in drawn] == ["LiDAR mask", "unmasked", "none", UNTRAINED_ROW]
+    assert len({(color, style) for _, color, style in drawn}) == 4
+    steps, losses = mean_curve(mask_line([sweep], results).results)
+    assert steps.tolist() == [1, 2, 3]
+    assert losses == pytest.approx([sum(20 - nds for nds in MASK) / 5 / step for step in (1, 2, 3)])
+
+
+def test_curves_of_other_steps_are_averaged_where_all_have_a_point_and_none_is_drawn_without(tmp_path: Path) -> None:
+    sweep = sweep_in(tmp_path)
+    results = list(results_of(sweep, {"none": NONE}).values())[:2]
+    first = results[0].model_copy(update={"loss_curve": ((2, 1.0), (4, 3.0))})
+    steps, losses = mean_curve([first, results[1].model_copy(update={"loss_curve": ((4, 5.0), (6, 1.0))})])
+    assert steps.tolist() == [4] and losses.tolist() == [4.0]
+    bare = {k: one.model_copy(update={"loss_curve": ()}) for k, one in results_of(sweep, ALL).items()}
+    assert not draw_losses(all_lines([sweep], bare), tmp_path / "losses.png")
+    assert not (tmp_path / "losses.png").exists()
 
 
 def test_the_choosing_round_judges_nothing(tmp_path: Path) -> None:
