@@ -9,35 +9,27 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from cache.frame import Detections
 from models.batch_checks import require_judged, require_points
 from models.bev_backbone import BevBackbone, BevBackboneConfig
 from models.center_head import CenterHead, CenterHeadConfig
-from models.config import Between, Config, GridConfig
+from models.config import GridConfig
 from models.detector import Batch, BevLevel, DetectorOutput, LossPart, total_of
+from models.lidar_grids import PillarsConfig, VoxelsConfig
 from models.pillars import PillarEncoder
-from models.sparse_encoder import SparseEncoder, SparseEncoderConfig
+from models.sparse_encoder import SparseEncoder
 from models.voxels import CapsConfig
 from models.width import WidthConfig, narrowed
 
 
-class CenterPointPillarConfig(Config):
-    """pillars: the grid of the canvas; z_range: metres; the head's grid is the pillars' at the backbone's stride.
-
-    pillar_layers, pillar_features and pillar_padding: see `models.pillars`. width: factors on all channels given here;
-    caps: hard voxelisation, see `models.voxels`.
-    """
+class CenterPointPillarConfig(PillarsConfig):
+    """The head's grid is the pillars' at the backbone's stride. width: factors on all channels given here; caps: hard
+    voxelisation, see `models.voxels`."""
 
     kind: Literal["centerpoint-pillar"] = "centerpoint-pillar"
-    pillars: GridConfig
-    z_range: Between = (-5.0, 3.0)
-    pillar_channels: int = Field(default=64, ge=2, multiple_of=2)
-    pillar_layers: Literal[1, 2] = 1
-    pillar_features: Literal["scaled", "released"] = "scaled"
-    pillar_padding: int = Field(default=0, ge=0)
     backbone: BevBackboneConfig
     head: CenterHeadConfig = CenterHeadConfig()
     width: WidthConfig = WidthConfig()
@@ -45,9 +37,7 @@ class CenterPointPillarConfig(Config):
 
     @model_validator(mode="after")
     def _divides(self) -> CenterPointPillarConfig:
-        _require_division(self.pillars, "pillars", 1, self.backbone)
-        if self.pillar_padding and self.pillar_layers != 1:
-            raise ValueError("pillar_padding goes with pillar_layers = 1")
+        self.require_division(self.backbone.strides)
         if self.at_width().pillar_channels % 2:
             raise ValueError(f"pillar_channels {self.pillar_channels} times width {self.width.encoder:g} is odd")
         return self
@@ -58,33 +48,14 @@ class CenterPointPillarConfig(Config):
         return self.model_copy(update={"pillar_channels": channels, **_narrow_rest(self)})
 
     def encoder(self) -> PillarEncoder:
-        """With fresh weights; its canvas has the pillars' grid."""
-        return PillarEncoder(
-            self.pillar_channels,
-            self.pillars.grid(),
-            self.z_range,
-            layers=self.pillar_layers,
-            released=self.pillar_features == "released",
-            padding=self.pillar_padding,
-            caps=self.caps,
-        )
-
-    def canvas(self) -> GridConfig:
-        """The grid of the encoder's output."""
-        return self.pillars
+        """With fresh weights."""
+        return self.pillar_encoder(self.caps)
 
 
-class CenterPointVoxelConfig(Config):
-    """voxels: the grid of the columns of voxels; z_range and voxel_height_m: metres; the canvas is `encoder.stride`
-    times coarser. width: factors on all channels given here;
-    caps: hard voxelisation, see `models.voxels`.
-    """
+class CenterPointVoxelConfig(VoxelsConfig):
+    """width: factors on all channels given here; caps: hard voxelisation, see `models.voxels`."""
 
     kind: Literal["centerpoint-voxel"] = "centerpoint-voxel"
-    voxels: GridConfig
-    z_range: Between = (-5.0, 3.0)
-    voxel_height_m: float = Field(default=0.2, gt=0)
-    sparse: SparseEncoderConfig = SparseEncoderConfig()
     backbone: BevBackboneConfig
     head: CenterHeadConfig = CenterHeadConfig()
     width: WidthConfig = WidthConfig()
@@ -92,12 +63,7 @@ class CenterPointVoxelConfig(Config):
 
     @model_validator(mode="after")
     def _divides(self) -> CenterPointVoxelConfig:
-        _require_division(self.voxels, "voxels", self.sparse.stride, self.backbone)
-        layers = (self.z_range[1] - self.z_range[0]) / self.voxel_height_m
-        if abs(layers - round(layers)) > 1e-6:
-            raise ValueError(f"z_range {self.z_range} is not a whole number of {self.voxel_height_m} m voxels")
-        if self.sparse.layers_left(round(layers) + 1) < 1:
-            raise ValueError(f"{round(layers)} layers of voxels are too few for {len(self.sparse.channels)} stages")
+        self.require_division(self.backbone.strides)
         self.at_width()
         return self
 
@@ -108,10 +74,6 @@ class CenterPointVoxelConfig(Config):
     def encoder(self) -> SparseEncoder:
         """With fresh weights. ConfigError where spconv is not installed."""
         return SparseEncoder(self.voxels.grid(), self.z_range, self.voxel_height_m, self.sparse, self.caps)
-
-    def canvas(self) -> GridConfig:
-        """The grid of the encoder's output."""
-        return self.voxels.model_copy(update={"cell_m": self.voxels.cell_m * self.sparse.stride})
 
 
 class CenterPoint(nn.Module):
@@ -175,13 +137,3 @@ def _stages(canvas: GridConfig, backbone: BevBackboneConfig) -> dict[str, BevLev
         cell_m *= stride
         out[f"stage{number}"] = BevLevel(channels, canvas.model_copy(update={"cell_m": cell_m}).grid())
     return out
-
-
-def _require_division(fine: GridConfig, what: str, encoder_stride: int, backbone: BevBackboneConfig) -> None:
-    """ValueError where the grid does not divide by all strides together."""
-    deepest = encoder_stride
-    for stride in backbone.strides:
-        deepest *= stride
-    grid = fine.grid()
-    if grid.height % deepest or grid.width % deepest:
-        raise ValueError(f"{grid.height} x {grid.width} {what} do not divide by {deepest}, the deepest stride")

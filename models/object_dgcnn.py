@@ -15,27 +15,22 @@ from torch import nn
 from cache.classes import DETECTION_CLASSES
 from models.batch_checks import require_points
 from models.bev_pyramid import BevPyramid, BevPyramidConfig
-from models.config import Between, Config, GridConfig
 from models.detector import Batch, BevLevel, DetectorOutput
 from models.heat_head import HeatHead, HeatHeadConfig
+from models.lidar_grids import PillarsConfig, VoxelsConfig
 from models.pillars import PillarEncoder
 from models.query_decoder import Transformer, TransformerConfig
 from models.query_detector import QueryDetector
 from models.query_head import QueryHead, QueryHeadConfig
-from models.sparse_encoder import SparseEncoder, SparseEncoderConfig
+from models.sparse_encoder import SparseEncoder
 from models.voxel_features import VoxelFeatures
+from models.voxels import NO_CAPS
 
 
-class ObjectDgcnnPillarConfig(Config):
-    """pillars: the grid of the canvas; z_range: metres; pillar_*: see `models.pillars`; heat: absent is without."""
+class ObjectDgcnnPillarConfig(PillarsConfig):
+    """heat: absent is without."""
 
     kind: Literal["object-dgcnn-pillar"] = "object-dgcnn-pillar"
-    pillars: GridConfig
-    z_range: Between = (-5.0, 3.0)
-    pillar_channels: int = Field(default=64, ge=2, multiple_of=2)
-    pillar_layers: Literal[1, 2] = 1
-    pillar_features: Literal["scaled", "released"] = "scaled"
-    pillar_padding: int = Field(default=0, ge=0)
     backbone: BevPyramidConfig
     transformer: TransformerConfig = TransformerConfig()
     head: QueryHeadConfig = QueryHeadConfig()
@@ -43,40 +38,22 @@ class ObjectDgcnnPillarConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> ObjectDgcnnPillarConfig:
-        _require_fit(self)
-        if self.pillar_padding and self.pillar_layers != 1:
-            raise ValueError("pillar_padding goes with pillar_layers = 1")
+        self.require_division(self.backbone.strides)
+        _require_heads(self)
         return self
 
     def encoder(self) -> PillarEncoder:
-        """With fresh weights; its canvas has the pillars' grid."""
-        return PillarEncoder(
-            self.pillar_channels,
-            self.pillars.grid(),
-            self.z_range,
-            layers=self.pillar_layers,
-            released=self.pillar_features == "released",
-            padding=self.pillar_padding,
-        )
-
-    def canvas(self) -> GridConfig:
-        """The grid of the encoder's output."""
-        return self.pillars
+        """With fresh weights."""
+        return self.pillar_encoder(NO_CAPS)
 
 
-class ObjectDgcnnVoxelConfig(Config):
-    """voxels: the grid of the columns of voxels; z_range and voxel_height_m: metres; the canvas is `sparse.stride`
-    times coarser. voxel_features: `learned` from the points of each voxel, of voxel_channels, or their `mean`; heat:
-    absent is without.
-    """
+class ObjectDgcnnVoxelConfig(VoxelsConfig):
+    """voxel_features: `learned` from the points of each voxel, of voxel_channels, or their `mean`; heat: absent is
+    without."""
 
     kind: Literal["object-dgcnn-voxel"] = "object-dgcnn-voxel"
-    voxels: GridConfig
-    z_range: Between = (-5.0, 3.0)
-    voxel_height_m: float = Field(default=0.2, gt=0)
     voxel_features: Literal["learned", "mean"] = "learned"
     voxel_channels: int = Field(default=64, ge=1)
-    sparse: SparseEncoderConfig = SparseEncoderConfig()
     backbone: BevPyramidConfig
     transformer: TransformerConfig = TransformerConfig()
     head: QueryHeadConfig = QueryHeadConfig()
@@ -84,12 +61,8 @@ class ObjectDgcnnVoxelConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> ObjectDgcnnVoxelConfig:
-        _require_fit(self)
-        layers = (self.z_range[1] - self.z_range[0]) / self.voxel_height_m
-        if abs(layers - round(layers)) > 1e-6:
-            raise ValueError(f"z_range {self.z_range} is not a whole number of {self.voxel_height_m} m voxels")
-        if self.sparse.layers_left(round(layers) + 1) < 1:
-            raise ValueError(f"{round(layers)} layers of voxels are too few for {len(self.sparse.channels)} stages")
+        self.require_division(self.backbone.strides)
+        _require_heads(self)
         return self
 
     def encoder(self) -> SparseEncoder:
@@ -97,10 +70,6 @@ class ObjectDgcnnVoxelConfig(Config):
         place = (self.voxels.grid(), self.z_range, self.voxel_height_m)
         learned = VoxelFeatures(*place, self.voxel_channels) if self.voxel_features == "learned" else None
         return SparseEncoder(*place, self.sparse, voxel_features=learned)
-
-    def canvas(self) -> GridConfig:
-        """The grid of the encoder's output."""
-        return self.voxels.model_copy(update={"cell_m": self.voxels.cell_m * self.sparse.stride})
 
 
 class ObjectDgcnn(QueryDetector):
@@ -146,15 +115,7 @@ class ObjectDgcnn(QueryDetector):
         return DetectorOutput(bev=maps[0], heads=heads, levels=levels, queries=queries)
 
 
-def _require_fit(config: ObjectDgcnnPillarConfig | ObjectDgcnnVoxelConfig) -> None:
-    """ValueError where the canvas does not divide by all strides together, or the channels by the heads."""
-    fine, deepest = (
-        (config.pillars, 1) if isinstance(config, ObjectDgcnnPillarConfig) else (config.voxels, config.sparse.stride)
-    )
-    for stride in config.backbone.strides:
-        deepest *= stride
-    grid = fine.grid()
-    if grid.height % deepest or grid.width % deepest:
-        raise ValueError(f"{grid.height} x {grid.width} cells do not divide by {deepest}, the deepest stride")
+def _require_heads(config: ObjectDgcnnPillarConfig | ObjectDgcnnVoxelConfig) -> None:
+    """ValueError where the channels do not divide by the heads."""
     if config.backbone.channels % config.transformer.heads:
         raise ValueError(f"{config.backbone.channels} channels do not divide by {config.transformer.heads} heads")
