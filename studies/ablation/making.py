@@ -43,6 +43,7 @@ def written(sweep: Sweep, cell: Cell) -> dict[str, Any]:
             "teacher": dict(settings.teacher),
             "camera": dict(settings.camera),
             "workers": settings.workers,
+            "kept": str(settings.kept) if settings.kept is not None else None,
         },
     }
 
@@ -50,17 +51,22 @@ def written(sweep: Sweep, cell: Cell) -> dict[str, Any]:
 def read(values: Mapping[str, Any], console: Console) -> tuple[Sweep, Cell]:
     """The sweep and the cell that were `written`; what is made is told on the console."""
     suite = Suite.model_validate(values["suite"])
-    regime, settings = values["regime"], values["settings"]
+    regime = values["regime"]
     sweep = Sweep(
         suites=[suite],
         regime=Regime(**{**regime, "recipe": tuple((key, value) for key, value in regime["recipe"])}),
         round=values["round"],
         seeds=1,
-        settings=Settings(**{**settings, "folder": Path(settings["folder"]), "console": console}),
+        settings=_settings_of(values["settings"], console),
         results=Path(values["results"]),
         scale=Scale(**values["scale"]),
     )
     return sweep, Cell(suite, suite.row(values["row"]), values["student"])
+
+
+def _settings_of(values: Mapping[str, Any], console: Console) -> Settings:
+    kept = Path(values["kept"]) if values["kept"] is not None else None
+    return Settings(**{**values, "folder": Path(values["folder"]), "console": console, "kept": kept})
 
 
 if __name__ == "__main__":

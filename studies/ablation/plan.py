@@ -17,14 +17,14 @@ from models.detector import Detector
 from pipeline.averaging import Averaged
 from studies.ablation.job import Job, Label, key_of, score_of
 from studies.ablation.prepare import (
-    CAMERA_TEACHER,
-    TEACHER,
+    CAMERA_TEACHERS,
     TEACHER_SEED,
     Settings,
     describes,
     make_store,
     make_teacher,
     make_world,
+    recipe_of,
     store_name,
     teacher_file,
     teacher_over,
@@ -164,13 +164,13 @@ class TeacherOf:
     @property
     def label(self) -> str:
         """In the place of a student's name in its result."""
-        recipe = CAMERA_TEACHER if self.says == "camera" else TEACHER
+        recipe = recipe_of(self.says)
         return f"{recipe}, {self.tta}" if self.tta else recipe
 
 
 def teachers_behind(store: StoreSpec) -> list[TeacherOf]:
     """Whose scores belong beside rows that learn from a store: those of controls beside the trained one's."""
-    plain = TeacherOf("camera" if store.says == "camera" else "trained")
+    plain = TeacherOf(store.says if store.says in CAMERA_TEACHERS else "trained")
     return [plain, TeacherOf("trained", store.tta)] if store.tta and store.says == "trained" else [plain]
 
 

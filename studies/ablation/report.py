@@ -55,7 +55,7 @@ def sweep_of(
         regime=REGIMES[regime],
         round=number,
         seeds=seeds or SEEDS,
-        settings=Settings(run.resolve(), console, {}, {}),
+        settings=Settings(run.resolve(), console, {}, {}, kept=(docs / "results" / "teachers").resolve()),
         results=(docs / "results").resolve(),
         rows=rows,
     )

@@ -28,6 +28,7 @@ Speaker = Literal[
     "another_frames_features",
     "untrained_features",
     "camera",
+    "taught_camera",
 ]
 BASELINE = "none"
 PAPERS = ("bevdistill", "sparsekd", "bev-lgkd")
@@ -36,8 +37,9 @@ CACHE = "cache"
 
 
 class StoreSpec(Config):
-    """One teacher store: who speaks (`camera`: the camera teacher, all others are of LiDAR), what is kept and how, in
-    the words of `cache-teacher`; tta: over which views a network's answer is averaged."""
+    """One teacher store: who speaks (`camera`: the camera teacher, `taught_camera`: one that learnt from the LiDAR
+    teacher; all others are of LiDAR), what is kept and how, in the words of `cache-teacher`; tta: over which views a
+    network's answer is averaged."""
 
     says: Speaker = "trained"
     coverage: str = "gaussian"

@@ -36,7 +36,16 @@ from studies.ablation.controls import partners
 from studies.ablation.job import Job
 from studies.ablation.lines import read_results
 from studies.ablation.plan import TEACHER_ROW, Cell, Sweep, job_of, jobs_of, overrides_of
-from studies.ablation.prepare import Settings, make_store, store_name, world_cache
+from studies.ablation.prepare import (
+    CAMERA_TEACHERS,
+    TAUGHT_FROM,
+    Settings,
+    make_store,
+    make_teacher,
+    store_name,
+    teacher_file,
+    world_cache,
+)
 from studies.ablation.regimes import REGIMES, Scale
 from studies.ablation.report import make_tables
 from studies.ablation.running import FAILURES_IN_A_ROW, Budget, _begin_next, run_on_cluster, run_sweep
@@ -46,6 +55,7 @@ from studies.lock import alone_in
 from tests.studies.ablation_world import SMALL_MODEL, SMALL_TEACHER, SUITE, SWEEP_SCRIPT, tiny_sweep
 from trainer.plan import make_plan, said_reader
 from trainer.recipe import load_recipe
+from trainer.run_files import RECORD
 from trainer.setup import make_training
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -294,6 +304,32 @@ def test_two_commands_do_not_work_in_one_folder(finished: tuple[Sweep, dict[str,
         run_sweep(sweep, budget_min=None, at_once=1, console=Console(quiet=True))
 
 
+def test_a_taught_camera_teacher_learns_from_the_lidar_teachers_store_and_is_kept_beside_the_results(
+    finished: tuple[Sweep, dict[str, Any], str], tmp_path: Path
+) -> None:
+    """Trained once, and taken from where it is kept by a run that starts from nothing."""
+    sweep = finished[0]
+    # its trunk is the student's, which the LiDAR teacher's weights fit
+    over = {"model": {**SMALL_MODEL, "backbone": {"base_width": 16}}, "train": dict(sweep.over["train"])}
+    settings = replace(sweep.settings, camera=over, kept=tmp_path / "kept")
+    regime, world = sweep.regime, sweep.place.train
+    weights = make_teacher(settings, regime, world, "taught_camera")
+    recipe = json.loads((weights.parent / "recipe.json").read_text())
+    assert [term["name"] for term in recipe["terms"]] == ["sparsekd_logits", "sparsekd_label"]
+    assert recipe["data"]["teacher"] == store_name(settings, regime, TAUGHT_FROM)
+    assert recipe["train"]["init_from"] == str(teacher_file(settings, regime, world, "trained"))
+    kept = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    assert kept == sorted(
+        teacher_file(settings, regime, world, says).parent.name for says in ("trained", "taught_camera")
+    )
+    elsewhere = replace(settings, folder=tmp_path / "fresh")  # no world, so nothing could be trained
+    again = make_teacher(elsewhere, regime, world, "taught_camera")
+    assert again.is_relative_to(tmp_path / "fresh") and again.read_bytes() == weights.read_bytes()
+    assert (again.parent / RECORD).read_bytes() == (weights.parent / RECORD).read_bytes()
+    other = replace(settings, teacher={**settings.teacher, "train": {**settings.teacher["train"], "lr": 0.001}})
+    assert teacher_file(other, regime, world, "taught_camera") != weights
+
+
 def stores_of(sweep: Sweep) -> tuple[FrameStore, dict[str, TeacherStore]]:
     """The train world's frames, and by who speaks the store of `SUITE`, made where no row has asked for it."""
     place = sweep.place
@@ -395,9 +431,10 @@ def test_every_row_of_a_suite_is_served_by_the_store_that_it_names(
         done.add((row.store, json.dumps(row.recipe), student))
         spec = suite.stores[row.store]
         weights = next(sweep.settings.folder.glob("teachers/trained-*/model.safetensors"))
-        if spec.says == "camera":
+        camera = spec.says in CAMERA_TEACHERS
+        if camera:
             weights = camera_weights(tmp_path)
-        kept = f"{'camera' if spec.says == 'camera' else 'lidar'}-{digest_of(spec.written())[:8]}"
+        kept = f"{'camera' if camera else 'lidar'}-{digest_of(spec.written())[:8]}"
         cache_teacher(
             cache,
             kept,
