@@ -167,7 +167,7 @@ def serves(offer: StoreOffer, need: TermNeed, frames: FrameKind = "labelled") ->
         return Answer("skipped", f"needs the annotated boxes of {', '.join(absent)}, the frames are {frames}")
     missing = [field for field in need.fields if not _holds(offer, field)]
     if missing:
-        return _without(missing, offer)
+        return _without(missing, offer, need)
     unmet = [s for s in need.selectors if s.name not in offer.coverage or not s.met_by(offer.coverage[s.name])]
     if unmet:
         return _recache(f"reads the weights of selector {unmet[0]}", offer, need)
@@ -195,25 +195,20 @@ def _asked(field: str) -> Asked:
     return FieldList.parse(field, "field").items[0]
 
 
-def _without(missing: list[str], offer: StoreOffer) -> Answer:
-    """Refused for want of fields; the remedy keeps the further fields that the store has and adds those."""
+def _without(missing: list[str], offer: StoreOffer, need: TermNeed) -> Answer:
+    """Refused for want of fields; the remedy keeps what the store has and adds those, and the coverage asked for."""
     wanted = [_asked(field) if _is_asked(field) else asked_by_field(field) for field in missing]
     remedy = "run cache-teacher again, under another --name, with a teacher that gives it"
     if None not in wanted:
         fields = functools.reduce(lambda have, item: have.with_item(item) if item else have, wanted, offer.asked)
-        remedy = f"run `cache-teacher --fields '{fields}' --coverage '{offer.coverage}'` under another --name"
+        remedy = f"run `cache-teacher --fields '{fields}' --coverage '{_covering(offer, need)}'` under another --name"
     held = ", ".join([*sorted(offer.fields), *map(str, offer.asked.items)])
     return Answer("refused", f"reads the field {missing[0]!r}, the store holds {held or 'none'}", "fields", remedy)
 
 
 def _recache(reason: str, offer: StoreOffer, need: TermNeed) -> Answer:
     """Refused; the remedy keeps what the store has and adds all that the need asks for."""
-    coverage = offer.coverage
-    for wanted in need.selectors:
-        if wanted.name not in coverage or not wanted.met_by(coverage[wanted.name]):
-            coverage = coverage.with_selector(wanted.wanted.resolved(offer.grid))
-    if need.every_cell and not coverage.every_cell:
-        coverage = coverage.with_selector(Selector("dense"))
+    coverage = _covering(offer, need)
     fields = f" --fields '{offer.asked}'" if offer.asked.items else ""
     return Answer(
         "refused",
@@ -222,6 +217,17 @@ def _recache(reason: str, offer: StoreOffer, need: TermNeed) -> Answer:
         f"run `cache-teacher{fields} --coverage '{coverage}'` under another --name",
         str(coverage),
     )
+
+
+def _covering(offer: StoreOffer, need: TermNeed) -> Coverage:
+    """The store's coverage, and what the need asks for beyond it."""
+    coverage = offer.coverage
+    for wanted in need.selectors:
+        if wanted.name not in coverage or not wanted.met_by(coverage[wanted.name]):
+            coverage = coverage.with_selector(wanted.wanted.resolved(offer.grid))
+    if need.every_cell and not coverage.every_cell:
+        coverage = coverage.with_selector(Selector("dense"))
+    return coverage
 
 
 def same_grid(a: BevGrid, b: BevGrid) -> bool:

@@ -211,3 +211,19 @@ def test_remedies_for_fields_name_all_that_are_missing_and_those_for_coverage_ke
     answer = serves(asked("logits"), need("lidar"))
     assert "`cache-teacher --fields 'logits' --coverage 'gaussian(dilate=1)+lidar" in answer.remedy
     assert "with a teacher that gives it" in serves(asked("logits"), TermNeed(("logits", "heat"))).remedy
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        TermNeed(("adaptor",), every_cell=True),
+        TermNeed(("logits", "regression"), (NeededSelector("confident"), NeededSelector("footprint"))),
+    ],
+)
+def test_a_store_cached_as_a_remedy_says_is_not_refused_again(wanted: TermNeed) -> None:
+    """Whatever was missing first: who has run the teacher again for the fields is not told of the coverage then."""
+    store = asked("depth")
+    remedy = serves(store, wanted).remedy
+    fields, coverage = (remedy.partition(f"--{flag} '")[2].partition("'")[0] for flag in ("fields", "coverage"))
+    again = asked(fields, coverage)
+    assert serves(again, wanted).served and serves(again, TermNeed(("depth",))).served
