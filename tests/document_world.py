@@ -160,6 +160,8 @@ SWAPS = (
          "networks that are counted and timed in seconds"),
     Swap("--teacher centerpoint-voxel-0.1 --checkpoint cbgs_voxel01.pth", lambda w, f: "--teacher demo",
          "a small network; the same words run in docs/teachers.md", ("README.md",)),
+    Swap("--teacher centerpoint-voxel-0.1 --checkpoint /shared/cbgs_voxel01.pth", lambda w, f: "--teacher demo",
+         "the same", ("docs/clusters.md",)),
     Swap("'FILE'", lambda w, f: "'cbgs_voxel01.pth'", "the checkpoint of the lines above it", ONE_FRAME),
     Swap("'NAME'", lambda w, f: "'centerpoint-voxel-0.1'", "its preset", ONE_FRAME),
 )  # fmt: skip
