@@ -1,7 +1,8 @@
 """The picture of a regime and round: every row's gain with its interval, suite by suite, its controls beneath.
 
 A dot is a seed's difference, the bar the interval of their mean. Hollow marks are controls: whatever helps them is not
-the teacher's knowledge. Drawn from the lines of the tables alone.
+the teacher's knowledge. Trainings that two suites share are drawn with the first. Drawn from the lines of the tables
+alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ METHOD, CONTROL, CLAIM = "C0", "0.55", "C3"
 def draw_gains(lines: Sequence[Line], path: Path) -> bool:
     """Writes the PNG `path`, of the lines of one regime and round; False, and nothing written, where none of them has
     the interval of a gain."""
-    shown = [line for line in lines if line.gain is not None and not math.isnan(line.gain.low)]
+    shown = shown_lines(lines)
     if not shown:
         return False
     import matplotlib
@@ -58,3 +59,12 @@ def draw_gains(lines: Sequence[Line], path: Path) -> bool:
     figure.savefig(path)
     plt.close(figure)
     return True
+
+
+def shown_lines(lines: Sequence[Line]) -> list[Line]:
+    """Those that have the interval of a gain, without trainings that an earlier line has shown."""
+    out: dict[frozenset[str], Line] = {}
+    for line in lines:
+        if line.gain is not None and not math.isnan(line.gain.low):
+            out.setdefault(frozenset(result.key for result in line.results), line)
+    return list(out.values())

@@ -17,7 +17,7 @@ from scipy.stats import ttest_rel
 
 from cache.errors import BevcaskError, ConfigError, DataError
 from cache.files import write_json
-from studies.ablation.gain_picture import draw_gains
+from studies.ablation.gain_picture import draw_gains, shown_lines
 from studies.ablation.lines import JUDGED_FROM, Line, Result, all_lines
 from studies.ablation.loss_picture import draw_losses, mean_curve, panel_of
 from studies.ablation.plan import Cell, Sweep, TeacherOf, job_of, teacher_keys
@@ -271,3 +271,11 @@ def test_no_picture_of_gains_without_an_interval(tmp_path: Path) -> None:
     lines = all_lines([sweep], results_of(sweep, {row: points[:1] for row, points in ALL.items()}))
     assert lines and all(line.gain is None or math.isnan(line.gain.low) for line in lines)
     assert not draw_gains(lines, tmp_path / "a.png") and not list(tmp_path.iterdir())
+
+
+def test_trainings_that_two_suites_share_are_drawn_once(tmp_path: Path) -> None:
+    sweep = sweep_in(tmp_path)
+    lines = all_lines([sweep], results_of(sweep, ALL))
+    again = [replace(line, cell=replace(line.cell, suite=SUITE.model_copy(update={"name": "other"}))) for line in lines]
+    shown = shown_lines([*lines, *again])
+    assert shown == [line for line in lines if line.gain is not None] and len(shown) == 3
