@@ -62,9 +62,9 @@ def draw_gains(lines: Sequence[Line], path: Path) -> bool:
 
 
 def shown_lines(lines: Sequence[Line]) -> list[Line]:
-    """Those that have the interval of a gain, without trainings that an earlier line has shown."""
-    out: dict[frozenset[str], Line] = {}
+    """Those that have the interval of a gain, without gains of trainings that an earlier line has shown."""
+    out: dict[tuple[str, ...], Line] = {}
     for line in lines:
         if line.gain is not None and not math.isnan(line.gain.low):
-            out.setdefault(frozenset(result.key for result in line.results), line)
+            out.setdefault((line.cell.row.against, *(result.key for result in line.results)), line)
     return list(out.values())

@@ -1,8 +1,9 @@
 """The picture of how far trainings came: the detection loss of each claim's row, and of what it is held against.
 
-A panel a suite, a line a row: the mean over its seeds, each point averaged over the tenth of the run before it. The
-detection loss is the same sum in every row, the distillation terms are left out, so that lines may be compared: whether
-they are flat at the end, and whether what gains in the metric gains on the training frames, too.
+A panel a suite, a line a row: the mean over its seeds, each point averaged over the tenth of the run before it. Of
+heatmap and box branches, without depth and distillation terms: whether lines are flat at the end, and whether what
+gains in the metric gains on the training frames, too. A row with label distillation has it over the teacher's boxes and
+unlabelled frames as well, so that its course may be compared, not its level.
 """
 
 from __future__ import annotations
